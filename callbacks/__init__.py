@@ -1,0 +1,6 @@
+"""Lightning callbacks: ordinary ones, usable from anybody's Trainer. Installed as ``lcf_lightning.callbacks``."""
+
+from lcf_lightning.callbacks.accuracy import CommunicationAccuracy
+from lcf_lightning.callbacks.export import AdapterExport
+
+__all__ = ["AdapterExport", "CommunicationAccuracy"]

@@ -1,0 +1,96 @@
+"""`CommunicationAccuracy`: does the message help, and would any other message have helped as much?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.distributed as dist
+
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.errors import SettingError
+from lcf_lightning.evaluation.arms import Answer, require_arms, run_arms
+from lcf_lightning.evaluation.report import Summary, summarise
+from lcf_lightning.module import LCFModule
+
+
+class CommunicationAccuracy(pl.Callback):
+    """Logs loss, exact match and F1 of every arm at the end of validation and test (method.md §7).
+
+    Communication accuracy is the receiver's exact match on questions that need the sharer; the arm ``mismatched``, in
+    which the receiver gets another example's message, tells communication from mere tuning. Metrics are named
+    ``val/message/exact_match`` and so on; on questions the receiver can answer alone, ``val/own_questions/message/…``.
+    Under DDP every example counts once, whatever the sampler pads, and all ranks log the same figures.
+
+    Args:
+        arms: Arms of a validation: ``own_context``, ``message``, ``mismatched``, ``full_context``.
+        test_arms: Arms of a test.
+        max_new_tokens: Longest answer, in receiver tokens.
+        max_batches: Validation batches to answer, per rank; null for all. A test always answers all.
+
+    Raises:
+        SettingError: If an arm is unknown or a number is below 1.
+    """
+
+    def __init__(
+        self,
+        arms: Sequence[str] = ("own_context", "message", "mismatched"),
+        test_arms: Sequence[str] = ("own_context", "message", "mismatched", "full_context"),
+        max_new_tokens: int = 16,
+        max_batches: int | None = None,
+    ) -> None:
+        require_arms(arms)
+        require_arms(test_arms)
+        for name, value in (("max_new_tokens", max_new_tokens), ("max_batches", max_batches)):
+            if value is not None and value < 1:
+                raise SettingError(f"{name}={value} must be at least 1.")
+        self.arms, self.test_arms = tuple(arms), tuple(test_arms)
+        self.max_new_tokens, self.max_batches = max_new_tokens, max_batches
+        self.summary: Summary | None = None
+        self._answers: list[Answer] = []
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._answers = []
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        if self.max_batches is None or batch_idx < self.max_batches:
+            self._answer(pl_module, batch, self.arms)
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        self._answer(pl_module, batch, self.test_arms)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._log("val")
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._log("test")
+
+    def _answer(self, module: pl.LightningModule, batch: Batch, arms: Sequence[str]) -> None:
+        if not isinstance(module, LCFModule):
+            raise SettingError(f"CommunicationAccuracy needs an LCFModule, not a {type(module).__name__}.")
+        self._answers += run_arms(module.channel, batch, arms, self.max_new_tokens)
+
+    def _log(self, stage: str) -> None:
+        self.summary = summarise(gathered(self._answers))
+        for group, prefix in (("arms", ""), ("own_questions", "own_questions/")):
+            for arm, figures in self.summary[group].items():
+                for name in ("exact_match", "f1", "loss"):
+                    self.log(f"{stage}/{prefix}{arm}/{name}", figures[name], batch_size=figures["n"])
+
+
+def gathered(answers: list[Answer]) -> list[Answer]:
+    """The answers of all ranks, the same on each; every rank must call this."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return answers
+    parts: list[list[Answer]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, answers)
+    return [answer for part in parts for answer in part]

@@ -1,0 +1,35 @@
+"""`AdapterExport`: the adapter folder that a run leaves behind."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import lightning.pytorch as pl
+
+from lcf_lightning.data.datamodule import ContextMismatchDataModule
+from lcf_lightning.errors import SettingError
+from lcf_lightning.module import LCFModule
+
+
+class AdapterExport(pl.Callback):
+    """Writes the adapter folder at the end of training, with what its user must know: how prompts were written.
+
+    Args:
+        folder: Where to write; by default ``adapter`` under the run folder (``trainer.default_root_dir``).
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not isinstance(pl_module, LCFModule):
+            raise SettingError(f"AdapterExport needs an LCFModule, not a {type(pl_module).__name__}.")
+        if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
+            return
+        data = getattr(trainer, "datamodule", None)
+        metadata = {"steps": trainer.global_step, "seed": pl_module.seed}
+        if isinstance(data, ContextMismatchDataModule):
+            metadata |= {"prompts": asdict(data.prompts)}
+        folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "adapter"
+        pl_module.adapter.save_pretrained(folder, metadata)

@@ -1,0 +1,18 @@
+"""Two frozen language models that talk through their KV caches (Latent Cache Flow, arXiv 2605.22863)."""
+
+from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings
+from lcf_lightning.channel import Channel
+from lcf_lightning.data.datamodule import ContextMismatchDataModule
+from lcf_lightning.models.loading import ModelSpec
+from lcf_lightning.module import LCFModule
+
+__all__ = [
+    "AdapterConfig",
+    "AdapterSettings",
+    "CacheAdapter",
+    "Channel",
+    "ContextMismatchDataModule",
+    "LCFModule",
+    "ModelSpec",
+]

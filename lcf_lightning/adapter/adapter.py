@@ -1,0 +1,173 @@
+"""`CacheAdapter`: all that is trained. Layer map, pooler, fuser and gates, and the folder they are saved in.
+
+Knows tensors only: no tokenizer, no transformers model, no Lightning.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lcf_lightning.adapter.config import AdapterConfig
+from lcf_lightning.adapter.fusers import FUSERS
+from lcf_lightning.adapter.gates import LayerGates
+from lcf_lightning.adapter.poolers import SpanPooler
+from lcf_lightning.errors import AdapterFileError, GeometryError
+from lcf_lightning.models.geometry import KV
+
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+
+
+class CacheAdapter(nn.Module):
+    """Turns a sharer's cache into an edit of a receiver's: ``R' = R + g·(α ⊙ Δ)`` (LCF, arXiv 2605.22863).
+
+    Args:
+        config: Settings and geometry of both models.
+
+    Example:
+        >>> message = adapter.pool(sharer_cache.read(config.sharer_layers), spans)
+        >>> delta = adapter(message, receiver_cache.read(config.receiver_layers))
+        >>> edited = receiver_cache.edit(config.receiver_layers, delta)
+    """
+
+    def __init__(self, config: AdapterConfig) -> None:
+        super().__init__()
+        self.config = config
+        settings, layers = config.settings, len(config.receiver_layers)
+        sharer, receiver = config.sharer.geometry, config.receiver.geometry
+        self.pooler = SpanPooler(layers, sharer) if settings.pooler == "span" else None
+        self.fuser = FUSERS[settings.fuser](layers, sharer, receiver, settings.d, settings.dropout)
+        self.gates = LayerGates(layers, settings.gate_init)
+
+    def pool(self, cache: KV, spans: Tensor) -> KV:
+        """What travels from the sharer to the receiver.
+
+        Args:
+            cache: The mapped sharer layers, ``[layers, batch, sharer heads, tokens, sharer head size]``.
+            spans: ``[batch, tokens]``, int64, the span of each token, -1 for none; unused without a pooler.
+
+        Returns:
+            With a pooler (LCF-X), ``[layers, batch, sharer heads, 1, sharer head size]``; without, ``cache``.
+        """
+        if self.pooler is None:
+            return cache
+        return self.pooler(self._checked(cache, "sharer"), spans)  # type: ignore[no-any-return]
+
+    def forward(self, message: KV, receiver: KV, temperature: float | None = None) -> KV:
+        """The gated residual to add to the receiver's cache.
+
+        Args:
+            message: What `pool` returned, with one token or as many as the receiver's cache.
+            receiver: The edited receiver layers, ``[layers, batch, heads, tokens, head size]``, any float dtype.
+            temperature: Gate temperature in training; None for the hard gates of evaluation.
+
+        Returns:
+            A KV of ``receiver``'s shape, in the adapter's dtype.
+
+        Raises:
+            GeometryError: If layers, batch, heads, sizes or tokens do not fit this adapter or each other.
+        """
+        message, receiver = self._checked(message, "sharer"), self._checked(receiver, "receiver")
+        batch, tokens = receiver.keys.shape[1], receiver.keys.shape[3]
+        if message.keys.shape[1] != batch or message.keys.shape[3] not in (1, tokens):
+            raise GeometryError(
+                f"message of {message.keys.shape[1]} examples × {message.keys.shape[3]} tokens does not fit a receiver "
+                f"cache of {batch} × {tokens}; the batch must be equal, and the tokens 1 or equal."
+            )
+        delta = self.fuser(message, receiver)
+        gates = self.gates(temperature).view(-1, 2, 1, 1, 1, 1)
+        return KV(gates[:, 0] * delta.keys, gates[:, 1] * delta.values)
+
+    def _checked(self, cache: KV, role: str) -> KV:
+        """``cache`` in the adapter's dtype, if it has this role's layers, heads and head size."""
+        geometry = getattr(self.config, role).geometry
+        layers = len(self.config.receiver_layers)
+        for name, tensor in zip(KV._fields, cache, strict=True):
+            shape = tuple(tensor.shape)
+            if len(shape) != 5 or (shape[0], shape[2], shape[4]) != (layers, geometry.kv_heads, geometry.head_dim):
+                raise GeometryError(
+                    f"{role} {name} have shape {shape}; expected "
+                    f"[{layers}, batch, {geometry.kv_heads}, tokens, {geometry.head_dim}]."
+                )
+        if cache.keys.shape != cache.values.shape:
+            raise GeometryError(f"{role} keys {cache.keys.shape} and values {cache.values.shape} differ in shape.")
+        dtype = self.gates.logits.dtype
+        return KV(cache.keys.to(dtype), cache.values.to(dtype))
+
+    def parameter_counts(self) -> dict[str, int]:
+        """Trainable parameters: ``total``, ``per_layer`` (without the pool) and ``pool``."""
+        total = sum(parameter.numel() for parameter in self.parameters())
+        pool = sum(parameter.numel() for parameter in self.pooler.parameters()) if self.pooler is not None else 0
+        return {"total": total, "per_layer": (total - pool) // len(self.config.receiver_layers), "pool": pool}
+
+    def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
+        """Write the adapter folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
+
+        ``metadata`` (JSON-ready) replaces the config's where it is given. Both files are written aside and renamed, so that a folder seen under its name is whole.
+        """
+        folder = Path(folder)
+        config = self.config if metadata is None else replace(self.config, metadata=metadata)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
+            save_file(tensors, aside / WEIGHTS_FILE, metadata={"format": "pt"})
+            (aside / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+            folder.mkdir(exist_ok=True)
+            for name in (WEIGHTS_FILE, CONFIG_FILE):
+                os.replace(aside / name, folder / name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> CacheAdapter:
+        """Read an adapter folder, in ``eval()`` mode and in the dtype it was saved in.
+
+        Raises:
+            AdapterFileError: If a file is missing or damaged, the format version is unknown, a tensor is missing, too
+                much, or of the wrong shape or dtype. Nothing is used before all is checked.
+        """
+        folder = Path(folder)
+        for name in (CONFIG_FILE, WEIGHTS_FILE):
+            if not (folder / name).is_file():
+                raise AdapterFileError(f"adapter={str(folder)!r} has no {name}; both files of an adapter are needed.")
+        try:
+            config = AdapterConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise AdapterFileError(f"adapter={str(folder)!r}: {CONFIG_FILE} is damaged: {error}") from error
+        with torch.device("meta"):
+            adapter = cls(config)
+        tensors = _read_tensors(folder / WEIGHTS_FILE, adapter.state_dict())
+        adapter.load_state_dict(tensors, strict=True, assign=True)
+        return adapter.requires_grad_(True).eval()
+
+
+def _read_tensors(file: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of ``file`` if they are exactly the expected ones."""
+    try:
+        with safe_open(file, framework="pt") as stored:
+            names = set(stored.keys())
+            missing, extra = sorted(expected.keys() - names), sorted(names - expected.keys())
+            if missing or extra:
+                raise AdapterFileError(f"{file}: missing tensors {missing}, unexpected tensors {extra}.")
+            for name in sorted(names):
+                shape = tuple(stored.get_slice(name).get_shape())
+                if shape != tuple(expected[name].shape):
+                    raise AdapterFileError(f"{file}: {name} has shape {shape}, expected {tuple(expected[name].shape)}.")
+            tensors = {name: stored.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise AdapterFileError(f"{file} is damaged or no safetensors file: {error}") from error
+    dtypes = {tensor.dtype for tensor in tensors.values()}
+    if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
+        raise AdapterFileError(f"{file}: tensors must share one float dtype, found {sorted(map(str, dtypes))}.")
+    return tensors

@@ -1,0 +1,161 @@
+"""`AdapterConfig`: all that is needed to build an adapter, without any weight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from lcf_lightning.errors import AdapterFileError, SettingError
+from lcf_lightning.models.geometry import Geometry
+
+FORMAT_VERSION = 1
+FUSERS = ("lcf", "c2c")
+POOLERS = ("span",)
+
+
+def last_aligned(layer: int, sharer: int, receiver: int) -> int:
+    """The sharer layer as far from the end as ``layer`` is; the first where there is none."""
+    return max(0, layer + sharer - receiver)
+
+
+def proportional(layer: int, sharer: int, receiver: int) -> int:
+    """The sharer layer at the same relative depth, first to first and last to last."""
+    return round(layer * (sharer - 1) / max(1, receiver - 1))
+
+
+LAYER_MAPS: dict[str, Callable[[int, int, int], int]] = {"last_aligned": last_aligned, "proportional": proportional}
+
+
+@dataclass(frozen=True)
+class AdapterSettings:
+    """What one chooses of an adapter; the models decide the rest.
+
+    Attributes:
+        fuser: ``lcf`` (method.md §2) or ``c2c`` (§3).
+        pooler: ``span`` for cross context (LCF-X, §4), null where both models read the same tokens.
+        d: Bottleneck of the LCF fuser (even), or hidden width of the C2C fuser.
+        layers: Receiver layers to edit; null for all of them.
+        layer_map: ``last_aligned`` or ``proportional``: which sharer layer a receiver layer reads.
+        gate_init: Initial gate logit. 0 is off under the hard gate; the paper starts LCF at 0 and LCF-X at +1.
+        unrotate_keys: Take the rotary embedding off keys before pooling and fusing, and put it on the edit.
+        dropout: Dropout of the fuser's FFN blocks in training (C2C's recipe: 0.1).
+    """
+
+    fuser: str = "lcf"
+    pooler: str | None = "span"
+    d: int = 128
+    layers: tuple[int, ...] | None = None
+    layer_map: str = "last_aligned"
+    gate_init: float = 1.0
+    unrotate_keys: bool = True
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        checks = [
+            (self.fuser in FUSERS, f"fuser={self.fuser!r} must be one of {', '.join(FUSERS)}"),
+            (self.pooler in (None, *POOLERS), f"pooler={self.pooler!r} must be one of {', '.join(POOLERS)}, or null"),
+            (self.d >= 2 and self.d % 2 == 0, f"d={self.d} must be even and at least 2 (half for keys, half for values)"),
+            (self.layer_map in LAYER_MAPS, f"layer_map={self.layer_map!r} must be one of {', '.join(LAYER_MAPS)}"),
+            (0 <= self.dropout < 1, f"dropout={self.dropout} must be in [0, 1)"),
+        ]
+        wrong = [message for holds, message in checks if not holds]
+        if wrong:
+            raise SettingError("; ".join(wrong) + ".")
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """Which model an adapter belongs to.
+
+    Attributes:
+        path: Hub id, folder or file, as it was given.
+        revision: Revision of a hub id.
+        geometry: Its KV geometry.
+    """
+
+    path: str
+    revision: str | None
+    geometry: Geometry
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """An adapter's settings and the pair it belongs to; saved as ``adapter_config.json``.
+
+    Attributes:
+        sharer: The model whose cache is read.
+        receiver: The model whose cache is edited.
+        settings: What was chosen.
+        metadata: JSON-ready data that travels with the adapter, such as how prompts were written in training.
+        format_version: Version of the folder's format.
+
+    Raises:
+        SettingError: If ``settings.layers`` names a layer the receiver lacks, or names one twice.
+        AdapterFileError: If the format version is unknown.
+    """
+
+    sharer: ModelIdentity
+    receiver: ModelIdentity
+    settings: AdapterSettings
+    metadata: dict[str, Any] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise AdapterFileError(
+                f"format_version={self.format_version!r} is unknown; this release reads version {FORMAT_VERSION}."
+            )
+        count = self.receiver.geometry.layers
+        layers = self.receiver_layers
+        if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= count:
+            raise SettingError(f"layers={list(layers)} must be ascending, distinct and between 0 and {count - 1}.")
+
+    @property
+    def receiver_layers(self) -> tuple[int, ...]:
+        """The receiver layers that are edited."""
+        chosen = self.settings.layers
+        return tuple(range(self.receiver.geometry.layers)) if chosen is None else tuple(chosen)
+
+    @property
+    def sharer_layers(self) -> tuple[int, ...]:
+        """For each edited receiver layer, the sharer layer it reads."""
+        layer_map = LAYER_MAPS[self.settings.layer_map]
+        sharer, receiver = self.sharer.geometry.layers, self.receiver.geometry.layers
+        return tuple(layer_map(layer, sharer, receiver) for layer in self.receiver_layers)
+
+    def require_geometry(self, sharer: Geometry, receiver: Geometry) -> None:
+        """Raise a GeometryError that names what differs if two models are not the pair this adapter was made for."""
+        self.sharer.geometry.require_equal(sharer, f"sharer of this adapter ({self.sharer.path})")
+        self.receiver.geometry.require_equal(receiver, f"receiver of this adapter ({self.receiver.path})")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready data that `from_dict` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> AdapterConfig:
+        """The config that `to_dict` wrote.
+
+        Raises:
+            AdapterFileError: If the format version is unknown, or a field is missing, unknown or of the wrong type.
+        """
+        version = data.get("format_version") if isinstance(data, dict) else None
+        if version != FORMAT_VERSION:
+            raise AdapterFileError(
+                f"format_version={version!r} is unknown; this release reads version {FORMAT_VERSION}."
+            )
+        try:
+            settings = dict(data["settings"])
+            if settings.get("layers") is not None:
+                settings["layers"] = tuple(settings["layers"])
+            models = {
+                role: ModelIdentity(**{**data[role], "geometry": Geometry(**data[role]["geometry"])})
+                for role in ("sharer", "receiver")
+            }
+            unknown = set(data) - {field.name for field in fields(cls)}
+            if unknown:
+                raise TypeError(f"unknown field {', '.join(sorted(unknown))}")
+            return cls(**models, settings=AdapterSettings(**settings), metadata=dict(data.get("metadata", {})))
+        except (KeyError, TypeError, ValueError) as error:
+            raise AdapterFileError(f"adapter_config.json cannot be understood: {error}") from error

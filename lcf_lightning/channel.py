@@ -1,0 +1,140 @@
+"""`Channel`: two frozen models and an adapter between them; the one path from prompts to an answer.
+
+A training step, an evaluation arm and `Channel.receive` all run the same prefill → pool → fuse → continue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.data.batch import Collator, all_but_last
+from lcf_lightning.data.prompts import PromptSettings, Tokens, pad_left
+from lcf_lightning.models.cache import KVCache, Rotary, continue_from, generate, prefill
+from lcf_lightning.models.geometry import KV
+from lcf_lightning.models.loading import FrozenModel, ModelSpec, geometry_of, load_frozen
+
+
+def load_pair(
+    sharer: ModelSpec, receiver: ModelSpec, device: torch.device | str = "cpu"
+) -> tuple[FrozenModel, FrozenModel]:
+    """Both frozen models; loaded once where they are the same."""
+    loaded = load_frozen(sharer, device)
+    return loaded, loaded if sharer == receiver else load_frozen(receiver, device)
+
+
+class Channel:
+    """A sharer, a receiver and the adapter between them.
+
+    Args:
+        sharer: The model that has read something.
+        receiver: The model that answers.
+        adapter: What was trained for this pair; it may live on another device or in another dtype than the models.
+
+    Raises:
+        GeometryError: If the models are not the pair the adapter was made for.
+        ModelError: If keys are to be un-rotated and a model's rotary embedding does not allow it.
+
+    Example:
+        >>> channel = Channel.from_pretrained("runs/quickstart/adapter")
+        >>> message = channel.send(["likes ada tea .", "owns bob lamp ."], question="likes ada")
+        >>> channel.receive(message, question="likes ada")
+        'tea'
+    """
+
+    def __init__(self, sharer: FrozenModel, receiver: FrozenModel, adapter: CacheAdapter) -> None:
+        config = adapter.config
+        config.require_geometry(sharer.geometry, receiver.geometry)
+        self.sharer, self.receiver, self.adapter = sharer, receiver, adapter
+        unrotate = config.settings.unrotate_keys
+        self._sharer_rotary = Rotary(sharer.model) if unrotate else None
+        self._receiver_rotary = Rotary(receiver.model) if unrotate else None
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu", dtype: str = "float32") -> Channel:
+        """The channel of an adapter folder, with the two models it names.
+
+        Raises:
+            AdapterFileError: If the folder is not a whole adapter.
+            ModelError: If a model cannot be read.
+            GeometryError: If a model is not the one the adapter was made for.
+        """
+        adapter = CacheAdapter.from_pretrained(folder).to(device)
+        config = adapter.config
+        specs = [ModelSpec(model.path, model.revision, dtype) for model in (config.sharer, config.receiver)]
+        config.require_geometry(*(geometry_of(spec) for spec in specs))
+        return cls(*load_pair(specs[0], specs[1], device), adapter)
+
+    @torch.no_grad()
+    def send(self, passages: Sequence[str], question: str | None = None) -> KV:
+        """What the sharer says of some passages.
+
+        Args:
+            passages: What it has read; each is a span (or is cut into windows, as in training).
+            question: Shown to the sharer where it was in training.
+
+        Returns:
+            The message, ``[layers, 1, heads, 1, head size]``.
+        """
+        collator = self._collator()
+        shared = question if collator.sharer.settings.share_question else None
+        prompt = collator.sharer.prompt([(passage,) for passage in passages], shared)
+        tokens = pad_left([prompt], collator.sharer.pad_id).to(self.sharer.device)
+        return self.pool(self.read_sharer(tokens), tokens.spans)
+
+    @torch.no_grad()
+    def receive(self, message: KV, question: str, passages: Sequence[str] = (), max_new_tokens: int = 32) -> str:
+        """The receiver's answer, given a message and its own passages."""
+        encoder = self._collator().receiver
+        prompt = encoder.prompt([(passage,) for passage in passages], question)
+        read, last = all_but_last(prompt), torch.tensor([prompt.ids[-1:]], device=self.receiver.device)
+        cache = self.read_receiver(pad_left([read], encoder.pad_id).to(self.receiver.device))
+        return self.decode(self.fuse(cache, message), last, max_new_tokens)[0]
+
+    def _collator(self) -> Collator:
+        settings = PromptSettings(**self.adapter.config.metadata.get("prompts", {}))
+        return Collator.of(settings, self.sharer.tokenizer, self.receiver.tokenizer)
+
+    def read_sharer(self, tokens: Tokens) -> KVCache:
+        """The sharer's prefill."""
+        return prefill(self.sharer.model, tokens.ids, tokens.mask)
+
+    def read_receiver(self, tokens: Tokens) -> KVCache:
+        """The receiver's prefill of all prompt tokens but the last."""
+        return prefill(self.receiver.model, tokens.ids, tokens.mask)
+
+    def pool(self, sharer: KVCache, spans: Tensor) -> KV:
+        """The message: what the adapter takes from the sharer's cache (``[layers, batch, heads, 1, head size]``)."""
+        return self.adapter.pool(sharer.read(self.adapter.config.sharer_layers, self._sharer_rotary), spans)
+
+    def fuse(self, receiver: KVCache, message: KV, temperature: float | None = None) -> KVCache:
+        """The receiver's cache, edited by the message; ``temperature`` is the gates' in training."""
+        layers = self.adapter.config.receiver_layers
+        delta = self.adapter(message, receiver.read(layers, self._receiver_rotary), temperature)
+        return receiver.edit(layers, delta, self._receiver_rotary)
+
+    def logits(self, cache: KVCache, last: Tensor, answers: Tensor, answer_mask: Tensor) -> Tensor:
+        """Logits of each answer token on an edited cache.
+
+        Args:
+            cache: The receiver's cache, of all prompt tokens but the last.
+            last: ``[batch, 1]``, int64, the last prompt token.
+            answers: ``[batch, tokens]``, int64, padded on the right.
+            answer_mask: ``[batch, tokens]``, bool.
+
+        Returns:
+            ``[batch, tokens, vocabulary]``, float32: position ``i`` predicts ``answers[:, i]``.
+        """
+        ids = torch.cat([last, answers[:, :-1]], dim=1)
+        return continue_from(self.receiver.model, cache, ids, answer_mask).float()
+
+    def decode(self, cache: KVCache, last: Tensor, max_new_tokens: int) -> list[str]:
+        """Greedy answers on an edited cache, up to the first end of sequence or line break."""
+        tokenizer = self.receiver.tokenizer
+        ids = generate(self.receiver.model, cache, last, max_new_tokens, (int(tokenizer.eos_token_id),))
+        texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        return [text.strip().split("\n")[0].strip() for text in texts]

@@ -1,0 +1,136 @@
+"""DataModules: examples to batches, in an order that a resumed run continues."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+
+from lcf_lightning.data.batch import Batch, Collator
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.partition import mismatched_partners
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.sources.source import Source, Split
+from lcf_lightning.errors import SettingError
+from lcf_lightning.models.loading import ModelSpec, load_tokenizer
+
+
+class ContextMismatchDataModule(pl.LightningDataModule):
+    """Questions whose sharer and receiver have read different passages (LCF-X).
+
+    Args:
+        source: Where examples come from; it decides who reads what.
+        sharer: The sharer; linked to ``model.sharer`` on the command line.
+        receiver: The receiver; linked to ``model.receiver`` on the command line.
+        batch_size: Examples per training step and data-parallel rank.
+        eval_batch_size: Examples per evaluation step and data-parallel rank.
+        prompts: How examples become prompts.
+        seed: Decides the splits, who reads what, the training order and the mismatched partners.
+        num_workers: Processes that encode batches; 0 encodes in the training process.
+
+    Raises:
+        SettingError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        sharer: ModelSpec,
+        receiver: ModelSpec,
+        batch_size: int = 64,
+        eval_batch_size: int = 128,
+        prompts: PromptSettings = PromptSettings(),  # noqa: B008 - frozen
+        seed: int = 42,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__()
+        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
+            if value < 1:
+                raise SettingError(f"{name}={value} must be at least 1.")
+        self.source, self.sharer, self.receiver = source, sharer, receiver
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
+        self.prompts, self.seed, self.num_workers = prompts, seed, num_workers
+        self._examples: dict[Split, Sequence[Example]] = {}
+        self._collator: Collator | None = None
+
+    def setup(self, stage: str) -> None:
+        splits: dict[str, tuple[Split, ...]] = {
+            "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("test",)
+        }  # fmt: skip
+        for split in splits[stage]:
+            if split not in self._examples:
+                self._examples[split] = self.source.examples(split, self.seed)
+        if self._collator is None:
+            self._collator = Collator.of(self.prompts, load_tokenizer(self.sharer), load_tokenizer(self.receiver))
+
+    def train_dataloader(self) -> ResumableLoader:
+        assert self._collator is not None and self.trainer is not None, "setup() runs first"
+        sampler = ResumableSampler(
+            self._examples["train"],  # type: ignore[arg-type]
+            num_replicas=self.trainer.world_size,
+            rank=self.trainer.global_rank,
+            seed=self.seed,
+            drop_last=True,
+        )
+        return ResumableLoader(
+            self._examples["train"],  # type: ignore[arg-type]
+            sampler=sampler,
+            batch_size=self.batch_size,
+            drop_last=True,
+            collate_fn=self._collator.train,
+            num_workers=self.num_workers,
+        )
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        return self._evaluation_loader("test")
+
+    def _evaluation_loader(self, split: Split) -> DataLoader[Any]:
+        assert self._collator is not None, "setup() runs first"
+        examples = list(self._examples[split])
+        partners = mismatched_partners(examples, self.seed)
+        pairs = [(example, examples[partner]) for example, partner in zip(examples, partners, strict=True)]
+        collate: Callable[[Any], Batch] = self._collator.evaluate
+        return DataLoader(
+            pairs,  # type: ignore[arg-type]
+            batch_size=self.eval_batch_size,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+        )
+
+
+class ResumableSampler(DistributedSampler[Example]):
+    """Shuffles by seed and epoch, deals out over the ranks, and can begin in the middle of an epoch."""
+
+    skip = 0  # this rank's examples to leave out at the beginning of the next epoch
+
+    def __iter__(self) -> Iterator[int]:
+        return islice(super().__iter__(), self.skip, None)
+
+
+class ResumableLoader(DataLoader[Any]):
+    """A loader whose place in the epoch Lightning saves in checkpoints and restores."""
+
+    _done = 0  # batches handed out in this epoch
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        # A generator: the sampler is asked at the first batch, when Lightning has set epoch and state.
+        for batch in super().__iter__():
+            self._done += 1
+            yield batch
+        self._done, self.sampler.skip = 0, 0  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"batches": self._done % len(self)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._done = state["batches"]
+        self.sampler.skip = self._done * (self.batch_size or 1)  # type: ignore[attr-defined]

@@ -1,0 +1,40 @@
+"""One question and who reads what: the value every source produces and everything downstream consumes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+Passage = tuple[str, ...]
+"""A passage is a tuple of sentences; joined with nothing in between they give its text."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question over passages that two readers hold between them.
+
+    Attributes:
+        id: Unique within a data set; evaluation counts each id once.
+        question: The question the receiver must answer.
+        answers: Accepted answers; the first is the training target.
+        sharer: Passages only the sharer reads.
+        receiver: Passages only the receiver reads.
+        needs_sharer: False if the receiver's own passages answer the question.
+        partition: How the passages were divided (mode and seed), so that the split can be made again.
+    """
+
+    id: str
+    question: str
+    answers: tuple[str, ...]
+    sharer: tuple[Passage, ...]
+    receiver: tuple[Passage, ...]
+    needs_sharer: bool = True
+    partition: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.answers:
+            raise ValueError(f"Example {self.id!r} has no answer; at least one is needed.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The example as JSON-ready data."""
+        return asdict(self)

@@ -1,0 +1,218 @@
+"""From an example to token ids, span ids and masks, for each of the two models."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, count
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lcf_lightning.data.example import Passage
+from lcf_lightning.errors import DataError, SettingError
+
+_NONE, _QUESTION = -1, -2  # labels of text that belongs to no span, and of the question before it is numbered
+
+
+@dataclass(frozen=True)
+class PromptSettings:
+    """How examples become prompts: the one place where the text around passages and questions is written.
+
+    Attributes:
+        context: Around all passages; must hold ``{passages}``.
+        separator: After each passage.
+        question: After the context; must hold ``{question}``.
+        answer: Around the answer that follows the question; must hold ``{answer}``.
+        chat: Wrap context and question as one user turn of the tokenizer's chat template.
+        share_question: Whether the sharer sees the question, after its passages and as a span of its own.
+        spans: What the sharer's message is pooled over: ``paragraph``, ``sentence`` or ``window:N`` (N tokens).
+        max_sharer_tokens: Limit of the sharer's prompt; whole spans are dropped from the end of its context until the
+            prompt fits, never the question. Null for none.
+        max_receiver_tokens: Limit of the receiver's prompt; likewise.
+    """
+
+    context: str = "{passages}\n"
+    separator: str = "\n"
+    question: str = "Question: {question}\nAnswer:"
+    answer: str = " {answer}"
+    chat: bool = False
+    share_question: bool = True
+    spans: str = "paragraph"
+    max_sharer_tokens: int | None = None
+    max_receiver_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, slot in (("context", "{passages}"), ("question", "{question}"), ("answer", "{answer}")):
+            if getattr(self, name).count(slot) != 1:
+                raise SettingError(f"{name}={getattr(self, name)!r} must hold {slot} exactly once.")
+        parse_span_mode(self.spans)
+        for name in ("max_sharer_tokens", "max_receiver_tokens"):
+            limit = getattr(self, name)
+            if limit is not None and limit < 1:
+                raise SettingError(f"{name}={limit} must be at least 1, or null for no limit.")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt as tokens.
+
+    Attributes:
+        ids: Token ids.
+        spans: Each token's span, counted from 0; -1 for tokens in none. The question, where there is one, is the last.
+        dropped: Spans that a token limit took away.
+    """
+
+    ids: list[int]
+    spans: list[int]
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Prompts of a batch, padded on the left.
+
+    Attributes:
+        ids: ``[batch, tokens]``, int64.
+        mask: ``[batch, tokens]``, bool, False on padding.
+        spans: ``[batch, tokens]``, int64, -1 for tokens in no span.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    spans: Tensor
+
+    def to(self, *args: Any, **kwargs: Any) -> Tokens:
+        return Tokens(*(tensor.to(*args, **kwargs) for tensor in (self.ids, self.mask, self.spans)))
+
+
+def parse_span_mode(mode: str) -> tuple[str, int]:
+    """``paragraph``, ``sentence`` or ``window:N`` as a kind and N (0 where there is none).
+
+    Raises:
+        SettingError: If the mode is none of these.
+    """
+    window = re.fullmatch(r"window:([1-9]\d*)", mode)
+    if window:
+        return "window", int(window[1])
+    if mode in ("paragraph", "sentence"):
+        return mode, 0
+    raise SettingError(f"spans={mode!r} must be paragraph, sentence or window:N with N ≥ 1 tokens.")
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Encodes prompts for one model.
+
+    Attributes:
+        tokenizer: The model's fast tokenizer.
+        settings: How prompts are written.
+        limit: The setting that limits a prompt's tokens.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    settings: PromptSettings
+    limit: str
+
+    def __post_init__(self) -> None:
+        if self.settings.chat and not self.tokenizer.chat_template:
+            raise SettingError("chat=true needs a tokenizer with a chat template; this one has none: use chat=false.")
+
+    @property
+    def pad_id(self) -> int:
+        tokenizer = self.tokenizer
+        return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+    def prompt(self, passages: Sequence[Passage], question: str | None) -> Encoded:
+        """The prompt of some passages and, where given, a question.
+
+        Raises:
+            DataError: If the prompt without any context exceeds the limit; a question is never cut.
+        """
+        segments = self._segments(passages, question)
+        text, shift = self._wrapped("".join(segment for segment, _ in segments))
+        encoding = self.tokenizer(text, add_special_tokens=not self.settings.chat, return_offsets_mapping=True)
+        ends = list(accumulate(len(segment) for segment, _ in segments))
+        labels = [label for _, label in segments] + [_QUESTION if question is not None else _NONE]
+        spans = []
+        for start, end in encoding["offset_mapping"]:
+            outside = start == end or end - 1 < shift  # a special token, or the chat template's head
+            spans.append(_NONE if outside else labels[bisect_right(ends, end - 1 - shift)])
+        return self._limited(encoding["input_ids"], self._windows(spans))
+
+    def answer(self, text: str) -> list[int]:
+        """Token ids of an answer as it follows a prompt, with the end-of-sequence token."""
+        content = self.settings.answer.replace("{answer}", text)
+        content = content.lstrip() if self.settings.chat else content
+        ids: list[int] = self.tokenizer(content, add_special_tokens=False)["input_ids"]
+        return [*ids, self.tokenizer.eos_token_id]
+
+    def _segments(self, passages: Sequence[Passage], question: str | None) -> list[tuple[str, int]]:
+        """Stretches of text, each with its span, `_NONE` or `_QUESTION`."""
+        before, after = self.settings.context.split("{passages}")
+        by_sentence = parse_span_mode(self.settings.spans)[0] == "sentence"
+        segments = [(before, _NONE)] if passages else []
+        sentences = 0
+        for index, passage in enumerate(passages):
+            for place, sentence in enumerate(passage, start=1):
+                tail = self.settings.separator if place == len(passage) else ""
+                segments.append((sentence + tail, sentences if by_sentence else index))
+                sentences += 1
+        if passages:
+            segments.append((after, _NONE))
+        if question is not None:
+            segments.append((self.settings.question.replace("{question}", question), _QUESTION))
+        return segments
+
+    def _wrapped(self, text: str) -> tuple[str, int]:
+        """``text`` as the model reads it, and how far it moved to the right."""
+        if not self.settings.chat:
+            return text, 0
+        content = text.strip()  # many chat templates strip
+        turn = [{"role": "user", "content": content}]
+        rendered: str = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        start = rendered.find(content)
+        if start < 0:
+            raise DataError("chat=true: the tokenizer's chat template changes the text it is given; use chat=false.")
+        return rendered, start - text.find(content)
+
+    def _windows(self, spans: list[int]) -> list[int]:
+        """In window mode, the context's tokens counted off by windows; else ``spans`` as they are."""
+        kind, size = parse_span_mode(self.settings.spans)
+        if kind != "window":
+            return spans
+        counter = count()
+        return [span if span < 0 else next(counter) // size for span in spans]
+
+    def _limited(self, ids: list[int], spans: list[int]) -> Encoded:
+        """Drop whole spans from the end of the context until the limit holds; number the question as the last span."""
+        kept, last = list(zip(ids, spans, strict=True)), max(spans, default=-1)
+        dropped, limit = 0, getattr(self.settings, self.limit)
+        while limit is not None and len(kept) > limit:
+            if last < 0:
+                raise DataError(
+                    f"{self.limit}={limit} is too small: a prompt without any context has {len(kept)} tokens."
+                )
+            kept = [(token, span) for token, span in kept if span != last]
+            last, dropped = last - 1, dropped + 1
+        numbered = [last + 1 if span == _QUESTION else span for _, span in kept]
+        return Encoded([token for token, _ in kept], numbered, dropped)
+
+
+def pad_left(prompts: Sequence[Encoded], pad_id: int) -> Tokens:
+    """A batch of prompts, padded on the left."""
+    width = max(len(prompt.ids) for prompt in prompts)
+
+    def padded(rows: Sequence[list[int]], value: int) -> Tensor:
+        return torch.tensor([[value] * (width - len(row)) + row for row in rows])
+
+    lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
+    return Tokens(
+        ids=padded([prompt.ids for prompt in prompts], pad_id),
+        mask=torch.arange(width) >= width - lengths[:, None],
+        spans=padded([prompt.spans for prompt in prompts], _NONE),
+    )

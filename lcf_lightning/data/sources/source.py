@@ -1,0 +1,103 @@
+"""`Source`: where examples come from. One file per data set stands beside this one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.partition import shuffled
+from lcf_lightning.errors import DataError, SettingError
+
+Split = Literal["train", "validation", "test"]
+FILE_LOADERS = {".json": "json", ".jsonl": "json", ".json.gz": "json", ".jsonl.gz": "json", ".parquet": "parquet"}
+
+
+class Source(ABC):
+    """Examples of one data set, with the split already decided who reads what."""
+
+    @abstractmethod
+    def examples(self, split: Split, seed: int) -> Sequence[Example]:
+        """The examples of a split; the same for the same seed.
+
+        Raises:
+            DataError: If the data cannot be found, read or understood.
+        """
+
+
+class RowSource(Source):
+    """A data set of rows, on the hub or in local files; validation rows are held out of the training rows.
+
+    Args:
+        train: Hub id (``owner/name``), or a local JSON lines or parquet file, possibly gzipped.
+        test: The same, for the test split.
+        validation_size: Rows of the training split to hold out for validation.
+        train_limit: Use at most so many training rows; null for all.
+        test_limit: Use at most so many test rows; null for all.
+    """
+
+    hub_config: str | None = None
+    hub_splits: tuple[str, str] = ("train", "validation")
+
+    def __init__(
+        self,
+        train: str,
+        test: str,
+        validation_size: int = 128,
+        train_limit: int | None = None,
+        test_limit: int | None = None,
+    ) -> None:
+        for name, value in (("train_limit", train_limit), ("test_limit", test_limit)):
+            if value is not None and value < 1:
+                raise SettingError(f"{name}={value} must be at least 1, or null for no limit.")
+        if validation_size < 1:
+            raise SettingError(f"validation_size={validation_size} must be at least 1.")
+        self.train, self.test, self.validation_size = train, test, validation_size
+        self.train_limit, self.test_limit = train_limit, test_limit
+
+    def examples(self, split: Split, seed: int) -> Sequence[Example]:
+        if split == "test":
+            rows = [row for row in self._rows("test", self.test, self.hub_splits[1]) if self.keep(row)]
+            rows = rows[: self.test_limit]
+        else:
+            rows = [row for row in self._rows("train", self.train, self.hub_splits[0]) if self.keep(row)]
+            rows = shuffled(rows, f"validation/{seed}")
+            held_out = self.validation_size
+            rows = rows[:held_out] if split == "validation" else rows[held_out:][: self.train_limit]
+        if not rows:
+            raise DataError(f"{split} split of {type(self).__name__} is empty; give more rows or a smaller validation_size.")
+        return [self._example(row, seed) for row in rows]
+
+    def keep(self, row: dict[str, Any]) -> bool:
+        """Whether a row belongs to the data set as configured."""
+        return True
+
+    @abstractmethod
+    def to_example(self, row: dict[str, Any], seed: int) -> Example:
+        """The example of one row."""
+
+    def _example(self, row: dict[str, Any], seed: int) -> Example:
+        try:
+            return self.to_example(row, seed)
+        except (KeyError, TypeError, IndexError) as error:
+            raise DataError(
+                f"{type(self).__name__} cannot understand row {row.get('id', '?')!r}: {type(error).__name__} {error}."
+            ) from error
+
+    def _rows(self, setting: str, location: str, hub_split: str) -> Iterable[dict[str, Any]]:
+        import datasets
+
+        suffix = next((suffix for suffix in FILE_LOADERS if location.endswith(suffix)), None)
+        if suffix is not None and not Path(location).is_file():
+            raise DataError(f"{setting}={location!r} is not a file; give a hub id (owner/name) or an existing file.")
+        if suffix is None and (Path(location).exists() or location.count("/") != 1):
+            raise DataError(f"{setting}={location!r} must be a hub id (owner/name) or end in {', '.join(FILE_LOADERS)}.")
+        try:
+            if suffix is not None:
+                return list(datasets.load_dataset(FILE_LOADERS[suffix], data_files=location, split="train"))
+            return list(datasets.load_dataset(location, self.hub_config, split=hub_split))
+        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise DataError(f"{setting}={location!r} cannot be read: {reason}") from error

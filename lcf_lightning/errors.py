@@ -1,0 +1,27 @@
+"""The package's own errors. The command line turns each of them into one sentence and exit code 2."""
+
+from __future__ import annotations
+
+
+class LCFError(Exception):
+    """Base of every error this package raises on bad input."""
+
+
+class SettingError(LCFError, ValueError):
+    """A setting has a value that is not allowed; the message names setting, value and what is allowed."""
+
+
+class ModelError(LCFError, ValueError):
+    """A frozen model cannot be found, read or used here."""
+
+
+class GeometryError(LCFError, ValueError):
+    """Two things that must have the same shape do not; the message names what differs."""
+
+
+class AdapterFileError(LCFError, ValueError):
+    """An adapter folder is missing something, holds too much, is damaged, or belongs to another pair."""
+
+
+class DataError(LCFError, ValueError):
+    """A data source cannot be found, read or understood."""

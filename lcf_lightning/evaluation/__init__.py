@@ -1,0 +1,1 @@
+"""The truth about a trained adapter: arms, scores, reports."""

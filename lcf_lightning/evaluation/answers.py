@@ -1,0 +1,24 @@
+"""Scores of an answer: exact match and F1 with SQuAD's normalisation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torchmetrics.functional.text import squad
+
+
+class Scores(NamedTuple):
+    """Scores of one answer, each in [0, 1]."""
+
+    exact_match: float
+    f1: float
+
+
+def score(prediction: str, answers: Sequence[str]) -> Scores:
+    """Exact match and F1 against the best of the accepted answers (Rajpurkar et al. 2016)."""
+    result = squad(
+        {"prediction_text": prediction, "id": "0"},
+        {"answers": {"answer_start": [0] * len(answers), "text": list(answers)}, "id": "0"},
+    )
+    return Scores(float(result["exact_match"]) / 100, float(result["f1"]) / 100)

@@ -1,0 +1,1 @@
+"""Frozen language models: loading, their KV caches, and what makes two of them a pair."""

@@ -1,0 +1,170 @@
+"""`LCFModule`: the training step around two frozen models and an adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+
+from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings, ModelIdentity
+from lcf_lightning.channel import Channel, load_pair
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.errors import AdapterFileError, DataError, SettingError
+from lcf_lightning.evaluation.arms import answer_losses
+from lcf_lightning.models.loading import ModelSpec, geometry_of
+
+
+def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
+    """AdamW as in the paper."""
+    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01)
+
+
+class LCFModule(pl.LightningModule):
+    """Trains the adapter between two frozen models (LCF and LCF-X, arXiv 2605.22863; C2C, arXiv 2510.03215).
+
+    The adapter is built at once, from the models' configs alone; the models are loaded when a Trainer starts. They are
+    kept outside the module tree: only the adapter is in ``state_dict``, checkpoint and optimizer.
+
+    Args:
+        sharer: The model that has read something.
+        receiver: The model that answers.
+        adapter: What to train.
+        optimizer: From parameters to an optimizer.
+        warmup_steps: Steps of linear warm-up, or, below 1, the fraction of all steps (the paper: 0.1).
+        temperature_start: Gate temperature at the first step.
+        temperature_end: Gate temperature at the last step; annealed exponentially over the run's own length.
+        seed: Decides initial weights and gate noise.
+
+    Raises:
+        SettingError: If a setting is out of range.
+        ModelError: If a model's config cannot be found.
+        GeometryError: If it describes no usable decoder.
+    """
+
+    def __init__(
+        self,
+        sharer: ModelSpec,
+        receiver: ModelSpec,
+        adapter: AdapterSettings = AdapterSettings(),  # noqa: B008 - frozen
+        optimizer: OptimizerCallable = default_optimizer,
+        warmup_steps: float = 0.1,
+        temperature_start: float = 1.0,
+        temperature_end: float = 0.1,
+        seed: int = 42,
+    ) -> None:
+        super().__init__()
+        if warmup_steps < 0:
+            raise SettingError(f"warmup_steps={warmup_steps} must be at least 0.")
+        if not 0 < temperature_end <= temperature_start:
+            raise SettingError(
+                f"temperature_end={temperature_end} must be above 0 and at most temperature_start={temperature_start}."
+            )
+        self.sharer, self.receiver = sharer, receiver
+        self.optimizer, self.warmup_steps, self.seed = optimizer, warmup_steps, seed
+        self.temperature_start, self.temperature_end = temperature_start, temperature_end
+        config = AdapterConfig(
+            sharer=ModelIdentity(sharer.path, sharer.revision, geometry_of(sharer)),
+            receiver=ModelIdentity(receiver.path, receiver.revision, geometry_of(receiver)),
+            settings=adapter,
+        )
+        with _seeded(seed):
+            self.adapter = CacheAdapter(config)
+        self.strict_loading = False  # the frozen models are in no checkpoint; `on_load_checkpoint` checks the adapter
+        self._channel: Channel | None = None
+
+    @property
+    def channel(self) -> Channel:
+        """Both frozen models and the adapter, once a Trainer has started."""
+        if self._channel is None:
+            raise SettingError("the frozen models are not loaded yet; call configure_model() or start a Trainer.")
+        return self._channel
+
+    def configure_model(self) -> None:
+        """Load the frozen models on this process's device."""
+        if self._channel is None:
+            device = self._trainer.strategy.root_device if self._trainer is not None else self.device
+            self._channel = Channel(*load_pair(self.sharer, self.receiver, device), self.adapter)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        # Noise is a function of the step, the same on every rank: a resumed run draws what an undisturbed one would.
+        with _seeded(self.seed + 1 + self.global_step * 1_000 + batch_idx % 1_000, self.device):
+            loss = self._loss(batch, self.temperature)
+        if not bool(torch.isfinite(loss)):
+            raise DataError(f"loss={float(loss)} at step {self.global_step}, on the batch of ids {batch.ids}.")
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/temperature", self.temperature, batch_size=len(batch))
+        self.log("train/dropped_spans", float(batch.dropped_spans), reduce_fx="sum", batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log("val/loss", self._loss(batch), prog_bar=True, sync_dist=True, batch_size=len(batch))
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.log("test/loss", self._loss(batch), sync_dist=True, batch_size=len(batch))
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
+        """Answers of the message arm."""
+        channel = self.channel
+        message = channel.pool(channel.read_sharer(batch.sharer), batch.sharer.spans)
+        cache = channel.fuse(channel.read_receiver(batch.receiver), message)
+        return [
+            {"id": example.id, "question": example.question, "prediction": prediction}
+            for example, prediction in zip(batch.examples, channel.decode(cache, batch.last, 32), strict=True)
+        ]
+
+    def _loss(self, batch: Batch, temperature: float | None = None) -> Tensor:
+        """Mean over examples of the answers' cross entropy under the message arm."""
+        channel = self.channel
+        message = channel.pool(channel.read_sharer(batch.sharer), batch.sharer.spans)
+        cache = channel.fuse(channel.read_receiver(batch.receiver), message, temperature)
+        return answer_losses(channel, cache, batch).mean()
+
+    @property
+    def temperature(self) -> float:
+        """The gates' temperature at this step."""
+        progress = min(1.0, self.global_step / max(1, self._total_steps - 1))
+        return float(self.temperature_start * (self.temperature_end / self.temperature_start) ** progress)
+
+    @property
+    def _total_steps(self) -> int:
+        return int(self.trainer.estimated_stepping_batches)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.adapter.parameters())
+        total = self._total_steps
+        warmup = self.warmup_steps * total if self.warmup_steps < 1 else self.warmup_steps
+
+        def factor(step: int) -> float:
+            if step < warmup:
+                return (step + 1) / (warmup + 1)
+            return max(0.0, (total - step) / max(1.0, total - warmup))
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["adapter_config"] = self.adapter.config.to_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a checkpoint of another adapter, since Lightning will not."""
+        stored, own = checkpoint.get("adapter_config"), self.adapter.config.to_dict()
+        differing = [key for key in ("sharer", "receiver", "settings") if (stored or {}).get(key) != own[key]]
+        if differing:
+            raise AdapterFileError(f"checkpoint belongs to another adapter: {', '.join(differing)} differ.")
+        if checkpoint["state_dict"].keys() != self.state_dict().keys():
+            raise AdapterFileError("checkpoint does not hold exactly the adapter's tensors.")
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """torch's random numbers from ``seed`` inside, and undisturbed outside."""
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        yield
