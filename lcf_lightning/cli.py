@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ class LCFCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.config.get(str(self.subcommand), self.config)["base"] = None  # what is saved stands alone
         if self.subcommand and self._get(self.config, "data") is None:
-            raise SettingError("data is missing: give data.class_path, such as ContextMismatchDataModule, and its source.")
+            raise SettingError(
+                "data is missing: give data.class_path, such as ContextMismatchDataModule, and its source."
+            )
         if self.subcommand == "fit" and not self._get(self.config, "ckpt_path"):
             _move_aside(self.run_folder)
 
@@ -123,7 +126,7 @@ class LCFCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Write the message arm's answers to ``predictions.jsonl`` in the run folder."""
         batches = self.trainer.predict(**kwargs) or []
-        rows = [json.dumps(row) for batch in batches for row in batch]  # type: ignore[union-attr]
+        rows = [json.dumps(asdict(row)) for batch in batches for row in batch]  # type: ignore[union-attr]
         write_text(self.run_folder / "predictions.jsonl", "".join(f"{row}\n" for row in rows))
 
     @property

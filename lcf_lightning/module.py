@@ -16,7 +16,7 @@ from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings, ModelId
 from lcf_lightning.channel import Channel, load_pair
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import AdapterFileError, DataError, SettingError
-from lcf_lightning.evaluation.arms import answer_losses
+from lcf_lightning.evaluation.arms import Answer, ArmCaches, answer_losses, run_arms
 from lcf_lightning.models.loading import ModelSpec, geometry_of
 
 
@@ -39,6 +39,7 @@ class LCFModule(pl.LightningModule):
         warmup_steps: Steps of linear warm-up, or, below 1, the fraction of all steps (the paper: 0.1).
         temperature_start: Gate temperature at the first step.
         temperature_end: Gate temperature at the last step; annealed exponentially over the run's own length.
+        max_new_tokens: Longest answer of ``predict``, in receiver tokens.
         seed: Decides initial weights and gate noise.
 
     Raises:
@@ -56,6 +57,7 @@ class LCFModule(pl.LightningModule):
         warmup_steps: float = 0.1,
         temperature_start: float = 1.0,
         temperature_end: float = 0.1,
+        max_new_tokens: int = 32,
         seed: int = 42,
     ) -> None:
         super().__init__()
@@ -66,7 +68,8 @@ class LCFModule(pl.LightningModule):
                 f"temperature_end={temperature_end} must be above 0 and at most temperature_start={temperature_start}."
             )
         self.sharer, self.receiver = sharer, receiver
-        self.optimizer, self.warmup_steps, self.seed = optimizer, warmup_steps, seed
+        self.optimizer, self.warmup_steps = optimizer, warmup_steps
+        self.max_new_tokens, self.seed = max_new_tokens, seed
         self.temperature_start, self.temperature_end = temperature_start, temperature_end
         config = AdapterConfig(
             sharer=ModelIdentity(sharer.path, sharer.revision, geometry_of(sharer)),
@@ -94,7 +97,9 @@ class LCFModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Noise is a function of the step, the same on every rank: a resumed run draws what an undisturbed one would.
         with _seeded(self.seed + 1 + self.global_step * 1_000 + batch_idx % 1_000, self.device):
-            loss = self._loss(batch, self.temperature)
+            message = self.channel.pool(self.channel.read_sharer(batch.sharer), batch.sharer.spans)
+            cache = self.channel.fuse(self.channel.read_receiver(batch.receiver), message, self.temperature)
+            loss = answer_losses(self.channel, cache, batch).mean()
         if not bool(torch.isfinite(loss)):
             raise DataError(f"loss={float(loss)} at step {self.global_step}, on the batch of ids {batch.ids}.")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
@@ -102,28 +107,23 @@ class LCFModule(pl.LightningModule):
         self.log("train/dropped_spans", float(batch.dropped_spans), reduce_fx="sum", batch_size=len(batch))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self.log("val/loss", self._loss(batch), prog_bar=True, sync_dist=True, batch_size=len(batch))
+    def validation_step(self, batch: Batch, batch_idx: int) -> ArmCaches:
+        """Logs ``val/loss``; returns the batch's caches, so that callbacks need no second prefill."""
+        return self._evaluate(batch, "val/loss")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self.log("test/loss", self._loss(batch), sync_dist=True, batch_size=len(batch))
+    def test_step(self, batch: Batch, batch_idx: int) -> ArmCaches:
+        """Logs ``test/loss``; returns the batch's caches, so that callbacks need no second prefill."""
+        return self._evaluate(batch, "test/loss")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, str]]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[Answer]:
         """Answers of the message arm."""
-        channel = self.channel
-        message = channel.pool(channel.read_sharer(batch.sharer), batch.sharer.spans)
-        cache = channel.fuse(channel.read_receiver(batch.receiver), message)
-        return [
-            {"id": example.id, "question": example.question, "prediction": prediction}
-            for example, prediction in zip(batch.examples, channel.decode(cache, batch.last, 32), strict=True)
-        ]
+        return run_arms(ArmCaches(self.channel, batch), ["message"], self.max_new_tokens)
 
-    def _loss(self, batch: Batch, temperature: float | None = None) -> Tensor:
-        """Mean over examples of the answers' cross entropy under the message arm."""
-        channel = self.channel
-        message = channel.pool(channel.read_sharer(batch.sharer), batch.sharer.spans)
-        cache = channel.fuse(channel.read_receiver(batch.receiver), message, temperature)
-        return answer_losses(channel, cache, batch).mean()
+    def _evaluate(self, batch: Batch, name: str) -> ArmCaches:
+        caches = ArmCaches(self.channel, batch)
+        loss = answer_losses(self.channel, caches.message, batch).mean()
+        self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=len(batch))
+        return caches
 
     @property
     def temperature(self) -> float:

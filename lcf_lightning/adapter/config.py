@@ -55,7 +55,10 @@ class AdapterSettings:
         checks = [
             (self.fuser in FUSERS, f"fuser={self.fuser!r} must be one of {', '.join(FUSERS)}"),
             (self.pooler in (None, *POOLERS), f"pooler={self.pooler!r} must be one of {', '.join(POOLERS)}, or null"),
-            (self.d >= 2 and self.d % 2 == 0, f"d={self.d} must be even and at least 2 (half for keys, half for values)"),
+            (
+                self.d >= 2 and self.d % 2 == 0,
+                f"d={self.d} must be even and at least 2 (half for keys, half for values)",
+            ),
             (self.layer_map in LAYER_MAPS, f"layer_map={self.layer_map!r} must be one of {', '.join(LAYER_MAPS)}"),
             (0 <= self.dropout < 1, f"dropout={self.dropout} must be in [0, 1)"),
         ]

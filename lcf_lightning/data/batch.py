@@ -111,4 +111,3 @@ class Collator:
 def all_but_last(prompt: Encoded) -> Encoded:
     """What is prefilled of a receiver's prompt; the last token is read on the edited cache."""
     return Encoded(prompt.ids[:-1], prompt.spans[:-1])
-

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
-from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler
 
 from lcf_lightning.data.batch import Batch, Collator
 from lcf_lightning.data.example import Example

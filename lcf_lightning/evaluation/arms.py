@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -52,39 +52,34 @@ class ArmCaches:
     """
 
     def __init__(self, channel: Channel, batch: Batch) -> None:
-        self._channel, self._batch = channel, batch
-
-    def own_context(self) -> KVCache:
-        """The receiver reads its own passages."""
-        return self._own
-
-    def full_context(self) -> KVCache:
-        """The receiver reads all passages as text: the ceiling."""
-        return self._channel.read_receiver(_required(self._batch.full, "full"))
-
-    def message(self) -> KVCache:
-        """The receiver reads its own passages and this example's message."""
-        return self._fused(self._batch.sharer)
-
-    def mismatched(self) -> KVCache:
-        """The receiver reads its own passages and another example's message."""
-        return self._fused(_required(self._batch.mismatched, "mismatched"))
+        self.channel, self.batch = channel, batch
 
     @cached_property
-    def _own(self) -> KVCache:
-        return self._channel.read_receiver(self._batch.receiver)
+    def own_context(self) -> KVCache:
+        """The receiver reads its own passages."""
+        return self.channel.read_receiver(self.batch.receiver)
+
+    @cached_property
+    def full_context(self) -> KVCache:
+        """The receiver reads all passages as text: the ceiling."""
+        return self.channel.read_receiver(_required(self.batch.full, "full"))
+
+    @cached_property
+    def message(self) -> KVCache:
+        """The receiver reads its own passages and this example's message."""
+        return self._fused(self.batch.sharer)
+
+    @cached_property
+    def mismatched(self) -> KVCache:
+        """The receiver reads its own passages and another example's message."""
+        return self._fused(_required(self.batch.mismatched, "mismatched"))
 
     def _fused(self, sharer: Tokens) -> KVCache:
-        message = self._channel.pool(self._channel.read_sharer(sharer), sharer.spans)
-        return self._channel.fuse(self._own, message)
+        message = self.channel.pool(self.channel.read_sharer(sharer), sharer.spans)
+        return self.channel.fuse(self.own_context, message)
 
 
-ARMS: dict[str, Callable[[ArmCaches], KVCache]] = {
-    "own_context": ArmCaches.own_context,
-    "message": ArmCaches.message,
-    "mismatched": ArmCaches.mismatched,
-    "full_context": ArmCaches.full_context,
-}
+ARMS = ("own_context", "message", "mismatched", "full_context")  # attributes of `ArmCaches`
 
 
 def require_arms(arms: Sequence[str]) -> None:
@@ -95,18 +90,16 @@ def require_arms(arms: Sequence[str]) -> None:
 
 
 @torch.no_grad()
-def run_arms(channel: Channel, batch: Batch, arms: Sequence[str], max_new_tokens: int) -> list[Answer]:
+def run_arms(caches: ArmCaches, arms: Sequence[str], max_new_tokens: int) -> list[Answer]:
     """Every example of a batch answered under every arm: same prompt, decoding, stopping and scoring."""
-    caches, answers = ArmCaches(channel, batch), []
+    channel, batch, answers = caches.channel, caches.batch, []
     for arm in arms:
-        cache = ARMS[arm](caches)
+        cache: KVCache = getattr(caches, arm)
         losses = answer_losses(channel, cache, batch).tolist()
         predictions = channel.decode(cache, batch.last, max_new_tokens)
         for example, loss, prediction in zip(batch.examples, losses, predictions, strict=True):
             scores = score(prediction, example.answers)
-            answers.append(
-                Answer(example.id, arm, example.needs_sharer, prediction, example.answers, loss, *scores)
-            )
+            answers.append(Answer(example.id, arm, example.needs_sharer, prediction, example.answers, loss, *scores))
     return answers
 
 

@@ -160,9 +160,7 @@ def prefill(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor
         raise GeometryError("mask must be padded on the left: every row's last token must be real.")
     cache = DynamicCache()
     _forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, keep=1)
-    return KVCache(
-        tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers), mask
-    )
+    return KVCache(tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers), mask)
 
 
 def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) -> Tensor:

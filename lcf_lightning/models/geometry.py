@@ -49,7 +49,9 @@ class Geometry:
             GeometryError: If the config does not describe a decoder with the same KV shape in every layer.
         """
         config = config.get_text_config(decoder=True)
-        missing = [name for name in ("num_hidden_layers", "num_attention_heads", "hidden_size") if not hasattr(config, name)]
+        missing = [
+            name for name in ("num_hidden_layers", "num_attention_heads", "hidden_size") if not hasattr(config, name)
+        ]
         if missing:
             raise GeometryError(f"model_type={config.model_type!r} has no {', '.join(missing)}: not a decoder-only LM.")
         heads = config.num_attention_heads

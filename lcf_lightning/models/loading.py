@@ -62,7 +62,9 @@ class ModelSpec:
         if self.is_gguf:
             missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
             if missing:
-                raise ModelError(f"path={self.path!r} needs {' and '.join(missing)}: pip install 'lcf-lightning[gguf]'.")
+                raise ModelError(
+                    f"path={self.path!r} needs {' and '.join(missing)}: pip install 'lcf-lightning[gguf]'."
+                )
             if not path.is_file():
                 raise ModelError(f"path={self.path!r} is not a file; give the path of an existing .gguf file.")
             return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
@@ -148,9 +150,7 @@ def _quantization_config(spec: ModelSpec) -> Any:
 
     if spec.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[spec.dtype]
-    )
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[spec.dtype])
 
 
 def _from_pretrained(auto_class: Any, spec: ModelSpec, **options: Any) -> Any:

@@ -67,7 +67,9 @@ class RowSource(Source):
             held_out = self.validation_size
             rows = rows[:held_out] if split == "validation" else rows[held_out:][: self.train_limit]
         if not rows:
-            raise DataError(f"{split} split of {type(self).__name__} is empty; give more rows or a smaller validation_size.")
+            raise DataError(
+                f"{split} split of {type(self).__name__} is empty; give more rows or a smaller validation_size."
+            )
         return [self._example(row, seed) for row in rows]
 
     def keep(self, row: dict[str, Any]) -> bool:
@@ -93,7 +95,9 @@ class RowSource(Source):
         if suffix is not None and not Path(location).is_file():
             raise DataError(f"{setting}={location!r} is not a file; give a hub id (owner/name) or an existing file.")
         if suffix is None and (Path(location).exists() or location.count("/") != 1):
-            raise DataError(f"{setting}={location!r} must be a hub id (owner/name) or end in {', '.join(FILE_LOADERS)}.")
+            raise DataError(
+                f"{setting}={location!r} must be a hub id (owner/name) or end in {', '.join(FILE_LOADERS)}."
+            )
         try:
             if suffix is not None:
                 return list(datasets.load_dataset(FILE_LOADERS[suffix], data_files=location, split="train"))

@@ -37,7 +37,9 @@ class SQuAD(RowSource):
 
     def to_example(self, row: dict[str, Any], seed: int) -> Example:
         answers = row["answers"]
-        texts, starts = (answers["text"], answers["answer_start"]) if isinstance(answers, dict) else (answers, row["answer_start"])
+        texts, starts = (
+            (answers["text"], answers["answer_start"]) if isinstance(answers, dict) else (answers, row["answer_start"])
+        )
         sentences = split_sentences(row["context"])
         sharer, receiver = partition(
             [(sentence,) for sentence in sentences],
