@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
 
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import Answer, ArmCaches, require_arms, run_arms
+from lcf_lightning.evaluation.arms import Answer, require_arms, run_arms
 from lcf_lightning.evaluation.report import Summary, summarise
 
 
@@ -19,7 +20,8 @@ class CommunicationAccuracy(pl.Callback):
     Communication accuracy is the receiver's exact match on questions that need the sharer; the arm ``mismatched``, in
     which the receiver gets another example's message, tells communication from mere tuning. Metrics are named
     ``val/message/exact_match`` and so on; on questions the receiver can answer alone, ``val/own_questions/message/…``.
-    Works on what `LCFModule`'s steps return, so that no prefill is made twice. Under DDP every example counts once, whatever the sampler pads, and all ranks log the same figures.
+    Works on what `LCFModule`'s steps return, so that no prefill is made twice. Under DDP every example counts once,
+    whatever the sampler pads, and all ranks log the same figures.
 
     Args:
         arms: Arms of a validation: ``own_context``, ``message``, ``mismatched``, ``full_context``.
@@ -54,30 +56,31 @@ class CommunicationAccuracy(pl.Callback):
     on_test_epoch_start = on_validation_epoch_start
 
     def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: ArmCaches, batch: Batch, batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         if self.max_batches is None or batch_idx < self.max_batches:
-            self._answers += run_arms(outputs, self.arms, self.max_new_tokens)
+            self._answers += run_arms(outputs["caches"], self.arms, self.max_new_tokens)
 
     def on_test_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: ArmCaches, batch: Batch, batch_idx: int,
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._answers += run_arms(outputs, self.test_arms, self.max_new_tokens)
+        self._answers += run_arms(outputs["caches"], self.test_arms, self.max_new_tokens)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._log("val")
+        self._log(pl_module, "val")
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._log("test")
+        self._log(pl_module, "test")
 
-    def _log(self, stage: str) -> None:
+    def _log(self, module: pl.LightningModule, stage: str) -> None:
         self.summary = summarise(gathered(self._answers))
-        for group, prefix in (("arms", ""), ("own_questions", "own_questions/")):
-            for arm, figures in self.summary[group].items():
-                for name in ("exact_match", "f1", "loss"):
-                    self.log(f"{stage}/{prefix}{arm}/{name}", figures[name], batch_size=figures["n"])
+        groups = {stage: self.summary["arms"], f"{stage}/own_questions": self.summary["own_questions"]}
+        for prefix, arms in groups.items():
+            for arm, figures in arms.items():
+                scores = {"exact_match": figures["exact_match"], "f1": figures["f1"], "loss": figures["loss"]}
+                module.log_dict({f"{prefix}/{arm}/{name}": score for name, score in scores.items()})
 
 
 def gathered(answers: list[Answer]) -> list[Answer]:

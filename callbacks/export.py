@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 
@@ -28,7 +29,7 @@ class AdapterExport(pl.Callback):
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
         data = getattr(trainer, "datamodule", None)
-        metadata = {"steps": trainer.global_step, "seed": pl_module.seed}
+        metadata: dict[str, Any] = {"steps": trainer.global_step, "seed": pl_module.seed}
         if isinstance(data, ContextMismatchDataModule):
             metadata |= {"prompts": asdict(data.prompts)}
         folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "adapter"

@@ -35,7 +35,7 @@ CHECKPOINT_EVERY = 100  # training steps
 class LCFCLI(LightningCLI):
     """LightningCLI with a run folder: ``trainer.default_root_dir`` holds all that a run writes."""
 
-    def __init__(self, args: Sequence[str] | None = None, run: bool = True) -> None:
+    def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         super().__init__(
             LCFModule,
             None,  # any LightningDataModule; `params` needs none
@@ -65,9 +65,7 @@ class LCFCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         self.config.get(str(self.subcommand), self.config)["base"] = None  # what is saved stands alone
         if self.subcommand and self._get(self.config, "data") is None:
-            raise SettingError(
-                "data is missing: give data.class_path, such as ContextMismatchDataModule, and its source."
-            )
+            raise SettingError("data=null must name a data module, such as ContextMismatchDataModule.")
         if self.subcommand == "fit" and not self._get(self.config, "ckpt_path"):
             _move_aside(self.run_folder)
 
@@ -126,7 +124,7 @@ class LCFCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Write the message arm's answers to ``predictions.jsonl`` in the run folder."""
         batches = self.trainer.predict(**kwargs) or []
-        rows = [json.dumps(asdict(row)) for batch in batches for row in batch]  # type: ignore[union-attr]
+        rows = [json.dumps(asdict(row)) for batch in batches for row in batch]
         write_text(self.run_folder / "predictions.jsonl", "".join(f"{row}\n" for row in rows))
 
     @property
@@ -134,7 +132,7 @@ class LCFCLI(LightningCLI):
         return self._callback(CommunicationAccuracy)
 
     def _callback(self, kind: type[Any]) -> Any:
-        return next(callback for callback in self.trainer.callbacks if isinstance(callback, kind))  # type: ignore[attr-defined]
+        return next(callback for callback in self.trainer.callbacks if isinstance(callback, kind))
 
     def _print_table(self, split: str) -> None:
         if self.trainer.is_global_zero and self._accuracy.summary is not None:
@@ -144,7 +142,7 @@ class LCFCLI(LightningCLI):
 class ParamsCLI(LCFCLI):
     """``params``: trainable parameters and adapter size, from the models' configs alone."""
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: list[str]) -> None:
         super().__init__(args, run=False)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -107,23 +107,23 @@ class LCFModule(pl.LightningModule):
         self.log("train/dropped_spans", float(batch.dropped_spans), reduce_fx="sum", batch_size=len(batch))
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> ArmCaches:
-        """Logs ``val/loss``; returns the batch's caches, so that callbacks need no second prefill."""
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, ArmCaches]:
+        """Logs ``val/loss``; returns the batch's ``caches``, so that callbacks need no second prefill."""
         return self._evaluate(batch, "val/loss")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> ArmCaches:
-        """Logs ``test/loss``; returns the batch's caches, so that callbacks need no second prefill."""
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, ArmCaches]:
+        """Logs ``test/loss``; returns the batch's ``caches``, so that callbacks need no second prefill."""
         return self._evaluate(batch, "test/loss")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[Answer]:
         """Answers of the message arm."""
         return run_arms(ArmCaches(self.channel, batch), ["message"], self.max_new_tokens)
 
-    def _evaluate(self, batch: Batch, name: str) -> ArmCaches:
+    def _evaluate(self, batch: Batch, name: str) -> dict[str, ArmCaches]:
         caches = ArmCaches(self.channel, batch)
         loss = answer_losses(self.channel, caches.message, batch).mean()
         self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=len(batch))
-        return caches
+        return {"caches": caches}
 
     @property
     def temperature(self) -> float:

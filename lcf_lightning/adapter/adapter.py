@@ -61,7 +61,7 @@ class CacheAdapter(nn.Module):
         """
         if self.pooler is None:
             return cache
-        return self.pooler(self._checked(cache, "sharer"), spans)  # type: ignore[no-any-return]
+        return self.pooler(self._checked(cache, "sharer"), spans)
 
     def forward(self, message: KV, receiver: KV, temperature: float | None = None) -> KV:
         """The gated residual to add to the receiver's cache.
@@ -113,7 +113,8 @@ class CacheAdapter(nn.Module):
     def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the adapter folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
 
-        ``metadata`` (JSON-ready) replaces the config's where it is given. Both files are written aside and renamed, so that a folder seen under its name is whole.
+        ``metadata`` (JSON-ready) replaces the config's where it is given. Both files are
+        written aside and renamed, so that neither is ever seen half-written.
         """
         folder = Path(folder)
         config = self.config if metadata is None else replace(self.config, metadata=metadata)

@@ -57,7 +57,7 @@ class AdapterSettings:
             (self.pooler in (None, *POOLERS), f"pooler={self.pooler!r} must be one of {', '.join(POOLERS)}, or null"),
             (
                 self.d >= 2 and self.d % 2 == 0,
-                f"d={self.d} must be even and at least 2 (half for keys, half for values)",
+                f"d={self.d} must be even and at least 2",
             ),
             (self.layer_map in LAYER_MAPS, f"layer_map={self.layer_map!r} must be one of {', '.join(LAYER_MAPS)}"),
             (0 <= self.dropout < 1, f"dropout={self.dropout} must be in [0, 1)"),
@@ -152,13 +152,18 @@ class AdapterConfig:
             settings = dict(data["settings"])
             if settings.get("layers") is not None:
                 settings["layers"] = tuple(settings["layers"])
-            models = {
-                role: ModelIdentity(**{**data[role], "geometry": Geometry(**data[role]["geometry"])})
-                for role in ("sharer", "receiver")
-            }
             unknown = set(data) - {field.name for field in fields(cls)}
             if unknown:
                 raise TypeError(f"unknown field {', '.join(sorted(unknown))}")
-            return cls(**models, settings=AdapterSettings(**settings), metadata=dict(data.get("metadata", {})))
+            return cls(
+                sharer=_identity(data["sharer"]),
+                receiver=_identity(data["receiver"]),
+                settings=AdapterSettings(**settings),
+                metadata=dict(data.get("metadata", {})),
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise AdapterFileError(f"adapter_config.json cannot be understood: {error}") from error
+
+
+def _identity(data: dict[str, Any]) -> ModelIdentity:
+    return ModelIdentity(data["path"], data["revision"], Geometry(**data["geometry"]))

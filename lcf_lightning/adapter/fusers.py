@@ -107,6 +107,7 @@ def _joint_linear(linear: LayerLinear, sharer: Tensor, receiver: Tensor) -> Tens
     """
     split = sharer.shape[-1]
     left = torch.bmm(sharer.flatten(1, 2), linear.weight[:, :split]).unflatten(1, sharer.shape[1:3])
+    assert linear.bias is not None
     right = torch.baddbmm(linear.bias, receiver.flatten(1, 2), linear.weight[:, split:])
     return right.unflatten(1, receiver.shape[1:3]) + left
 

@@ -14,6 +14,7 @@ import logging
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
@@ -33,7 +34,7 @@ from lcf_lightning.data.sources.world import NAMES, RELATIONS, VALUES, VOCABULAR
 log = logging.getLogger(__name__)
 TOKEN = {word: index for index, word in enumerate(VOCABULARY)}
 BATCH, MAX_FACTS, WARMUP_STEPS = 64, 12, 60
-SHARED = {
+SHARED: dict[str, Any] = {
     "vocab_size": len(VOCABULARY),
     "max_position_embeddings": 256,
     "pad_token_id": TOKEN["<pad>"],
@@ -150,6 +151,7 @@ def reading_accuracy(model: PreTrainedModel, facts: int = 8, size: int = 1024) -
 
 
 def main() -> None:
+    """Make the models and write their folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
     parser.add_argument("--steps", type=int, default=2400)

@@ -1,0 +1,1 @@
+"""Examples, who reads what, prompts and batches."""

@@ -49,7 +49,7 @@ class Batch:
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
         """The batch with its tensors moved, as Lightning asks for."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         moved = {k: v.to(*args, **kwargs) if isinstance(v, Tensor | Tokens) else v for k, v in values.items()}
         return Batch(**moved)
 

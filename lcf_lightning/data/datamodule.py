@@ -67,7 +67,8 @@ class ContextMismatchDataModule(pl.LightningDataModule):
             self._collator = Collator.of(self.prompts, load_tokenizer(self.sharer), load_tokenizer(self.receiver))
 
     def train_dataloader(self) -> ResumableLoader:
-        assert self._collator is not None and self.trainer is not None, "setup() runs first"
+        assert self._collator is not None, "setup() runs first"
+        assert self.trainer is not None, "a Trainer asks for the training loader"
         sampler = ResumableSampler(
             self._examples["train"],  # type: ignore[arg-type]
             num_replicas=self.trainer.world_size,
@@ -107,12 +108,12 @@ class ContextMismatchDataModule(pl.LightningDataModule):
         )
 
 
-class ResumableSampler(DistributedSampler[Example]):
+class ResumableSampler(DistributedSampler[Any]):
     """Shuffles by seed and epoch, deals out over the ranks, and can begin in the middle of an epoch."""
 
     skip = 0  # this rank's examples to leave out at the beginning of the next epoch
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[Any]:
         return islice(super().__iter__(), self.skip, None)
 
 

@@ -56,6 +56,6 @@ def arms_table(summary: Summary, title: str) -> Table:
         table.add_column(column, justify="left" if column in ("questions", "arm") else "right")
     for label, group in (("need the sharer", summary["arms"]), ("receiver's own", summary["own_questions"])):
         for arm, row in group.items():
-            scores = (f"{row[key]:.3f}" for key in ("exact_match", "f1", "loss"))  # type: ignore[literal-required]
+            scores = (f"{row[key]:.3f}" for key in ("exact_match", "f1", "loss"))
             table.add_row(label, arm, *scores, str(row["n"]))
     return table

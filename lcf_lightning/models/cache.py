@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from lcf_lightning.errors import GeometryError, ModelError
@@ -87,11 +87,12 @@ class Rotary:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._module = getattr(model.get_decoder(), "rotary_emb", None)
-        if self._module is None:
+        module: nn.Module | None = getattr(model.get_decoder(), "rotary_emb", None)
+        if module is None:
             raise ModelError(f"{type(model).__name__} has no rotary module; set unrotate_keys to false.")
+        self._module = module
         config = model.config.get_text_config(decoder=True)
-        by_type = "layer_type" in inspect.signature(self._module.forward).parameters
+        by_type = "layer_type" in inspect.signature(module.forward).parameters
         count = config.num_hidden_layers
         self._layer_types: list[str | None] = list(config.layer_types) if by_type else [None] * count
         self._verify(model)
@@ -160,7 +161,11 @@ def prefill(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor
         raise GeometryError("mask must be padded on the left: every row's last token must be real.")
     cache = DynamicCache()
     _forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, keep=1)
-    return KVCache(tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers), mask)
+    keys = [getattr(layer, "keys", None) for layer in cache.layers]
+    values = [getattr(layer, "values", None) for layer in cache.layers]
+    if any(tensor is None for tensor in keys + values):
+        raise ModelError(f"{type(model).__name__} has layers without keys and values, which cannot be edited.")
+    return KVCache(tuple(keys), tuple(values), mask)  # type: ignore[arg-type]
 
 
 def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) -> Tensor:

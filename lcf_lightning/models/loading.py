@@ -136,7 +136,7 @@ def load_frozen(spec: ModelSpec, device: torch.device | str = "cpu") -> FrozenMo
     options: dict[str, Any] = {"dtype": DTYPES[spec.dtype]}
     if spec.quantization is not None:
         options |= {"quantization_config": _quantization_config(spec), "device_map": {"": str(device)}}
-    model: PreTrainedModel = _from_pretrained(AutoModelForCausalLM, spec, **options)
+    model = _from_pretrained(AutoModelForCausalLM, spec, **options)
     if spec.quantization is None:
         model.to(device)
     model.eval().requires_grad_(False)

@@ -67,9 +67,7 @@ class RowSource(Source):
             held_out = self.validation_size
             rows = rows[:held_out] if split == "validation" else rows[held_out:][: self.train_limit]
         if not rows:
-            raise DataError(
-                f"{split} split of {type(self).__name__} is empty; give more rows or a smaller validation_size."
-            )
+            raise DataError(f"{split} split of {type(self).__name__} is empty; give more rows.")
         return [self._example(row, seed) for row in rows]
 
     def keep(self, row: dict[str, Any]) -> bool:
@@ -96,7 +94,7 @@ class RowSource(Source):
             raise DataError(f"{setting}={location!r} is not a file; give a hub id (owner/name) or an existing file.")
         if suffix is None and (Path(location).exists() or location.count("/") != 1):
             raise DataError(
-                f"{setting}={location!r} must be a hub id (owner/name) or end in {', '.join(FILE_LOADERS)}."
+                f"{setting}={location!r} must be a hub id (owner/name) or a {', '.join(FILE_LOADERS)} file."
             )
         try:
             if suffix is not None:

@@ -37,20 +37,19 @@ class SQuAD(RowSource):
 
     def to_example(self, row: dict[str, Any], seed: int) -> Example:
         answers = row["answers"]
-        texts, starts = (
-            (answers["text"], answers["answer_start"]) if isinstance(answers, dict) else (answers, row["answer_start"])
-        )
+        if not isinstance(answers, dict):  # the local shape; the hub nests both lists
+            answers = {"text": answers, "answer_start": row["answer_start"]}
         sentences = split_sentences(row["context"])
         sharer, receiver = partition(
             [(sentence,) for sentence in sentences],
-            [_sentence_at(sentences, starts[0])],
+            [_sentence_at(sentences, answers["answer_start"][0])],
             self.partition,
             f"squad/{seed}/{row['id']}",
         )
         return Example(
             id=str(row["id"]),
             question=row["question"],
-            answers=tuple(dict.fromkeys(texts)),
+            answers=tuple(dict.fromkeys(answers["text"])),
             sharer=sharer,
             receiver=receiver,
             partition={"mode": self.partition, "seed": seed},
