@@ -9,12 +9,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -29,6 +29,7 @@ from lcf_lightning.files import write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
 from lcf_lightning.module import LCFModule
 
+CallbackT = TypeVar("CallbackT", bound=Callback)
 CHECKPOINT_EVERY = 100  # training steps
 
 
@@ -131,8 +132,9 @@ class LCFCLI(LightningCLI):
     def _accuracy(self) -> CommunicationAccuracy:
         return self._callback(CommunicationAccuracy)
 
-    def _callback(self, kind: type[Any]) -> Any:
-        return next(callback for callback in self.trainer.callbacks if isinstance(callback, kind))
+    def _callback(self, kind: type[CallbackT]) -> CallbackT:
+        callbacks: list[Callback] = vars(self.trainer)["callbacks"]
+        return next(callback for callback in callbacks if isinstance(callback, kind))
 
     def _print_table(self, split: str) -> None:
         if self.trainer.is_global_zero and self._accuracy.summary is not None:

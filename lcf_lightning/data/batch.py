@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -49,9 +49,20 @@ class Batch:
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
         """The batch with its tensors moved, as Lightning asks for."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved = {k: v.to(*args, **kwargs) if isinstance(v, Tensor | Tokens) else v for k, v in values.items()}
-        return Batch(**moved)
+
+        def moved(tokens: Tokens | None) -> Tokens | None:
+            return None if tokens is None else tokens.to(*args, **kwargs)
+
+        return replace(
+            self,
+            sharer=self.sharer.to(*args, **kwargs),
+            receiver=self.receiver.to(*args, **kwargs),
+            last=self.last.to(*args, **kwargs),
+            answers=self.answers.to(*args, **kwargs),
+            answer_mask=self.answer_mask.to(*args, **kwargs),
+            mismatched=moved(self.mismatched),
+            full=moved(self.full),
+        )
 
 
 @dataclass(frozen=True)

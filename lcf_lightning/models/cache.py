@@ -112,11 +112,11 @@ class Rotary:
 
     def _verify(self, model: PreTrainedModel) -> None:
         """A token alone attends only to itself, so its un-rotated keys must not depend on its position."""
-        token = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        mask = torch.ones_like(token, dtype=torch.bool)
+        tokens = torch.arange(8, device=model.device)[:, None]  # several: a padding token's keys may be zero
+        mask = torch.ones_like(tokens, dtype=torch.bool)
         unrotated = []
         for position in (1, 6):
-            cache = prefill(model, token, mask, positions=mask.long() * position)
+            cache = prefill(model, tokens, mask, positions=mask.long() * position)
             keys = torch.stack(cache.keys).float()
             layers = tuple(range(len(cache.keys)))
             unrotated.append(self.apply(keys, layers, mask.long() * position, inverse=True))

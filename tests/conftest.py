@@ -1,0 +1,112 @@
+"""Tiny random models that differ in depth, KV heads, head size and vocabulary, as folders on disk."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from lcf_lightning import ModelSpec
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+CORPUS = ["The sharer has read something that the receiver has not.", "Where is Mary? Mary moved to the bathroom."] * 20
+CHAT_TEMPLATE = (
+    "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+
+
+def _llama(vocabulary: int) -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8,
+    ))  # fmt: skip
+
+
+def _qwen2(vocabulary: int) -> PreTrainedModel:
+    return Qwen2ForCausalLM(Qwen2Config(
+        vocab_size=vocabulary, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=3,
+        num_key_value_heads=1,
+    ))  # fmt: skip
+
+
+def _qwen3(vocabulary: int) -> PreTrainedModel:
+    return Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=4, head_dim=6,
+    ))  # fmt: skip
+
+
+def _gemma3(vocabulary: int) -> PreTrainedModel:
+    return Gemma3ForCausalLM(Gemma3TextConfig(
+        vocab_size=vocabulary, hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=16, sliding_window=6, query_pre_attn_scalar=16,
+        layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"],
+    ))  # fmt: skip
+
+
+FAMILIES: dict[str, tuple[Callable[[int], PreTrainedModel], int]] = {
+    "llama": (_llama, 300), "qwen2": (_qwen2, 310), "qwen3": (_qwen3, 320), "gemma3": (_gemma3, 330)
+}  # fmt: skip
+
+
+def byte_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer that knows any text, with a chat template."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<eos>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder per model family, as transformers saves it."""
+    root = tmp_path_factory.mktemp("models")
+    for index, (name, (build, vocabulary)) in enumerate(FAMILIES.items()):
+        torch.manual_seed(index)
+        tokenizer = byte_tokenizer(vocabulary)
+        build(len(tokenizer)).save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+    return {name: root / name for name in FAMILIES}
+
+
+@pytest.fixture
+def spec(model_folders: dict[str, Path]) -> Callable[[str], ModelSpec]:
+    """From a family's name to its spec."""
+    return lambda name: ModelSpec(str(model_folders[name]))
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks() -> Iterator[None]:
+    """A test leaves the environment and torch's gradient mode as they were."""
+    before, gradients = dict(os.environ), torch.is_grad_enabled()
+    yield
+    # Trainer sets these for its own children; Lightning's own suite lets them pass too.
+    allowed = {"PL_GLOBAL_SEED", "PL_SEED_WORKERS", "PYTEST_CURRENT_TEST", "CUDA_DEVICE_ORDER", "TOKENIZERS_PARALLELISM"}
+    leaked = {key for key in os.environ.keys() ^ before.keys() if key not in allowed}
+    assert not leaked, f"environment variables leaked: {leaked}"
+    assert torch.is_grad_enabled() == gradients

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from lcf_lightning import ModelSpec
+from lcf_lightning.errors import GeometryError, ModelError
+from lcf_lightning.models.cache import KVCache, Rotary, continue_from, generate, positions_of, prefill
+from lcf_lightning.models.geometry import KV
+from lcf_lightning.models.loading import FrozenModel, load_frozen
+
+FAMILIES = ("llama", "qwen2", "qwen3", "gemma3")
+LENGTHS = (13, 9, 4)  # the longest exceeds Gemma's window of 6; all rows decode past it
+
+
+@pytest.fixture(params=FAMILIES)
+def frozen(request: pytest.FixtureRequest, spec: Callable[[str], ModelSpec]) -> FrozenModel:
+    return load_frozen(spec(request.param))
+
+
+def rows(seed: int = 0) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(2, 290, (length,), generator=generator) for length in LENGTHS]
+
+
+def left_padded(texts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    width = max(map(len, texts))
+    ids, mask = torch.zeros(len(texts), width, dtype=torch.long), torch.zeros(len(texts), width, dtype=torch.bool)
+    for row, text in enumerate(texts):
+        ids[row, width - len(text) :], mask[row, width - len(text) :] = text, True
+    return ids, mask
+
+
+def test_prefill_then_continue_equals_the_plain_forward(frozen: FrozenModel) -> None:
+    """Padded or not, also where a window slides."""
+    texts, tail = rows(), torch.randint(2, 290, (3, 5))
+    tail_mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 4 + [False]])
+    with torch.no_grad():
+        padded = continue_from(frozen.model, prefill(frozen.model, *left_padded(texts)), tail, tail_mask)
+        for row, text in enumerate(texts):
+            count = int(tail_mask[row].sum())
+            plain = frozen.model(input_ids=torch.cat([text, tail[row, :count]])[None]).logits[0, -count:]
+            alone_cache = prefill(frozen.model, text[None], torch.ones(1, len(text), dtype=torch.bool))
+            alone = continue_from(frozen.model, alone_cache, tail[row : row + 1], tail_mask[row : row + 1])
+            torch.testing.assert_close(padded[row, :count], plain, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(alone[0, :count], plain, atol=1e-4, rtol=1e-4)
+
+
+def test_every_layer_keeps_all_tokens(frozen: FrozenModel) -> None:
+    cache = prefill(frozen.model, *left_padded(rows()))
+    geometry = frozen.geometry
+    assert len(cache.keys) == geometry.layers
+    assert {tuple(t.shape) for t in cache.keys + cache.values} == {(3, geometry.kv_heads, 13, geometry.head_dim)}
+
+
+def test_a_cache_is_a_value(frozen: FrozenModel) -> None:
+    """Continuing, decoding and editing leave a cache as it was."""
+    cache = prefill(frozen.model, *left_padded(rows()))
+    before = [tensor.clone() for tensor in cache.keys + cache.values]
+    layers = (0, frozen.geometry.layers - 1)
+    delta = KV(*(torch.ones_like(tensor) for tensor in cache.read(layers)))
+    edited = cache.edit(layers, delta)
+    with torch.no_grad():
+        continue_from(frozen.model, cache, torch.tensor([[5]] * 3), torch.ones(3, 1, dtype=torch.bool))
+    generate(frozen.model, cache, torch.tensor([[5]] * 3), 3, (1,))
+    assert all(torch.equal(a, b) for a, b in zip(before, cache.keys + cache.values, strict=True))
+    changed = [not torch.equal(a, b) for a, b in zip(cache.keys, edited.keys, strict=True)]
+    assert [index for index, is_changed in enumerate(changed) if is_changed] == list(layers)
+
+
+def test_an_edit_of_zero_changes_no_bit(frozen: FrozenModel) -> None:
+    cache = prefill(frozen.model, *left_padded(rows()))
+    layers = tuple(range(frozen.geometry.layers))
+    zero = KV(*(torch.zeros_like(tensor) for tensor in cache.read(layers)))
+    for rotary in (None, Rotary(frozen.model)):
+        edited = cache.edit(layers, zero, rotary)
+        assert all(torch.equal(a, b) for a, b in zip(cache.keys, edited.keys, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(cache.values, edited.values, strict=True))
+
+
+def test_unrotated_keys_do_not_depend_on_position(frozen: FrozenModel) -> None:
+    """A token alone has the same un-rotated keys anywhere, and other rotated ones."""
+    rotary, layers = Rotary(frozen.model), tuple(range(frozen.geometry.layers))
+    token, real = torch.tensor([[7]]), torch.ones(1, 1, dtype=torch.bool)
+    caches = [prefill(frozen.model, token, real, positions=torch.tensor([[p]])) for p in (0, 100)]
+    rotated = [torch.stack(cache.keys) for cache in caches]
+    unrotated = [
+        rotary.apply(keys, layers, torch.tensor([[p]]), inverse=True)
+        for keys, p in zip(rotated, (0, 100), strict=True)
+    ]
+    torch.testing.assert_close(unrotated[0], unrotated[1], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(unrotated[0], rotated[0], atol=1e-6, rtol=1e-5)  # position 0 is not rotated
+    assert not torch.allclose(rotated[0], rotated[1], atol=1e-2)
+
+
+def test_rotating_undoes_unrotating(frozen: FrozenModel) -> None:
+    cache, rotary = prefill(frozen.model, *left_padded(rows())), Rotary(frozen.model)
+    layers = tuple(range(frozen.geometry.layers))
+    keys = torch.stack(cache.keys)
+    there = rotary.apply(keys, layers, cache.positions, inverse=True)
+    torch.testing.assert_close(rotary.apply(there, layers, cache.positions), keys, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(there, keys, atol=1e-2)
+
+
+def test_scaled_rotary_embeddings_are_inverted(spec: Callable[[str], ModelSpec]) -> None:
+    """YaRN multiplies cos and sin; the inverse must divide by the square."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 32}
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=128, rope_parameters=yarn,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    rotary = Rotary(model)  # checks itself
+    keys = torch.randn(2, 1, 2, 5, 8)
+    positions = torch.arange(5)[None]
+    back = rotary.apply(rotary.apply(keys, (0, 1), positions), (0, 1), positions, inverse=True)
+    assert model.model.rotary_emb.attention_scaling != 1.0
+    torch.testing.assert_close(back, keys, atol=1e-5, rtol=1e-4)
+
+
+def test_models_that_rotate_otherwise_are_refused() -> None:
+    from transformers import CohereConfig, CohereForCausalLM, GPT2Config, GPT2LMHeadModel
+
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
+    interleaved = CohereForCausalLM(CohereConfig(vocab_size=300, num_key_value_heads=4, **small)).eval()
+    with pytest.raises(ModelError, match="does not rotate keys by halves.*set unrotate_keys to false"):
+        Rotary(interleaved)
+    learned = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=32, n_layer=1, n_head=4)).eval()
+    with pytest.raises(ModelError, match="no rotary module; set unrotate_keys to false"):
+        Rotary(learned)
+
+
+def test_padding_reads_as_zero(frozen: FrozenModel) -> None:
+    cache = prefill(frozen.model, *left_padded(rows()))
+    keys, values = cache.read((0, 1), Rotary(frozen.model))
+    padding = ~cache.mask[None, :, None, :, None].expand_as(keys)
+    assert padding.any()
+    assert keys[padding].abs().max() == 0
+    assert values[padding].abs().max() == 0
+    assert keys[~padding].abs().min() > 0
+
+
+def test_gradients_flow_into_the_edit_and_nowhere_else(frozen: FrozenModel) -> None:
+    cache = prefill(frozen.model, *left_padded(rows()))
+    layers = tuple(range(frozen.geometry.layers))
+    delta = KV(*(torch.zeros_like(tensor, requires_grad=True) for tensor in cache.read(layers)))
+    edited = cache.edit(layers, delta, Rotary(frozen.model))
+    logits = continue_from(frozen.model, edited, torch.tensor([[5, 6]] * 3), torch.ones(3, 2, dtype=torch.bool))
+    logits.logsumexp(-1).sum().backward()
+    assert delta.values.grad is not None
+    assert (delta.values.grad.flatten(1).norm(dim=1) > 0).all()
+    assert all(parameter.grad is None for parameter in frozen.model.parameters())
+
+
+def test_generate_decodes_as_transformers_does(frozen: FrozenModel) -> None:
+    texts = rows()
+    ids, mask = left_padded(texts)
+    ours = generate(frozen.model, prefill(frozen.model, ids[:, :-1], mask[:, :-1]), ids[:, -1:], 6, (10_000,))
+    for row, text in enumerate(texts):
+        theirs = frozen.model.generate(text[None], max_new_tokens=6, do_sample=False, eos_token_id=10_000, pad_token_id=0)
+        assert ours[row].tolist() == theirs[0, len(text) :].tolist()
+    assert ours.shape == (3, 6)
+
+
+def test_generate_stops_at_a_stop_token(frozen: FrozenModel) -> None:
+    ids, mask = left_padded(rows())
+    cache = prefill(frozen.model, ids[:, :-1], mask[:, :-1])
+    free = generate(frozen.model, cache, ids[:, -1:], 6, (10_000,))
+    stop = int(free[0, 2])
+    stopped = generate(frozen.model, cache, ids[:, -1:], 6, (stop,))
+    first = free[0].tolist().index(stop)
+    assert stopped[0, : first + 1].tolist() == free[0, : first + 1].tolist()
+    assert set(stopped[0, first:].tolist()) == {stop}
+
+
+def test_positions_count_real_tokens() -> None:
+    mask = torch.tensor([[False, False, True, True], [True, True, True, True]])
+    assert positions_of(mask).tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    assert positions_of(mask).dtype == torch.long
+
+
+def test_wrong_shapes_are_refused(spec: Callable[[str], ModelSpec]) -> None:
+    frozen = load_frozen(spec("llama"))
+    ids, mask = left_padded(rows())
+    with pytest.raises(GeometryError, match=r"ids \(3, 13\) and mask \(3, 12\)"):
+        prefill(frozen.model, ids, mask[:, :-1])
+    with pytest.raises(GeometryError, match="must be torch.bool"):
+        prefill(frozen.model, ids, mask.long())
+    with pytest.raises(GeometryError, match="padded on the left"):
+        prefill(frozen.model, ids, mask.flip(1))
+    cache = prefill(frozen.model, ids, mask)
+    wrong = KV(torch.zeros(1, 3, 2, 1, 8), torch.zeros(1, 3, 2, 13, 8))
+    with pytest.raises(GeometryError, match=r"delta.keys has shape \(1, 3, 2, 1, 8\); the cache needs \(1, 3, 2, 13, 8\)"):
+        cache.edit((0,), wrong)
+    assert isinstance(cache, KVCache)
