@@ -7,7 +7,6 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -125,7 +124,7 @@ class LCFCLI(LightningCLI):
     def predict(self, **kwargs: Any) -> None:
         """Write the message arm's answers to ``predictions.jsonl`` in the run folder."""
         batches = self.trainer.predict(**kwargs) or []
-        rows = [json.dumps(asdict(row)) for batch in batches for row in batch]
+        rows = [json.dumps(row) for batch in batches for row in batch]
         write_text(self.run_folder / "predictions.jsonl", "".join(f"{row}\n" for row in rows))
 
     @property
@@ -138,7 +137,7 @@ class LCFCLI(LightningCLI):
 
     def _print_table(self, split: str) -> None:
         if self.trainer.is_global_zero and self._accuracy.summary is not None:
-            Console().print(arms_table(self._accuracy.summary, f"{self.run_folder} · {split} split"))
+            Console().print(arms_table(self._accuracy.summary, f"{split} split", str(self.run_folder)))
 
 
 class ParamsCLI(LCFCLI):
@@ -207,6 +206,13 @@ def _bases(file: Path) -> list[Path]:
     return chain
 
 
+def _own_cause(error: BaseException | None) -> LCFError | None:
+    """The package's own error behind one that jsonargparse made of it, if there is one."""
+    while error is not None and not isinstance(error, LCFError):
+        error = error.__cause__
+    return error
+
+
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; bad input ends with one sentence and exit code 2."""
     arguments = list(sys.argv[1:] if args is None else args)
@@ -216,6 +222,9 @@ def main(args: Sequence[str] | None = None) -> None:
             ParamsCLI(arguments[1:])
         else:
             LCFCLI(arguments)
-    except LCFError as error:
-        sys.stderr.write(f"error: {error}\n")
+    except (LCFError, ValueError) as error:
+        ours = _own_cause(error)
+        if ours is None:
+            raise
+        sys.stderr.write(f"error: {ours}\n")
         raise SystemExit(2) from error

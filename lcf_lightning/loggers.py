@@ -12,17 +12,20 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's CSVLogger deletes ``metrics.csv`` when a run resumes; this one keeps its rows."""
+    """Lightning's CSVLogger deletes an earlier ``metrics.csv`` when a run resumes; this one appends to it."""
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
+        """The writer of this run's file."""
         if self._experiment is None:
-            file = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
-            rows: list[dict[str, Any]] = []
-            if file.is_file():
-                with file.open(newline="") as stored:
-                    rows = [{key: value for key, value in row.items() if value} for row in csv.DictReader(stored)]
-            writer = super().experiment
-            writer.metrics = rows
+            self._experiment = _ContinuedWriter(log_dir=self.log_dir)
         return self._experiment
+
+
+class _ContinuedWriter(ExperimentWriter):
+    def _check_log_dir_exists(self) -> None:
+        file = Path(self.metrics_file_path)
+        if file.is_file():
+            with file.open(newline="") as stored:
+                self.metrics_keys = next(csv.reader(stored), [])

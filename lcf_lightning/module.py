@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -16,7 +17,7 @@ from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings, ModelId
 from lcf_lightning.channel import Channel, load_pair
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import AdapterFileError, DataError, SettingError
-from lcf_lightning.evaluation.arms import Answer, ArmCaches, answer_losses, run_arms
+from lcf_lightning.evaluation.arms import ArmCaches, answer_losses, run_arms
 from lcf_lightning.models.loading import ModelSpec, geometry_of
 
 
@@ -101,7 +102,7 @@ class LCFModule(pl.LightningModule):
             cache = self.channel.fuse(self.channel.read_receiver(batch.receiver), message, self.temperature)
             loss = answer_losses(self.channel, cache, batch).mean()
         if not bool(torch.isfinite(loss)):
-            raise DataError(f"loss={float(loss)} at step {self.global_step}, on the batch of ids {batch.ids}.")
+            raise DataError(f"loss={loss.item()} at step {self.global_step}, on the batch of ids {batch.ids}.")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log("train/temperature", self.temperature, batch_size=len(batch))
         self.log("train/dropped_spans", float(batch.dropped_spans), reduce_fx="sum", batch_size=len(batch))
@@ -115,9 +116,9 @@ class LCFModule(pl.LightningModule):
         """Logs ``test/loss``; returns the batch's ``caches``, so that callbacks need no second prefill."""
         return self._evaluate(batch, "test/loss")
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> list[Answer]:
-        """Answers of the message arm."""
-        return run_arms(ArmCaches(self.channel, batch), ["message"], self.max_new_tokens)
+    def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
+        """Answers of the message arm, as JSON-ready data."""
+        return [asdict(answer) for answer in run_arms(ArmCaches(self.channel, batch), ["message"], self.max_new_tokens)]
 
     def _evaluate(self, batch: Batch, name: str) -> dict[str, ArmCaches]:
         caches = ArmCaches(self.channel, batch)

@@ -106,7 +106,7 @@ def _no_leaks() -> Iterator[None]:
     before, gradients = dict(os.environ), torch.is_grad_enabled()
     yield
     # Trainer sets these for its own children; Lightning's own suite lets them pass too.
-    allowed = {"PL_GLOBAL_SEED", "PL_SEED_WORKERS", "PYTEST_CURRENT_TEST", "CUDA_DEVICE_ORDER", "TOKENIZERS_PARALLELISM"}
+    allowed = {"PL_GLOBAL_SEED", "PL_SEED_WORKERS", "PYTEST_CURRENT_TEST", "TOKENIZERS_PARALLELISM"}
     leaked = {key for key in os.environ.keys() ^ before.keys() if key not in allowed}
     assert not leaked, f"environment variables leaked: {leaked}"
     assert torch.is_grad_enabled() == gradients

@@ -150,6 +150,18 @@ def reading_accuracy(model: PreTrainedModel, facts: int = 8, size: int = 1024) -
     return float((predicted == torch.tensor(answers)).float().mean())
 
 
+@torch.no_grad()
+def copying_accuracy(model: PreTrainedModel, facts: int = 4, size: int = 256) -> float:
+    """Fraction of unseen contexts of ``facts`` facts that are copied out whole when asked for a message."""
+    world = World(facts, receiver_facts=0, own_questions=0.0, validation_size=size).examples("validation", seed=2)
+    copies = [" ".join(sentence for passage in example.sharer for sentence in passage) for example in world]
+    rows = [[TOKEN[word] for word in ("<bos>", *copy.split(), "message", *copy.split(), "<eos>")] for copy in copies]
+    ids = torch.tensor(rows)
+    length = 4 * facts + 1
+    predicted = model(input_ids=ids).logits[:, -length - 1 : -1].argmax(-1)
+    return float((predicted == ids[:, -length:]).all(-1).float().mean())
+
+
 def main() -> None:
     """Make the models and write their folders."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -168,7 +180,9 @@ def main() -> None:
             log.info("tiny-%s: %d parameters", name, model.num_parameters())
             train(model, args.steps, args.repeat_steps, args.seed, args.learning_rate)
             model.eval()
-            log.info("tiny-%s: accuracy with 8 facts in context %.4f", name, reading_accuracy(model))
+            log.info(
+                "tiny-%s: reads 8 facts %.4f, copies 4 %.4f", name, reading_accuracy(model), copying_accuracy(model)
+            )
             model.save_pretrained(args.output / f"tiny-{name}")
             word_tokenizer().save_pretrained(args.output / f"tiny-{name}")
 

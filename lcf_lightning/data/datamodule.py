@@ -50,6 +50,8 @@ class ContextMismatchDataModule(pl.LightningDataModule):
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
             if value < 1:
                 raise SettingError(f"{name}={value} must be at least 1.")
+        if num_workers < 0:
+            raise SettingError(f"num_workers={num_workers} must be at least 0.")
         self.source, self.sharer, self.receiver = source, sharer, receiver
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.prompts, self.seed, self.num_workers = prompts, seed, num_workers
@@ -120,18 +122,25 @@ class ResumableSampler(DistributedSampler[Any]):
 class ResumableLoader(DataLoader[Any]):
     """A loader whose place in the epoch Lightning saves in checkpoints and restores."""
 
-    _done = 0  # batches handed out in this epoch
+    _epoch, _done = 0, 0  # batches handed out in this epoch
+    _resumed: tuple[int, int] | None = None  # epoch and batches of the state to continue
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator: the sampler is asked at the first batch, when Lightning has set epoch and state.
+        # A generator: this runs at the first batch, when Lightning has set epoch and state. Lightning may never ask
+        # for more than the last batch, so nothing may be left to do after it.
+        sampler: ResumableSampler = self.sampler  # type: ignore[assignment]
+        epoch, done = self._resumed or (0, 0)
+        self._epoch, self._done = sampler.epoch, done if epoch == sampler.epoch else 0
+        self._resumed = None
+        sampler.skip = self._done * (self.batch_size or 1)
         for batch in super().__iter__():
             self._done += 1
             yield batch
-        self._done, self.sampler.skip = 0, 0  # type: ignore[attr-defined]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"batches": self._done % len(self)}
+        """The place in the epoch."""
+        return {"epoch": self._epoch, "batches": self._done}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._done = state["batches"]
-        self.sampler.skip = self._done * (self.batch_size or 1)  # type: ignore[attr-defined]
+        """Continue where ``state`` was taken: its epoch begins after its batches, any other at the beginning."""
+        self._epoch, self._done = self._resumed = (state["epoch"], state["batches"])

@@ -134,13 +134,13 @@ class PromptEncoder:
             DataError: If the prompt without any context exceeds the limit; a question is never cut.
         """
         segments = self._segments(passages, question)
-        text, shift = self._wrapped("".join(segment for segment, _ in segments))
+        text, head, shift = self._wrapped("".join(segment for segment, _ in segments))
         encoding = self.tokenizer(text, add_special_tokens=not self.settings.chat, return_offsets_mapping=True)
         ends = list(accumulate(len(segment) for segment, _ in segments))
         labels = [label for _, label in segments] + [_QUESTION if question is not None else _NONE]
         spans = []
         for start, end in encoding["offset_mapping"]:
-            outside = start == end or end - 1 < shift  # a special token, or the chat template's head
+            outside = start == end or end - 1 < head  # a special token, or the chat template's head
             spans.append(_NONE if outside else labels[bisect_right(ends, end - 1 - shift)])
         return self._limited(encoding["input_ids"], self._windows(spans))
 
@@ -168,17 +168,17 @@ class PromptEncoder:
             segments.append((self.settings.question.replace("{question}", question), _QUESTION))
         return segments
 
-    def _wrapped(self, text: str) -> tuple[str, int]:
-        """``text`` as the model reads it, and how far it moved to the right."""
+    def _wrapped(self, text: str) -> tuple[str, int, int]:
+        """``text`` as the model reads it, the length of what now precedes it, and how far it moved to the right."""
         if not self.settings.chat:
-            return text, 0
+            return text, 0, 0
         content = text.strip()  # many chat templates strip
         turn = [{"role": "user", "content": content}]
         rendered = str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
         start = rendered.find(content)
         if start < 0:
             raise DataError("chat=true: the tokenizer's chat template changes the text it is given; use chat=false.")
-        return rendered, start - text.find(content)
+        return rendered, start, start - text.find(content)
 
     def _windows(self, spans: list[int]) -> list[int]:
         """In window mode, the context's tokens counted off by windows; else ``spans`` as they are."""
@@ -190,7 +190,7 @@ class PromptEncoder:
 
     def _limited(self, ids: list[int], spans: list[int]) -> Encoded:
         """Drop whole spans from the end of the context until the limit holds; number the question as the last span."""
-        kept, last = list(zip(ids, spans, strict=True)), max(spans, default=-1)
+        kept, last = list(zip(ids, spans, strict=True)), max([*spans, _NONE])
         dropped, limit = 0, getattr(self.settings, self.limit)
         while limit is not None and len(kept) > limit:
             if last < 0:
@@ -208,7 +208,7 @@ def pad_left(prompts: Sequence[Encoded], pad_id: int) -> Tokens:
     width = max(len(prompt.ids) for prompt in prompts)
 
     def padded(rows: Sequence[list[int]], value: int) -> Tensor:
-        return torch.tensor([[value] * (width - len(row)) + row for row in rows])
+        return torch.tensor([[value] * (width - len(row)) + row for row in rows], dtype=torch.long)
 
     lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
     return Tokens(

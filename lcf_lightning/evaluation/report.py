@@ -49,9 +49,9 @@ def summarise(answers: Iterable[Answer]) -> Summary:
     return Summary(arms=group(True), own_questions=group(False))
 
 
-def arms_table(summary: Summary, title: str) -> Table:
+def arms_table(summary: Summary, title: str, caption: str | None = None) -> Table:
     """The summary as one table for the terminal."""
-    table = Table(title=title)
+    table = Table(title=title, caption=caption)
     for column in ("questions", "arm", "exact match", "F1", "loss (nats)", "n"):
         table.add_column(column, justify="left" if column in ("questions", "arm") else "right")
     for label, group in (("need the sharer", summary["arms"]), ("receiver's own", summary["own_questions"])):

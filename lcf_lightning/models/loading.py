@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lcf_lightning.errors import ModelError
@@ -20,6 +22,7 @@ from lcf_lightning.models.geometry import KNOWN_GEOMETRIES, Geometry
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("8bit", "nf4")
 ASSETS = Path(__file__).parent.parent / "assets"
+_UNREADABLE = (OSError, ValueError, KeyError, IndexError, ImportError, SafetensorError, struct.error)
 BUILTIN = {name: ASSETS / name for name in ("tiny-sharer", "tiny-receiver")}
 
 
@@ -157,6 +160,6 @@ def _from_pretrained(auto_class: Any, spec: ModelSpec, **options: Any) -> Any:
     source = spec.source()
     try:
         return auto_class.from_pretrained(**source, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"path={spec.path!r} (revision={spec.revision!r}) cannot be read: {reason}") from error

@@ -88,8 +88,7 @@ def test_unrotated_keys_do_not_depend_on_position(frozen: FrozenModel) -> None:
     caches = [prefill(frozen.model, token, real, positions=torch.tensor([[p]])) for p in (0, 100)]
     rotated = [torch.stack(cache.keys) for cache in caches]
     unrotated = [
-        rotary.apply(keys, layers, torch.tensor([[p]]), inverse=True)
-        for keys, p in zip(rotated, (0, 100), strict=True)
+        rotary.apply(keys, layers, torch.tensor([[p]]), inverse=True) for keys, p in zip(rotated, (0, 100), strict=True)
     ]
     torch.testing.assert_close(unrotated[0], unrotated[1], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(unrotated[0], rotated[0], atol=1e-6, rtol=1e-5)  # position 0 is not rotated
@@ -162,7 +161,9 @@ def test_generate_decodes_as_transformers_does(frozen: FrozenModel) -> None:
     ids, mask = left_padded(texts)
     ours = generate(frozen.model, prefill(frozen.model, ids[:, :-1], mask[:, :-1]), ids[:, -1:], 6, (10_000,))
     for row, text in enumerate(texts):
-        theirs = frozen.model.generate(text[None], max_new_tokens=6, do_sample=False, eos_token_id=10_000, pad_token_id=0)
+        theirs = frozen.model.generate(
+            text[None], max_new_tokens=6, do_sample=False, eos_token_id=10_000, pad_token_id=0
+        )
         assert ours[row].tolist() == theirs[0, len(text) :].tolist()
     assert ours.shape == (3, 6)
 
@@ -195,6 +196,8 @@ def test_wrong_shapes_are_refused(spec: Callable[[str], ModelSpec]) -> None:
         prefill(frozen.model, ids, mask.flip(1))
     cache = prefill(frozen.model, ids, mask)
     wrong = KV(torch.zeros(1, 3, 2, 1, 8), torch.zeros(1, 3, 2, 13, 8))
-    with pytest.raises(GeometryError, match=r"delta.keys has shape \(1, 3, 2, 1, 8\); the cache needs \(1, 3, 2, 13, 8\)"):
+    with pytest.raises(
+        GeometryError, match=r"delta.keys has shape \(1, 3, 2, 1, 8\); the cache needs \(1, 3, 2, 13, 8\)"
+    ):
         cache.edit((0,), wrong)
     assert isinstance(cache, KVCache)

@@ -48,9 +48,11 @@ class HotpotQA(RowSource):
 
     def to_example(self, row: dict[str, Any], seed: int) -> Example:
         paragraphs = _paragraphs(row["context"])
-        gold_titles = set(row.get("supporting_titles") or row["supporting_facts"]["title"])
+        gold_titles = _gold_titles(row)
         key = f"hotpotqa/{seed}/{row['id']}"
         gold = [i for i, (title, _) in enumerate(paragraphs) if title in gold_titles]
+        if not gold:
+            raise KeyError(f"supporting titles {sorted(gold_titles)} in context")
         others = [i for i in range(len(paragraphs)) if i not in gold]
         chosen = sorted(gold + shuffled(others, key)[: self.distractors])
         passages = [(f"{paragraphs[i][0]}: ", *paragraphs[i][1]) for i in chosen]
@@ -63,6 +65,14 @@ class HotpotQA(RowSource):
             receiver=receiver,
             partition={"mode": "split", "seed": seed, "distractors": self.distractors},
         )
+
+
+def _gold_titles(row: dict[str, Any]) -> set[str]:
+    """Titles of the supporting paragraphs, given as such, in the hub's shape or in the original one."""
+    facts = row.get("supporting_titles") or row["supporting_facts"]
+    if isinstance(facts, dict):
+        return set(facts["title"])
+    return {fact if isinstance(fact, str) else fact[0] for fact in facts}
 
 
 def _paragraphs(context: Any) -> list[tuple[str, list[str]]]:

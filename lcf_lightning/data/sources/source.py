@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.partition import shuffled
 from lcf_lightning.errors import DataError, SettingError
 
+T = TypeVar("T")
 Split = Literal["train", "validation", "test"]
 FILE_LOADERS = {".json": "json", ".jsonl": "json", ".json.gz": "json", ".jsonl.gz": "json", ".parquet": "parquet"}
 
@@ -59,16 +60,14 @@ class RowSource(Source):
 
     def examples(self, split: Split, seed: int) -> Sequence[Example]:
         if split == "test":
-            rows = [row for row in self._rows("test", self.test, self.hub_splits[1]) if self.keep(row)]
-            rows = rows[: self.test_limit]
+            rows = self._kept_rows("test", self.test, self.hub_splits[1])[: self.test_limit]
         else:
-            rows = [row for row in self._rows("train", self.train, self.hub_splits[0]) if self.keep(row)]
-            rows = shuffled(rows, f"validation/{seed}")
+            rows = shuffled(self._kept_rows("train", self.train, self.hub_splits[0]), f"validation/{seed}")
             held_out = self.validation_size
             rows = rows[:held_out] if split == "validation" else rows[held_out:][: self.train_limit]
         if not rows:
             raise DataError(f"{split} split of {type(self).__name__} is empty; give more rows.")
-        return [self._example(row, seed) for row in rows]
+        return [self._understood(row, lambda row: _complete(self.to_example(row, seed))) for row in rows]
 
     def keep(self, row: dict[str, Any]) -> bool:
         """Whether a row belongs to the data set as configured."""
@@ -78,10 +77,14 @@ class RowSource(Source):
     def to_example(self, row: dict[str, Any], seed: int) -> Example:
         """The example of one row."""
 
-    def _example(self, row: dict[str, Any], seed: int) -> Example:
+    def _kept_rows(self, setting: str, location: str, hub_split: str) -> list[dict[str, Any]]:
+        return [row for row in self._rows(setting, location, hub_split) if self._understood(row, self.keep)]
+
+    def _understood(self, row: dict[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
+        """``read(row)``, or a DataError that names the row."""
         try:
-            return self.to_example(row, seed)
-        except (KeyError, TypeError, IndexError) as error:
+            return read(row)
+        except (KeyError, TypeError, IndexError, ValueError) as error:
             raise DataError(
                 f"{type(self).__name__} cannot understand row {row.get('id', '?')!r}: {type(error).__name__} {error}."
             ) from error
@@ -100,6 +103,13 @@ class RowSource(Source):
             if suffix is not None:
                 return list(datasets.load_dataset(FILE_LOADERS[suffix], data_files=location, split="train"))
             return list(datasets.load_dataset(location, self.hub_config, split=hub_split))
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except (OSError, EOFError, StopIteration, ValueError, datasets.exceptions.DatasetsError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DataError(f"{setting}={location!r} cannot be read: {reason}") from error
+
+
+def _complete(example: Example) -> Example:
+    """``example``, if question and answers are text: a field that only some rows have reads as None in the others."""
+    if not all(isinstance(text, str) for text in (example.question, *example.answers)):
+        raise TypeError(f"question={example.question!r} and answers={example.answers!r} must be text")
+    return example

@@ -40,11 +40,12 @@ class SQuAD(RowSource):
         if not isinstance(answers, dict):  # the local shape; the hub nests both lists
             answers = {"text": answers, "answer_start": row["answer_start"]}
         sentences = split_sentences(row["context"])
+        start, length = answers["answer_start"][0], len(answers["text"][0])
+        first, last = _sentence_at(sentences, start), _sentence_at(sentences, start + max(length, 1) - 1)
+        # An answer that a sentence break cuts ("Rev. Corby") must not be divided between the two sides.
+        sentences[first : last + 1] = ["".join(sentences[first : last + 1])]
         sharer, receiver = partition(
-            [(sentence,) for sentence in sentences],
-            [_sentence_at(sentences, answers["answer_start"][0])],
-            self.partition,
-            f"squad/{seed}/{row['id']}",
+            [(sentence,) for sentence in sentences], [first], self.partition, f"squad/{seed}/{row['id']}"
         )
         return Example(
             id=str(row["id"]),

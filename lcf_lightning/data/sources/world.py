@@ -74,8 +74,11 @@ class World(Source):
             raise SettingError(
                 f"own_questions={own_questions} must be a fraction in [0, 1], and 0 where receiver_facts is 0."
             )
-        self.sharer_facts, self.receiver_facts, self.own_questions = sharer_facts, receiver_facts, own_questions
         self.sizes = {"train": train_size, "validation": validation_size, "test": test_size}
+        for split, size in self.sizes.items():
+            if size < 1:
+                raise SettingError(f"{split}_size={size} must be at least 1.")
+        self.sharer_facts, self.receiver_facts, self.own_questions = sharer_facts, receiver_facts, own_questions
 
     def examples(self, split: Split, seed: int) -> Sequence[Example]:
         return WorldSplit(self, split, seed)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lcf_lightning.adapter.adapter import CONFIG_FILE, WEIGHTS_FILE, CacheAdapter
+from lcf_lightning.errors import AdapterFileError, GeometryError
+from lcf_lightning.models.geometry import KV
+from tests.adapter.conftest import RECEIVER, SHARER, random_kv
+
+Build = Callable[..., CacheAdapter]
+
+
+def test_closed_gates_edit_nothing(adapter: Build) -> None:
+    """LCF starts at logit 0, which the hard gate reads as off: the identity at initialisation."""
+    closed, opened = adapter(gate_init=0.0), adapter(gate_init=1.0)
+    message, receiver = random_kv(5, SHARER, 2, 1), random_kv(5, RECEIVER, 2, 4)
+    assert all(tensor.abs().max() == 0 for tensor in closed(message, receiver))
+    assert all(tensor.abs().max() > 0.01 for tensor in opened(message, receiver))
+
+
+def test_gates_switch_keys_and_values_layer_by_layer(adapter: Build) -> None:
+    module = adapter()
+    message, receiver = random_kv(5, SHARER, 2, 1), random_kv(5, RECEIVER, 2, 4)
+    full = module(message, receiver)
+    with torch.no_grad():
+        module.gates.logits[1, 0], module.gates.logits[3, 1] = -1.0, -1.0
+    partial = module(message, receiver)
+    assert partial.keys[1].abs().max() == 0
+    assert partial.values[3].abs().max() == 0
+    assert torch.equal(partial.values[1], full.values[1])
+    assert torch.equal(partial.keys[[0, 2, 3, 4]], full.keys[[0, 2, 3, 4]])
+
+
+def test_without_a_pooler_the_cache_itself_travels(adapter: Build) -> None:
+    module, cache = adapter(pooler=None), random_kv(5, SHARER, 2, 4)
+    assert module.pool(cache, torch.zeros(2, 4).long()) is cache
+    assert module(cache, random_kv(5, RECEIVER, 2, 4)).keys.shape == (5, 2, 3, 4, 4)
+    assert module.parameter_counts()["pool"] == 0
+
+
+def test_half_precision_caches_are_computed_in_the_adapters_dtype(adapter: Build) -> None:
+    module = adapter()
+    message, receiver = random_kv(5, SHARER, 2, 1), random_kv(5, RECEIVER, 2, 4)
+    half = module(KV(*(t.bfloat16() for t in message)), KV(*(t.bfloat16() for t in receiver)))
+    assert half.keys.dtype == torch.float32
+    torch.testing.assert_close(half.keys, module(message, receiver).keys, atol=0.05, rtol=0.05)
+
+
+def test_wrong_shapes_are_refused(adapter: Build) -> None:
+    module = adapter()
+    message, receiver = random_kv(5, SHARER, 2, 1), random_kv(5, RECEIVER, 2, 4)
+    with pytest.raises(GeometryError, match=r"sharer keys have shape .*; expected \[5, batch, 2, tokens, 8\]"):
+        module(random_kv(4, SHARER, 2, 1), receiver)
+    with pytest.raises(GeometryError, match="receiver keys have shape"):
+        module(message, random_kv(5, SHARER, 2, 4))
+    with pytest.raises(GeometryError, match="message of 3 examples × 1 tokens does not fit a receiver cache of 2 × 4"):
+        module(random_kv(5, SHARER, 3, 1), receiver)
+    with pytest.raises(GeometryError, match="message of 2 examples × 3 tokens"):
+        module(random_kv(5, SHARER, 2, 3), receiver)
+    with pytest.raises(GeometryError, match="differ in shape"):
+        module(KV(message.keys, message.values[:, :1]), receiver)
+
+
+@pytest.mark.parametrize("settings", [{}, {"pooler": None}, {"fuser": "c2c"}, {"layers": (1, 3)}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_save_and_load_give_the_same_edit(
+    adapter: Build, tmp_path: Path, settings: dict[str, object], dtype: torch.dtype
+) -> None:
+    module = adapter(**settings).to(dtype)
+    module.save_pretrained(tmp_path / "adapter", {"steps": 3})
+    restored = CacheAdapter.from_pretrained(tmp_path / "adapter")
+    layers = len(module.config.receiver_layers)
+    message, receiver = random_kv(layers, SHARER, 2, 1), random_kv(layers, RECEIVER, 2, 4)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert restored.config.metadata == {"steps": 3}
+    assert restored.gates.logits.dtype == dtype
+    assert not restored.training
+    for ours, theirs in zip(restored(message, receiver), module(message, receiver), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_saving_again_replaces_the_folder(adapter: Build, tmp_path: Path) -> None:
+    module = adapter()
+    module.save_pretrained(tmp_path / "adapter")
+    with torch.no_grad():
+        module.gates.logits.fill_(7.0)
+    module.save_pretrained(tmp_path / "adapter")
+    assert CacheAdapter.from_pretrained(tmp_path / "adapter").gates.logits.unique().tolist() == [7.0]
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_failed_save_leaves_the_old_adapter(adapter: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter().save_pretrained(tmp_path / "adapter")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()}
+
+    def full_disk(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lcf_lightning.adapter.adapter.save_file", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        adapter(gate_init=3.0).save_pretrained(tmp_path / "adapter")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.fixture
+def saved(adapter: Build, tmp_path: Path) -> Path:
+    adapter().save_pretrained(tmp_path / "adapter")
+    return tmp_path / "adapter"
+
+
+@pytest.mark.parametrize("name", [CONFIG_FILE, WEIGHTS_FILE])
+def test_a_missing_file_is_named(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(AdapterFileError, match=f"has no {name}; both files of an adapter are needed"):
+        CacheAdapter.from_pretrained(saved)
+    with pytest.raises(AdapterFileError, match="nowhere"):
+        CacheAdapter.from_pretrained(saved / "nowhere")
+
+
+def test_missing_extra_and_misshapen_tensors_are_named(saved: Path) -> None:
+    tensors = load_file(saved / WEIGHTS_FILE)
+    logits = tensors.pop("gates.logits")
+    save_file(tensors, saved / WEIGHTS_FILE)
+    with pytest.raises(AdapterFileError, match=r"missing tensors \['gates.logits'\], unexpected tensors \[\]"):
+        CacheAdapter.from_pretrained(saved)
+    save_file({**tensors, "gates.logits": logits, "lora.A": logits.clone()}, saved / WEIGHTS_FILE)
+    with pytest.raises(AdapterFileError, match=r"missing tensors \[\], unexpected tensors \['lora.A'\]"):
+        CacheAdapter.from_pretrained(saved)
+    save_file({**tensors, "gates.logits": logits[1:].clone()}, saved / WEIGHTS_FILE)
+    with pytest.raises(AdapterFileError, match=r"gates.logits has shape \(4, 2\), expected \(5, 2\)"):
+        CacheAdapter.from_pretrained(saved)
+    save_file({**tensors, "gates.logits": logits.long()}, saved / WEIGHTS_FILE)
+    with pytest.raises(AdapterFileError, match="must share one float dtype"):
+        CacheAdapter.from_pretrained(saved)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 5000])
+def test_a_truncated_file_is_refused(saved: Path, keep: int) -> None:
+    content = (saved / WEIGHTS_FILE).read_bytes()
+    assert len(content) > keep
+    (saved / WEIGHTS_FILE).write_bytes(content[:keep])
+    with pytest.raises(AdapterFileError, match="is damaged or no safetensors file"):
+        CacheAdapter.from_pretrained(saved)
+
+
+def test_a_damaged_or_foreign_config_is_refused(saved: Path) -> None:
+    config = json.loads((saved / CONFIG_FILE).read_text())
+    (saved / CONFIG_FILE).write_text(json.dumps({**config, "format_version": 99}))
+    with pytest.raises(AdapterFileError, match="format_version=99 is unknown; this release reads version 1"):
+        CacheAdapter.from_pretrained(saved)
+    (saved / CONFIG_FILE).write_text(json.dumps(config)[:40])
+    with pytest.raises(AdapterFileError, match="adapter_config.json is damaged"):
+        CacheAdapter.from_pretrained(saved)
+    other = {**config, "settings": {**config["settings"], "d": 32}}
+    (saved / CONFIG_FILE).write_text(json.dumps(other))
+    with pytest.raises(AdapterFileError, match="has shape"):
+        CacheAdapter.from_pretrained(saved)

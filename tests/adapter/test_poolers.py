@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from lcf_lightning.adapter.poolers import SpanPooler
+from lcf_lightning.errors import GeometryError
+from lcf_lightning.models.geometry import KV
+from tests.adapter.conftest import SHARER, random_kv
+
+SPANS = torch.tensor([[-1, 0, 0, 1, 1, 1, 2], [-1, -1, -1, 0, 0, 1, 1]])  # three spans and two, left-padded
+
+
+def attend(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    weights = torch.softmax(keys @ query / query.shape[-1] ** 0.5, dim=0)
+    return weights @ keys, weights @ values
+
+
+def plain_pool(pooler: SpanPooler, cache: KV, spans: Tensor) -> KV:
+    """method.md §4, one layer, example and head at a time."""
+    layers, batch, heads, _, size = cache.keys.shape
+    out = KV(torch.zeros(layers, batch, heads, 1, size), torch.zeros(layers, batch, heads, 1, size))
+    for layer in range(layers):
+        for b in range(batch):
+            for h in range(heads):
+                summaries = [
+                    attend(pooler.base_query[layer, h], *(t[layer, b, h][spans[b] == span] for t in cache))
+                    for span in range(int(spans[b].max()) + 1)
+                ]
+                keys, values = (torch.stack(parts) for parts in zip(*summaries, strict=True))
+                key, value = attend(pooler.layer_query[layer, h], keys, values)
+                out.keys[layer, b, h, 0], out.values[layer, b, h, 0] = key, value
+    return out
+
+
+@pytest.fixture
+def pooler() -> SpanPooler:
+    torch.manual_seed(0)
+    return SpanPooler(3, SHARER)
+
+
+@torch.no_grad()
+def test_pooling_is_its_formula(pooler: SpanPooler) -> None:
+    cache = random_kv(3, SHARER, 2, 7)
+    expected = plain_pool(pooler, cache, SPANS)
+    for ours, plain in zip(pooler(cache, SPANS), expected, strict=True):
+        torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_padding_and_tokens_in_no_span_do_not_matter(pooler: SpanPooler) -> None:
+    cache = random_kv(3, SHARER, 2, 7)
+    before = pooler(cache, SPANS)
+    for tensor in cache:
+        tensor.masked_fill_((SPANS < 0)[None, :, None, :, None], 1e3)
+    after = pooler(cache, SPANS)
+    assert torch.equal(before.keys, after.keys)
+    assert torch.equal(before.values, after.values)
+
+
+@torch.no_grad()
+def test_the_number_of_spans_is_free_and_their_order_does_not_matter(pooler: SpanPooler) -> None:
+    cache = random_kv(3, SHARER, 1, 7)
+    one, seven = (pooler(cache, spans) for spans in (torch.zeros(1, 7).long(), torch.arange(7)[None]))
+    assert one.keys.shape == seven.keys.shape == (3, 1, 2, 1, 8)
+    turned = pooler(KV(*(tensor.flip(3) for tensor in cache)), torch.arange(7)[None])
+    torch.testing.assert_close(seven.keys, turned.keys, atol=1e-5, rtol=1e-5)
+
+
+def test_both_queries_learn_without_nan(pooler: SpanPooler) -> None:
+    """Row 1 has a span less than row 0: its missing span must not poison gradients."""
+    message = pooler(random_kv(3, SHARER, 2, 7), SPANS)
+    (message.keys.square().sum() + message.values.square().sum()).backward()
+    for query in (pooler.base_query, pooler.layer_query):
+        assert query.grad is not None
+        assert torch.isfinite(query.grad).all()
+        assert (query.grad.flatten(1).norm(dim=1) > 0).all()
+
+
+def test_wrong_spans_are_refused(pooler: SpanPooler) -> None:
+    cache = random_kv(3, SHARER, 2, 7)
+    with pytest.raises(GeometryError, match=r"spans \(2, 6\) must be \[batch, tokens\]"):
+        pooler(cache, SPANS[:, 1:])
+    with pytest.raises(GeometryError, match="every row needs at least one token in a span"):
+        pooler(cache, torch.stack([SPANS[0], torch.full((7,), -1)]))

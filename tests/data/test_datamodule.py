@@ -1,0 +1,371 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import chain, islice
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+from transformers import AutoTokenizer
+
+from lcf_lightning import ModelSpec
+from lcf_lightning.data.batch import Batch, Collator
+from lcf_lightning.data.datamodule import ContextMismatchDataModule, ResumableLoader, ResumableSampler
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.prompts import PromptEncoder, PromptSettings, Tokens
+from lcf_lightning.data.sources import World
+from lcf_lightning.errors import SettingError
+from lcf_lightning.models.loading import load_tokenizer
+
+Make = Callable[..., ContextMismatchDataModule]
+SIZES = {"train_size": 24, "validation_size": 7, "test_size": 5}
+
+
+@pytest.fixture
+def make(spec: Callable[[str], ModelSpec]) -> Make:
+    """From settings to a datamodule of a small world that is set up, with the trainer of one process."""
+
+    def made(
+        stage: str = "fit", pair: tuple[str, str] = ("llama", "qwen3"), **changes: Any
+    ) -> ContextMismatchDataModule:
+        given = {"source": World(**SIZES), "batch_size": 4, "eval_batch_size": 3, **changes}
+        module = ContextMismatchDataModule(sharer=spec(pair[0]), receiver=spec(pair[1]), **given)
+        module.setup(stage)
+        return on_rank(module, 0, 1)
+
+    return made
+
+
+def on_rank(module: ContextMismatchDataModule, rank: int, ranks: int) -> ContextMismatchDataModule:
+    module.trainer = SimpleNamespace(world_size=ranks, global_rank=rank)  # type: ignore[assignment]
+    return module
+
+
+def real(tokens: Tokens) -> list[list[int]]:
+    return [ids[mask].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+
+
+def is_left_padded(tokens: Tokens) -> bool:
+    return bool((tokens.mask[:, 1:] >= tokens.mask[:, :-1]).all()) and bool(tokens.mask[:, -1].all())
+
+
+def epoch_of(loader: ResumableLoader, epoch: int) -> Iterable[Batch]:
+    """One epoch's batches, as Lightning asks for them."""
+    loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
+    return iter(loader)
+
+
+def ids_of(batches: Iterable[Batch]) -> list[list[str]]:
+    return [batch.ids for batch in batches]
+
+
+# Batches
+
+
+@pytest.mark.parametrize("pair", [("llama", "qwen3"), ("gemma3", "qwen2")])
+def test_a_training_batch_has_matching_shapes(make: Make, pair: tuple[str, str]) -> None:
+    batch = next(iter(make(pair=pair).train_dataloader()))
+    assert len(batch) == len(batch.ids) == len(set(batch.ids)) == 4
+    for tokens in (batch.sharer, batch.receiver):
+        assert tokens.ids.shape == tokens.mask.shape == tokens.spans.shape == (4, tokens.ids.shape[1])
+        assert (tokens.ids.dtype, tokens.mask.dtype, tokens.spans.dtype) == (torch.long, torch.bool, torch.long)
+        assert is_left_padded(tokens)
+    assert (batch.last.shape, batch.last.dtype) == ((4, 1), torch.long)
+    assert batch.answers.shape == batch.answer_mask.shape
+    assert (batch.answers.dtype, batch.answer_mask.dtype) == (torch.long, torch.bool)
+    assert (batch.mismatched, batch.full) == (None, None)
+
+
+def test_receiver_last_and_answer_make_up_the_prompt(make: Make, model_folders: dict[str, Path]) -> None:
+    module = make()
+    tokenizer = AutoTokenizer.from_pretrained(model_folders["qwen3"])
+    encoder = PromptEncoder(tokenizer, PromptSettings(), "max_receiver_tokens")
+    for batch in module.train_dataloader():
+        for row, example in enumerate(batch.examples):
+            prompt = encoder.prompt(example.receiver, example.question)
+            assert real(batch.receiver)[row] + batch.last[row].tolist() == prompt.ids
+            assert batch.receiver.spans[row][batch.receiver.mask[row]].tolist() == prompt.spans[:-1]
+            assert batch.answers[row][batch.answer_mask[row]].tolist() == encoder.answer(example.answers[0])
+            assert set(batch.answers[row][~batch.answer_mask[row]].tolist()) <= {tokenizer.pad_token_id}
+
+
+def test_answers_are_padded_on_the_right(make: Make) -> None:
+    batches = list(make().train_dataloader())
+    assert any((~batch.answer_mask).any() for batch in batches)
+    for batch in batches:
+        assert batch.answer_mask[:, 0].all()
+        assert (batch.answer_mask[:, 1:] <= batch.answer_mask[:, :-1]).all()
+        assert batch.answer_mask.any(0).all()  # no wider than the longest
+
+
+@pytest.mark.parametrize("share", [True, False])
+def test_the_sharer_reads_its_passages_and_maybe_the_question(
+    make: Make, model_folders: dict[str, Path], share: bool
+) -> None:
+    settings = PromptSettings(share_question=share)
+    encoder = PromptEncoder(AutoTokenizer.from_pretrained(model_folders["llama"]), settings, "max_sharer_tokens")
+    batch = next(iter(make(prompts=settings).train_dataloader()))
+    for row, example in enumerate(batch.examples):
+        prompt = encoder.prompt(example.sharer, example.question if share else None)
+        assert real(batch.sharer)[row] == prompt.ids
+        assert int(batch.sharer.spans[row].max()) == len(example.sharer) - (not share)
+
+
+def test_evaluation_batches_have_the_wrong_message_and_the_full_context(
+    make: Make, model_folders: dict[str, Path]
+) -> None:
+    module = make("validate")
+    sharer, receiver = (AutoTokenizer.from_pretrained(model_folders[name]) for name in ("llama", "qwen3"))
+    collator = Collator.of(PromptSettings(), sharer, receiver)
+    examples = list(World(**SIZES).examples("validation", 42))
+    batches = list(module.val_dataloader())
+    assert [len(batch) for batch in batches] == [3, 3, 1]
+    assert [id for batch in batches for id in batch.ids] == [example.id for example in examples]
+    texts = [tuple(collator.sharer.prompt(e.sharer, e.question).ids) for e in examples]
+    wrong = [tuple(ids) for batch in batches for ids in real(batch.mismatched)]
+    assert sorted(wrong) == sorted(texts)
+    assert all(mine != other for mine, other in zip(texts, wrong, strict=True))
+    for batch in batches:
+        for row, example in enumerate(batch.examples):
+            whole = collator.receiver.prompt(example.sharer + example.receiver, example.question)
+            assert real(batch.full)[row] == whole.ids[:-1]
+
+
+def test_evaluation_is_the_same_every_time(make: Make) -> None:
+    first, second = (next(iter(make("test", seed=5).test_dataloader())) for _ in range(2))
+    assert first.ids == second.ids
+    assert torch.equal(first.mismatched.ids, second.mismatched.ids)
+    assert first.ids != next(iter(make("test", seed=6).test_dataloader())).ids
+
+
+def test_each_stage_loads_its_split(make: Make) -> None:
+    assert "validation" in next(iter(make("validate").val_dataloader())).ids[0]
+    assert "/test/" in next(iter(make("test").test_dataloader())).ids[0]
+    assert "/test/" in next(iter(make("predict").predict_dataloader())).ids[0]
+    fit = make("fit")
+    assert "/train/" in next(iter(fit.train_dataloader())).ids[0]
+    assert sum(map(len, fit.val_dataloader())) == 7
+
+
+def test_a_limit_reaches_the_batch_and_spares_the_full_context(make: Make) -> None:
+    free, limited = (
+        next(iter(make("test", prompts=PromptSettings(max_receiver_tokens=limit)).test_dataloader()))
+        for limit in (None, 60)
+    )
+    assert free.dropped_spans == 0 < limited.dropped_spans
+    assert limited.receiver.ids.shape[1] + 1 <= 60 < free.receiver.ids.shape[1]
+    assert torch.equal(limited.full.ids, free.full.ids)
+
+
+def test_a_batch_moves_with_all_its_tensors(make: Make) -> None:
+    batch = next(iter(make("test").test_dataloader()))
+    moved = batch.to("meta")
+    sides = (moved.sharer, moved.receiver, moved.mismatched, moved.full)
+    tensors = [t for side in sides for t in (side.ids, side.mask, side.spans)]
+    tensors += [moved.last, moved.answers, moved.answer_mask]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+    assert (moved.examples, moved.dropped_spans) == (batch.examples, batch.dropped_spans)
+    assert batch.last.device.type == "cpu"
+    assert next(iter(make().train_dataloader())).to("meta").full is None
+
+
+# Order
+
+
+def test_an_epoch_shows_every_example_once(make: Make) -> None:
+    loader = make().train_dataloader()
+    first, second = ids_of(epoch_of(loader, 0)), ids_of(epoch_of(loader, 1))
+    for epoch in (first, second):
+        assert sorted(chain(*epoch)) == sorted(example.id for example in World(**SIZES).examples("train", 42))
+    assert first != second
+    assert len(first) == len(loader) == 6
+
+
+def test_a_rest_that_fills_no_batch_is_left_out(make: Make) -> None:
+    loader = make(batch_size=5).train_dataloader()
+    batches = ids_of(epoch_of(loader, 0))
+    assert [len(batch) for batch in batches] == [5] * 4
+    assert len(loader) == 4
+
+
+def test_the_seed_decides_the_order(make: Make) -> None:
+    orders = [
+        [id.rsplit("/", 1)[1] for batch in ids_of(epoch_of(make(seed=seed).train_dataloader(), 3)) for id in batch]
+        for seed in (1, 1, 2)
+    ]
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0] != sorted(orders[0], key=int)
+
+
+def test_ranks_share_out_the_batch_of_one_process(make: Make) -> None:
+    whole = ids_of(epoch_of(make(batch_size=8).train_dataloader(), 2))
+    module = make(batch_size=4)
+    ranks = [ids_of(epoch_of(on_rank(module, rank, 2).train_dataloader(), 2)) for rank in (0, 1)]
+    assert len(whole) == len(ranks[0]) == len(ranks[1]) == 3
+    for together, first, second in zip(whole, *ranks, strict=True):
+        assert not set(first) & set(second)
+        assert set(first) | set(second) == set(together)
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("done", [1, 4])
+def test_a_resumed_loader_hands_out_the_remaining_batches(make: Make, done: int, workers: int) -> None:
+    module = make(num_workers=workers)
+    whole = ids_of(epoch_of(module.train_dataloader(), 1))
+    interrupted, resumed = module.train_dataloader(), module.train_dataloader()
+    begun = ids_of(islice(epoch_of(interrupted, 1), done))
+    resumed.load_state_dict(interrupted.state_dict())
+    assert begun == whole[:done]
+    assert ids_of(epoch_of(resumed, 1)) == whole[done:]
+    assert len(whole) == 6
+
+
+def test_ranks_resume_together(make: Make) -> None:
+    module = make(batch_size=2)
+    for rank in (0, 1):
+        on_rank(module, rank, 2)
+        interrupted, resumed = module.train_dataloader(), module.train_dataloader()
+        whole = ids_of(epoch_of(module.train_dataloader(), 0))
+        begun = ids_of(islice(epoch_of(interrupted, 0), 4))
+        resumed.load_state_dict(interrupted.state_dict())
+        assert begun + ids_of(epoch_of(resumed, 0)) == whole
+        assert len(whole) == 6
+
+
+def test_a_resumed_loader_can_be_interrupted_again(make: Make) -> None:
+    module = make()
+    whole = ids_of(epoch_of(module.train_dataloader(), 0))
+    seen, state = [], module.train_dataloader().state_dict()
+    for _ in range(3):
+        loader = module.train_dataloader()
+        loader.load_state_dict(state)
+        seen += ids_of(islice(epoch_of(loader, 0), 2))
+        state = loader.state_dict()
+    assert seen == whole
+    assert len(seen) == 6
+
+
+def test_a_loader_saved_before_its_first_batch_resumes_there(make: Make) -> None:
+    module = make()
+    saved, resumed, again = (module.train_dataloader() for _ in range(3))
+    list(islice(epoch_of(saved, 0), 2))
+    resumed.load_state_dict(saved.state_dict())
+    again.load_state_dict(resumed.state_dict())
+    rest = ids_of(epoch_of(again, 0))
+    assert rest == ids_of(epoch_of(module.train_dataloader(), 0))[2:]
+    assert len(rest) == 4
+
+
+@pytest.mark.parametrize("exhausted", [True, False])
+def test_the_end_of_an_epoch_resumes_at_the_next(make: Make, exhausted: bool) -> None:
+    """Lightning saves after the last batch, without asking for one more."""
+    module = make()
+    loader, resumed = module.train_dataloader(), module.train_dataloader()
+    iterator = epoch_of(loader, 0)
+    assert len(list(iterator if exhausted else islice(iterator, 6))) == 6
+    resumed.load_state_dict(loader.state_dict())
+    assert ids_of(epoch_of(resumed, 1)) == ids_of(epoch_of(module.train_dataloader(), 1))
+    assert len(ids_of(epoch_of(resumed, 2))) == 6
+
+
+@pytest.mark.parametrize("exhausted", [True, False])
+def test_the_epoch_after_a_resumed_one_is_whole(make: Make, exhausted: bool) -> None:
+    """Lightning counts the batches of a loader with a length and never asks for one more."""
+    module = make()
+    interrupted, resumed = module.train_dataloader(), module.train_dataloader()
+    list(islice(epoch_of(interrupted, 0), 4))
+    resumed.load_state_dict(interrupted.state_dict())
+    iterator = epoch_of(resumed, 0)
+    assert len(list(iterator if exhausted else islice(iterator, 2))) == 2
+    assert ids_of(epoch_of(resumed, 1)) == ids_of(epoch_of(module.train_dataloader(), 1))
+
+
+def test_an_epoch_cut_short_does_not_count_for_the_next(make: Make) -> None:
+    """As with ``limit_train_batches``."""
+    module = make()
+    cut, resumed = module.train_dataloader(), module.train_dataloader()
+    list(islice(epoch_of(cut, 0), 4))
+    begun = ids_of(islice(epoch_of(cut, 1), 3))
+    resumed.load_state_dict(cut.state_dict())
+    rest = ids_of(epoch_of(resumed, 1))
+    assert begun + rest == ids_of(epoch_of(module.train_dataloader(), 1))
+    assert len(rest) == 3
+
+
+class Recorder(pl.LightningModule):
+    """Trains one number and notes which examples came, in which epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: list[tuple[int, list[str]]] = []
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        self.seen.append((self.current_epoch, batch.ids))
+        return self.weight.square()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def trainer(root: Path, **changes: Any) -> pl.Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options = {"max_epochs": 3, "limit_val_batches": 0, "accelerator": "cpu", "devices": 1, **quiet}
+    return pl.Trainer(default_root_dir=root, **(options | {"enable_checkpointing": False} | changes))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("stop", "limit"), [(4, None), (6, None), (8, None), (6, 4), (4, 4)])
+def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(
+    make: Make, tmp_path: Path, stop: int, limit: int | None
+) -> None:
+    """Resumed after ``stop`` steps of epochs of 6, in the middle or at an end, also where epochs are cut short."""
+    limits = {} if limit is None else {"limit_train_batches": limit}
+    saving = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
+    whole, resumed = Recorder(), Recorder()
+    trainer(tmp_path, callbacks=[saving], enable_checkpointing=True, **limits).fit(whole, datamodule=make())
+    trainer(tmp_path, **limits).fit(resumed, datamodule=make(), ckpt_path=tmp_path / f"step={stop}.ckpt")
+    assert len(whole.seen) == 3 * (limit or 6)
+    assert resumed.seen == whole.seen[stop:]
+
+
+def test_a_sampler_skips_only_the_beginning() -> None:
+    plain, skipping = (ResumableSampler(range(10), num_replicas=1, rank=0, seed=3) for _ in range(2))  # type: ignore[arg-type]
+    skipping.skip = 7
+    assert list(skipping) == list(plain)[7:]
+    assert sorted(plain) == list(range(10))
+
+
+# Settings
+
+
+@pytest.mark.parametrize("setting", ["batch_size", "eval_batch_size"])
+def test_batch_sizes_below_one_are_refused(make: Make, setting: str) -> None:
+    for value in (0, -3):
+        with pytest.raises(SettingError, match=f"^{setting}={value} must be at least 1"):
+            make(**{setting: value})
+    assert getattr(make(**{setting: 1}), setting) == 1
+
+
+def test_a_negative_number_of_workers_is_refused(make: Make) -> None:
+    with pytest.raises(SettingError, match="num_workers=-1"):
+        make(num_workers=-1).train_dataloader()
+    assert make(num_workers=0).train_dataloader().num_workers == 0
+
+
+def test_a_chat_without_template_is_refused(make: Make, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    own = AutoTokenizer.from_pretrained(model_folders["llama"])
+    own.chat_template = None
+    own.save_pretrained(tmp_path)
+    collated = Collator.of(PromptSettings(chat=False), own, load_tokenizer(ModelSpec(str(model_folders["qwen3"]))))
+    assert isinstance(collated.train([Example("1", "q", ("a",), (("s",),), (("r",),))]), Batch)
+    with pytest.raises(SettingError, match="chat=true needs a tokenizer with a chat template"):
+        Collator.of(PromptSettings(chat=True), own, own)

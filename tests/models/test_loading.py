@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from lcf_lightning import ModelSpec
+from lcf_lightning.errors import GeometryError, ModelError
+from lcf_lightning.models.geometry import KNOWN_GEOMETRIES, Geometry
+from lcf_lightning.models.loading import BUILTIN, geometry_of, load_frozen, load_tokenizer
+
+Spec = Callable[[str], ModelSpec]
+
+
+@pytest.mark.parametrize(
+    ("family", "expected"),
+    [
+        ("llama", Geometry(3, 2, 8)),
+        ("qwen2", Geometry(2, 1, 16)),  # no head_dim in its config
+        ("qwen3", Geometry(4, 4, 6)),
+        ("gemma3", Geometry(5, 1, 16)),
+    ],
+)
+def test_geometry_is_known_without_weights_and_true_of_them(spec: Spec, family: str, expected: Geometry) -> None:
+    assert geometry_of(spec(family)) == expected
+    assert load_frozen(spec(family)).geometry == expected
+
+
+def test_frozen_means_frozen(spec: Spec) -> None:
+    frozen = load_frozen(ModelSpec(spec("llama").path, dtype="bfloat16"))
+    assert not frozen.model.training
+    assert not any(parameter.requires_grad for parameter in frozen.model.parameters())
+    assert {parameter.dtype for parameter in frozen.model.parameters()} == {torch.bfloat16}
+
+
+def test_known_hub_ids_need_no_network() -> None:
+    geometry = geometry_of(ModelSpec("Qwen/Qwen3-0.6B"))
+    assert geometry == KNOWN_GEOMETRIES["Qwen/Qwen3-0.6B"] == Geometry(28, 8, 128)
+    assert geometry.width == 1024
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_embedded_models_are_where_their_names_say(name: str) -> None:
+    frozen = load_frozen(ModelSpec(name))
+    assert frozen.geometry == geometry_of(ModelSpec(name))
+    assert frozen.tokenizer.eos_token == "<eos>"
+    assert (BUILTIN[name] / "model.safetensors").stat().st_size < 4_000_000
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"path": "m", "dtype": "int8"}, "dtype='int8' of model 'm' must be one of float32, bfloat16, float16"),
+        ({"path": "m", "quantization": "3bit"}, "quantization='3bit' of model 'm' must be one of 8bit, nf4"),
+    ],
+)
+def test_settings_are_checked_at_once(settings: dict[str, str], message: str) -> None:
+    with pytest.raises(ModelError, match=message) as caught:
+        ModelSpec(**settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("path", ["no-such-model", "./no/such/folder", "/no/such/folder", "a/b/c", "~/nowhere"])
+def test_a_path_that_leads_nowhere_is_refused(path: str) -> None:
+    with pytest.raises(ModelError, match=f"path='{path}' is no model folder; give a hub id"):
+        geometry_of(ModelSpec(path))
+    with pytest.raises(ModelError, match="is no model folder"):
+        load_frozen(ModelSpec(path))
+
+
+def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="has no config.json; give a folder saved by transformers"):
+        geometry_of(ModelSpec(str(tmp_path)))
+    (tmp_path / "config.json").write_text("{not json")
+    with pytest.raises(ModelError, match="cannot be read"):
+        geometry_of(ModelSpec(str(tmp_path)))
+
+
+def test_a_folder_without_weights_is_refused(tmp_path: Path, model_folders: dict[str, Path]) -> None:
+    (tmp_path / "config.json").write_text((model_folders["llama"] / "config.json").read_text())
+    assert geometry_of(ModelSpec(str(tmp_path))) == Geometry(3, 2, 8)
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_frozen(ModelSpec(str(tmp_path)))
+
+
+def test_damaged_weights_are_refused(tmp_path: Path, model_folders: dict[str, Path]) -> None:
+    (tmp_path / "config.json").write_text((model_folders["llama"] / "config.json").read_text())
+    weights = (model_folders["llama"] / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[: len(weights) // 2])
+    with pytest.raises(ModelError, match="cannot be read") as caught:
+        load_frozen(ModelSpec(str(tmp_path)))
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_missing_gguf_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="is not a file; give the path of an existing .gguf file"):
+        geometry_of(ModelSpec(str(tmp_path / "model.gguf")))
+    (tmp_path / "broken.gguf").write_bytes(b"GGUF" + bytes(16))
+    with pytest.raises(ModelError, match="cannot be read"):
+        geometry_of(ModelSpec(str(tmp_path / "broken.gguf")))
+
+
+def test_an_encoder_is_refused() -> None:
+    config = AutoConfig.for_model("whisper")
+    with pytest.raises(GeometryError, match="not a decoder-only LM"):
+        Geometry.from_config(AutoConfig.for_model("resnet"))
+    assert config.model_type == "whisper"
+    with pytest.raises(GeometryError, match="layers=0 must be a whole number of at least 1"):
+        Geometry(0, 1, 1)
+
+
+def test_a_tokenizer_without_end_of_sequence_is_refused(tmp_path: Path, model_folders: dict[str, Path]) -> None:
+    for file in model_folders["llama"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    settings.pop("eos_token")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(ModelError, match="without an end-of-sequence token"):
+        load_tokenizer(ModelSpec(str(tmp_path)))
+    assert load_tokenizer(ModelSpec(str(model_folders["llama"]))).eos_token_id == 1
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "nf4"])
+def test_quantised_models_load_frozen(quantization: str) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
+    frozen = load_frozen(ModelSpec("tiny-sharer", quantization=quantization))
+    with torch.no_grad():
+        logits = frozen.model(torch.tensor([[2, 3, 4]])).logits
+    assert torch.isfinite(logits).all()
+    assert not any(parameter.requires_grad for parameter in frozen.model.parameters())
+    linear = frozen.model.model.layers[0].self_attn.q_proj
+    assert type(linear).__module__.startswith("bitsandbytes")

@@ -1,0 +1,41 @@
+"""Small runs on pairs of random models: what the tests of module, callbacks and channel share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lcf_lightning import AdapterSettings, ContextMismatchDataModule, LCFModule, ModelSpec
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.sources import World
+
+
+def small_data(sharer: ModelSpec, receiver: ModelSpec, **settings: Any) -> ContextMismatchDataModule:
+    """The embedded world in small, written for byte-level tokenizers."""
+    world = World(sharer_facts=2, receiver_facts=1, train_size=64, validation_size=12, test_size=12)
+    defaults = {
+        "source": world,
+        "batch_size": 4,
+        "eval_batch_size": 5,
+        "prompts": PromptSettings(question=" {question}"),
+    }
+    return ContextMismatchDataModule(sharer=sharer, receiver=receiver, **{**defaults, **settings})
+
+
+def small_module(sharer: ModelSpec, receiver: ModelSpec, **settings: Any) -> LCFModule:
+    """An adapter small enough to train in a second, with gates open and dropout on."""
+    adapter = AdapterSettings(**{"d": 8, "dropout": 0.1, **settings})
+    return LCFModule(sharer, receiver, adapter, warmup_steps=2)
+
+
+def small_trainer(folder: Path, *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:
+    """A quiet CPU Trainer that writes below ``folder`` only."""
+    defaults: dict[str, Any] = {
+        "max_steps": 4, "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "num_sanity_val_steps": 0, "limit_val_batches": 0,
+        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+    }  # fmt: skip
+    return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**defaults, **settings})

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lcf_lightning import CacheAdapter
+from lcf_lightning.cli import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+QUICK = [
+    "--config", str(CONFIGS / "quickstart.yaml"), "--data.batch_size", "4", "--data.eval_batch_size", "6",
+    "--data.source.validation_size", "12", "--data.source.test_size", "14", "--trainer.val_check_interval", "2",
+    "--trainer.log_every_n_steps", "1", "--trainer.enable_progress_bar", "false",
+]  # fmt: skip
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stored:
+        return list(csv.DictReader(stored))
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("lcf_lightning.cli.CHECKPOINT_EVERY", 2)
+    return tmp_path / "run"
+
+
+def fit(folder: Path, *extra: str) -> None:
+    main(["fit", *QUICK, "--trainer.default_root_dir", str(folder), "--trainer.max_steps", "4", *extra])
+
+
+def test_fit_leaves_a_whole_run_folder(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(run_folder)
+    summary = json.loads((run_folder / "summary.json").read_text())
+    arms = {"own_context", "message", "mismatched", "full_context"}
+    assert set(summary) == {"arms", "own_questions", "adapter", "train_seconds", "steps", "seed"}
+    assert set(summary["arms"]) == set(summary["own_questions"]) == arms
+    assert summary["arms"]["message"]["n"] + summary["own_questions"]["message"]["n"] == 14
+    assert (summary["steps"], summary["seed"]) == (4, 42)
+    adapter = CacheAdapter.from_pretrained(run_folder / "adapter")
+    assert summary["adapter"]["parameters"] == adapter.parameter_counts()["total"]
+    assert summary["adapter"]["bytes"] == (run_folder / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert yaml.safe_load((run_folder / "config.yaml").read_text())["trainer"]["max_steps"] == 4
+    assert [row["step"] for row in rows(run_folder / "metrics.csv") if row["train/loss"]] == ["0", "1", "2", "3"]
+    assert len([row for row in rows(run_folder / "metrics.csv") if row["val/message/exact_match"]]) == 2
+    assert list((run_folder / "tensorboard").glob("events*"))
+    table = capsys.readouterr().out
+    assert all(arm in table for arm in arms)
+
+
+def test_the_resolved_config_runs_again(run_folder: Path, tmp_path: Path) -> None:
+    """Also one that extended another file: what is saved stands alone."""
+    blind = ["--config", str(CONFIGS / "quickstart_blind.yaml"), *QUICK[2:]]
+    main(["fit", *blind, "--trainer.default_root_dir", str(run_folder), "--trainer.max_steps", "2"])
+    saved = yaml.safe_load((run_folder / "config.yaml").read_text())
+    assert saved["data"]["init_args"]["prompts"]["share_question"] is False
+    assert saved["base"] is None
+    again = tmp_path / "again"
+    main(["fit", "--config", str(run_folder / "config.yaml"), "--trainer.default_root_dir", str(again)])
+    first, second = (CacheAdapter.from_pretrained(folder / "adapter").state_dict() for folder in (run_folder, again))
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+def test_an_earlier_run_is_moved_aside_and_a_resumed_one_continues(run_folder: Path) -> None:
+    fit(run_folder)
+    first = (run_folder / "summary.json").read_text()
+    fit(run_folder, "--seed_everything", "7")
+    (aside,) = [path for path in run_folder.parent.iterdir() if path.name.startswith("run-")]
+    assert (aside / "summary.json").read_text() == first
+    assert json.loads((run_folder / "summary.json").read_text())["seed"] == 7
+    fit(run_folder, "--seed_everything", "7", "--trainer.max_steps", "6", "--ckpt_path", "last")
+    assert len(list(run_folder.parent.iterdir())) == 2
+    steps = [int(row["step"]) for row in rows(run_folder / "metrics.csv") if row["train/loss"]]
+    assert steps == [0, 1, 2, 3, 4, 5]
+    assert json.loads((run_folder / "summary.json").read_text())["steps"] == 6
+
+
+def test_last_on_a_first_start_begins_afresh(run_folder: Path) -> None:
+    fit(run_folder, "--ckpt_path", "last")
+    assert json.loads((run_folder / "summary.json").read_text())["steps"] == 4
+    assert (run_folder / "checkpoints" / "last.ckpt").is_file()
+
+
+def test_validate_test_and_predict_use_a_checkpoint(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(run_folder)
+    fitted = json.loads((run_folder / "summary.json").read_text())["arms"]["message"]
+    ckpt = ["--ckpt_path", str(run_folder / "checkpoints" / "last.ckpt")]
+    capsys.readouterr()
+    for command in ("validate", "test", "predict"):
+        main([command, *QUICK, "--trainer.default_root_dir", str(run_folder), *ckpt])
+    tables = capsys.readouterr().out
+    assert "validation split" in tables
+    assert "test split" in tables
+    predictions = [json.loads(line) for line in (run_folder / "predictions.jsonl").read_text().splitlines()]
+    needing = [row for row in predictions if row["needs_sharer"]]
+    assert len(predictions) == 14
+    assert len(needing) == fitted["n"]
+    assert sum(row["exact_match"] for row in needing) / len(needing) == pytest.approx(fitted["exact_match"])
+
+
+def test_print_config_shows_defaults_and_overrides(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *QUICK, "--model.adapter.d", "32", "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert stopped.value.code == 0
+    assert printed["model"]["adapter"]["d"] == 32
+    assert printed["model"]["adapter"]["layer_map"] == "last_aligned"
+    assert printed["data"]["init_args"]["source"]["init_args"]["sharer_facts"] == 4
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "megabytes"),
+    [
+        ("qwen_openhermes_lcf128", 19_393_528, 38.8),
+        ("qwen_openhermes_lcf256", 53_409_272, 106.8),
+        ("qwen_openhermes_c2c", 477_848_056, 955.7),
+        ("qwen3_hotpotqa_lcfx", 25_873_400, 51.7),
+    ],
+)
+def test_params_of_the_papers_configs(
+    config: str, total: int, megabytes: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["params", "--config", str(CONFIGS / f"{config}.yaml"), "--json"])
+    sizes = json.loads(capsys.readouterr().out)
+    assert sizes["total"] == total
+    assert sizes["megabytes_bf16"] == pytest.approx(megabytes, abs=0.05)
+    assert sizes["per_layer"] * sizes["layers"] + sizes["pool"] == total
+
+
+def test_params_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    layers = ["--model.adapter.layers", "[6,8,9,10,15,16,17,19,21]"]
+    main(["params", "--config", str(CONFIGS / "qwen_openhermes_lcf128.yaml"), *layers])
+    text = capsys.readouterr().out
+    assert "6,233,634" in text
+    assert "692,626 × 9" in text
+    assert "12.5 MB" in text
+
+
+BAD_INPUT = [
+    (["--model.sharer.path", "/no/such/model"], "path='/no/such/model' is no model folder; give a hub id"),
+    (["--model.adapter.d", "7"], "d=7 must be even and at least 2"),
+    (["--model.adapter.fuser", "mlp"], "fuser='mlp' must be one of lcf, c2c"),
+    (["--model.adapter.layers", "[9]"], "layers=[9] must be ascending, distinct and between 0 and 3"),
+    (["--model.sharer.dtype", "int8"], "dtype='int8' of model 'tiny-sharer' must be one of float32"),
+    (["--data.prompts.spans", "word"], "spans='word' must be paragraph, sentence or window:N"),
+    (["--data.batch_size", "0"], "batch_size=0 must be at least 1"),
+    (["--data.source.test_size", "0"], "test_size=0 must be at least 1"),
+    (["--data.source.own_questions", "2"], "own_questions=2"),
+    (["--data.source", "Wikipedia"], "Wikipedia"),
+    (["--data.source", "HotpotQA", "--data.source.train", "no.jsonl"], "train='no.jsonl' is not a file"),
+    (["--config", "no.yaml"], "no.yaml"),
+    (["--trainer.callbacks+", "CommunicationAccuracy", "--trainer.callbacks.arms", "[x]"], "arms=['x'] must be one"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_INPUT)
+def test_bad_input_ends_with_code_2_and_a_sentence(
+    arguments: list[str], message: str, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        fit(run_folder, *arguments)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert message in error
+    assert not (run_folder / "adapter").exists()
+
+
+def test_a_base_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", str(tmp_path / "a.yaml")])
+    assert stopped.value.code == 2
+    assert "base='b.yaml' must name another config file" in capsys.readouterr().err
+
+
+def test_two_processes_validate_as_one(tmp_path: Path) -> None:
+    """Seven examples on two ranks count as seven."""
+    figures = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        command = [
+            sys.executable, "-m", "lcf_lightning", "validate", *QUICK, "--data.source.validation_size", "7",
+            "--data.eval_batch_size", "2", "--trainer.devices", str(devices), "--trainer.default_root_dir", str(folder),
+            "--trainer.strategy", "ddp" if devices == 2 else "auto",
+        ]  # fmt: skip
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
+        (row,) = rows(folder / "metrics.csv")
+        figures.append({key: float(value) for key, value in row.items() if "/" in key and key != "val/loss"})
+    assert figures[0].keys() == figures[1].keys()
+    assert {"val/message/exact_match", "val/mismatched/loss"} <= figures[0].keys()
+    for key, value in figures[0].items():
+        assert figures[1][key] == pytest.approx(value, abs=1e-5), key

@@ -1,0 +1,57 @@
+"""Every file in configs/ parses, runs the command its first line gives, and repeats nothing of its base."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lcf_lightning.cli import LCFCLI, ParamsCLI, _bases, _with_bases
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+
+
+def test_all_are_found() -> None:
+    assert len(CONFIGS) == 7
+    assert "quickstart.yaml" in {path.name for path in CONFIGS}
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_first_line_is_a_command_that_parses(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(config.parents[1])
+    first = config.read_text().splitlines()[0]
+    program, command, *arguments = shlex.split(first.removeprefix("# python -m "))
+    assert (first[:2], program) == ("# ", "lcf_lightning")
+    assert arguments == ["--config", str(config.relative_to(config.parents[1]))]
+    cli = ParamsCLI if command == "params" else LCFCLI
+
+    class ParseOnly(cli):  # type: ignore[misc, valid-type]
+        def instantiate_classes(self) -> None:
+            pass
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            pass
+
+    expanded = _with_bases(arguments)
+    parsed = ParseOnly(expanded if command == "params" else [command, *expanded])
+    assert parsed._get(parsed.config, "model")["sharer"]["path"]
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+@pytest.mark.parametrize("config", [path for path in CONFIGS if _bases(path)], ids=lambda path: path.stem)
+def test_what_a_base_says_is_not_repeated(config: Path) -> None:
+    inherited: dict[str, Any] = {}
+    for base in _bases(config):
+        inherited |= leaves(yaml.safe_load(base.read_text()))
+    own = leaves(yaml.safe_load(config.read_text()))
+    assert not [key for key, value in own.items() if inherited.get(key) == value]
+    assert own["base"]

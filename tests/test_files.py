@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
+
+import pytest
+
+from lcf_lightning.files import write_text
+from lcf_lightning.loggers import ContinuedCSVLogger
+
+
+def test_writing_replaces_whole_files(tmp_path: Path) -> None:
+    file = tmp_path / "a" / "b.json"
+    write_text(file, "old")
+    write_text(file, "new")
+    assert file.read_text() == "new"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "b.json"
+    write_text(file, "old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_text(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_resumed_run_keeps_its_metrics(tmp_path: Path) -> None:
+    for step, metrics in ((1, {"loss": 2.0}), (2, {"loss": 1.0, "val/loss": 3.0})):
+        logger = ContinuedCSVLogger(tmp_path, "run", version="")
+        logger.log_metrics(metrics, step)
+        logger.save()
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["step"], row["loss"], row["val/loss"]) for row in rows] == [("1", "2.0", ""), ("2", "1.0", "3.0")]
+    assert len(rows) == 2
