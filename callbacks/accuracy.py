@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import Answer, require_arms, run_arms
 from lcf_lightning.evaluation.report import Summary, summarise
+
+T = TypeVar("T")
 
 
 class CommunicationAccuracy(pl.Callback):
@@ -83,10 +85,10 @@ class CommunicationAccuracy(pl.Callback):
                 module.log_dict({f"{prefix}/{arm}/{name}": score for name, score in scores.items()})
 
 
-def gathered(answers: list[Answer]) -> list[Answer]:
-    """The answers of all ranks, the same on each; every rank must call this."""
+def gathered(items: list[T]) -> list[T]:
+    """The items of all ranks, the same on each; every rank must call this."""
     if not (dist.is_available() and dist.is_initialized()):
-        return answers
-    parts: list[list[Answer]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, answers)
-    return [answer for part in parts for answer in part]
+        return items
+    parts: list[list[T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]

@@ -23,6 +23,10 @@ class AdapterExport(pl.Callback):
     def __init__(self, folder: str | None = None) -> None:
         self.folder = folder
 
+    def target(self, trainer: pl.Trainer) -> Path:
+        """The folder that this run's adapter is written to."""
+        return Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "adapter"
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not isinstance(pl_module, LCFModule):
             raise SettingError(f"AdapterExport needs an LCFModule, not a {type(pl_module).__name__}.")
@@ -32,5 +36,4 @@ class AdapterExport(pl.Callback):
         metadata: dict[str, Any] = {"steps": trainer.global_step, "seed": pl_module.seed}
         if isinstance(data, ContextMismatchDataModule):
             metadata |= {"prompts": asdict(data.prompts)}
-        folder = Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "adapter"
-        pl_module.adapter.save_pretrained(folder, metadata)
+        pl_module.adapter.save_pretrained(self.target(trainer), metadata)

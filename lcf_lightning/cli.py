@@ -22,6 +22,7 @@ from rich.console import Console
 
 from lcf_lightning.adapter.adapter import WEIGHTS_FILE
 from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy
+from lcf_lightning.callbacks.accuracy import gathered
 from lcf_lightning.errors import LCFError, SettingError
 from lcf_lightning.evaluation.report import arms_table
 from lcf_lightning.files import write_text
@@ -102,7 +103,7 @@ class LCFCLI(LightningCLI):
         self._print_table("test")
         if not self.trainer.is_global_zero:
             return
-        adapter = self.run_folder / "adapter" / WEIGHTS_FILE
+        adapter = self._callback(AdapterExport).target(self.trainer) / WEIGHTS_FILE
         summary = {
             **(self._accuracy.summary or {}),
             "adapter": {
@@ -123,9 +124,11 @@ class LCFCLI(LightningCLI):
 
     def predict(self, **kwargs: Any) -> None:
         """Write the message arm's answers to ``predictions.jsonl`` in the run folder."""
-        batches = self.trainer.predict(**kwargs) or []
-        rows = [json.dumps(row) for batch in batches for row in batch]
-        write_text(self.run_folder / "predictions.jsonl", "".join(f"{row}\n" for row in rows))
+        rows = gathered([row for batch in self.trainer.predict(**kwargs) or [] for row in batch])
+        distinct = {row["id"]: row for row in rows}.values()
+        if self.trainer.is_global_zero:
+            text = "".join(f"{json.dumps(row)}\n" for row in distinct)
+            write_text(self.run_folder / "predictions.jsonl", text)
 
     @property
     def _accuracy(self) -> CommunicationAccuracy:

@@ -1,0 +1,30 @@
+"""The quickstart as a new user runs it, to the end, and what it must show on unseen examples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lcf_lightning import Channel
+from lcf_lightning.cli import main
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@pytest.mark.slow
+def test_the_quickstart_communicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", str(CONFIGS / "quickstart.yaml"), "--trainer.enable_progress_bar", "false"])
+    summary = json.loads(Path("runs/quickstart/summary.json").read_text())
+    arms = {arm: figures["exact_match"] for arm, figures in summary["arms"].items()}
+    assert min(figures["n"] for figures in summary["arms"].values()) >= 500
+    assert arms["own_context"] <= 0.08
+    assert arms["mismatched"] <= 0.10
+    assert arms["message"] >= 0.95
+    assert arms["full_context"] >= 0.97
+    assert summary["own_questions"]["message"]["exact_match"] >= 0.95
+    channel = Channel.from_pretrained("runs/quickstart/adapter")
+    message = channel.send(["likes ada tea .", "owns bob lamp .", "seeks cleo ruby .", "sells dan soup ."], "likes ada")
+    assert channel.receive(message, "likes ada", ["finds eva bell .", "hides finn kite .", "fears gia wolf ."]) == "tea"

@@ -1,0 +1,79 @@
+"""What README and docs say to run does run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from lcf_lightning.cli import LCFCLI, ParamsCLI, _with_bases, main
+from tests.test_cli import QUICK
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Every ``python -m lcf_lightning`` command of every page, continued lines joined."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                found += re.findall(r"python -m lcf_lightning .*", line)
+    return found
+
+
+def test_the_first_screen_has_the_two_commands_and_the_four_lines() -> None:
+    screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:60])
+    assert "pip install torch==2.13.0 -e '.[dev]'" in screen
+    assert "python -m lcf_lightning fit --config configs/quickstart.yaml" in screen
+    assert "\npytest" in screen
+    assert "Channel.from_pretrained" in screen
+
+
+@pytest.mark.parametrize("command", commands())
+def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    subcommand, *arguments = _with_bases(shlex.split(command.split(" #")[0].replace("$SMOLLM2", "model.gguf"))[3:])
+    cli = ParamsCLI if subcommand == "params" else LCFCLI
+
+    class ParseOnly(cli):  # type: ignore[misc, valid-type]
+        def instantiate_classes(self) -> None:
+            pass
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            pass
+
+    parsed = ParseOnly(arguments if subcommand == "params" else [subcommand, *arguments])
+    assert parsed._get(parsed.config, "model")["sharer"]["path"]
+
+
+def test_the_four_lines_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", *QUICK, "--trainer.max_steps", "1"])
+    (code,) = blocks(ROOT / "README.md", "python")
+    capsys.readouterr()
+    exec(compile(code, "README.md", "exec"), {})
+    assert len(code.strip().splitlines()) <= 6
+    assert capsys.readouterr().out.strip()
+
+
+def test_every_figure_of_the_results_table_is_in_the_results_file() -> None:
+    """README's table repeats docs/results.json, which `fit` wrote."""
+    results = json.loads((ROOT / "docs" / "results.json").read_text())
+    readme = (ROOT / "README.md").read_text()
+    assert {"quickstart", "quickstart_blind"} <= results.keys()
+    for run in ("quickstart", "quickstart_blind"):
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{run}.yaml`"))
+        for arm in ("own_context", "mismatched", "message", "full_context"):
+            assert f"{results[run]['arms'][arm]['exact_match']:.3f}" in row
+        assert f"{results[run]['own_questions']['message']['exact_match']:.3f}" in row
