@@ -12,6 +12,7 @@ from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import Answer, require_arms, run_arms
 from lcf_lightning.evaluation.report import Summary, summarise
+from lcf_lightning.module import LCFModule
 
 T = TypeVar("T")
 
@@ -28,7 +29,7 @@ class CommunicationAccuracy(pl.Callback):
     Args:
         arms: Arms of a validation: ``own_context``, ``message``, ``mismatched``, ``full_context``.
         test_arms: Arms of a test.
-        max_new_tokens: Longest answer, in receiver tokens.
+        max_new_tokens: Longest answer, in receiver tokens; null for the module's.
         max_batches: Validation batches to answer, per rank; null for all. A test always answers all.
 
     Raises:
@@ -39,7 +40,7 @@ class CommunicationAccuracy(pl.Callback):
         self,
         arms: Sequence[str] = ("own_context", "message", "mismatched"),
         test_arms: Sequence[str] = ("own_context", "message", "mismatched", "full_context"),
-        max_new_tokens: int = 16,
+        max_new_tokens: int | None = None,
         max_batches: int | None = None,
     ) -> None:
         require_arms(arms)
@@ -62,19 +63,24 @@ class CommunicationAccuracy(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
         if self.max_batches is None or batch_idx < self.max_batches:
-            self._answers += run_arms(outputs["caches"], self.arms, self.max_new_tokens)
+            self._answer(pl_module, outputs, self.arms)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._answers += run_arms(outputs["caches"], self.test_arms, self.max_new_tokens)
+        self._answer(pl_module, outputs, self.test_arms)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._log(pl_module, "val")
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._log(pl_module, "test")
+
+    def _answer(self, module: pl.LightningModule, outputs: Any, arms: Sequence[str]) -> None:
+        if not isinstance(module, LCFModule):
+            raise SettingError(f"CommunicationAccuracy needs an LCFModule, not a {type(module).__name__}.")
+        self._answers += run_arms(outputs["caches"], arms, self.max_new_tokens or module.max_new_tokens)
 
     def _log(self, module: pl.LightningModule, stage: str) -> None:
         self.summary = summarise(gathered(self._answers))

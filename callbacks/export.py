@@ -14,7 +14,7 @@ from lcf_lightning.module import LCFModule
 
 
 class AdapterExport(pl.Callback):
-    """Writes the adapter folder at the end of training, with what its user must know: how prompts were written.
+    """Writes the adapter folder at the end of a fit, with what its user must know: how prompts were written.
 
     Args:
         folder: Where to write; by default ``adapter`` under the run folder (``trainer.default_root_dir``).
@@ -27,7 +27,7 @@ class AdapterExport(pl.Callback):
         """The folder that this run's adapter is written to."""
         return Path(self.folder) if self.folder else Path(trainer.default_root_dir) / "adapter"
 
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not isinstance(pl_module, LCFModule):
             raise SettingError(f"AdapterExport needs an LCFModule, not a {type(pl_module).__name__}.")
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):

@@ -14,6 +14,7 @@ from torch import Tensor
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.data.batch import Collator, all_but_last
 from lcf_lightning.data.prompts import PromptSettings, Tokens, pad_left
+from lcf_lightning.errors import AdapterFileError
 from lcf_lightning.models.cache import KVCache, Rotary, continue_from, generate, prefill
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.loading import FrozenModel, ModelSpec, geometry_of, load_frozen
@@ -55,8 +56,8 @@ class Channel:
         self._receiver_rotary = Rotary(receiver.model) if unrotate else None
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu", dtype: str = "float32") -> Channel:
-        """The channel of an adapter folder, with the two models it names.
+    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> Channel:
+        """The channel of an adapter folder, with the two models it names, in the dtypes it was trained with.
 
         Raises:
             AdapterFileError: If the folder is not a whole adapter.
@@ -65,7 +66,10 @@ class Channel:
         """
         adapter = CacheAdapter.from_pretrained(folder).to(device)
         config = adapter.config
-        specs = [ModelSpec(model.path, model.revision, dtype) for model in (config.sharer, config.receiver)]
+        specs = [
+            ModelSpec(model.path, model.revision, model.dtype, model.quantization)
+            for model in (config.sharer, config.receiver)
+        ]
         config.require_geometry(*(geometry_of(spec) for spec in specs))
         return cls(*load_pair(specs[0], specs[1], device), adapter)
 
@@ -95,8 +99,18 @@ class Channel:
         cache = self.read_receiver(pad_left([read], encoder.pad_id).to(self.receiver.device))
         return self.decode(self.fuse(cache, message), last, max_new_tokens)[0]
 
+    def _stop_ids(self) -> tuple[int, ...]:
+        """The tokenizer's end of sequence first, then those the model itself may end a turn with."""
+        generation = getattr(self.receiver.model.generation_config, "eos_token_id", None)
+        others = generation if isinstance(generation, list) else [generation]
+        own = int(self.receiver.tokenizer.eos_token_id)
+        return (own, *(int(token) for token in others if token not in (None, own)))
+
     def _collator(self) -> Collator:
-        settings = PromptSettings(**self.adapter.config.metadata.get("prompts", {}))
+        try:
+            settings = PromptSettings(**self.adapter.config.metadata.get("prompts", {}))
+        except TypeError as error:
+            raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error}") from error
         return Collator.of(settings, self.sharer.tokenizer, self.receiver.tokenizer)
 
     def read_sharer(self, tokens: Tokens) -> KVCache:
@@ -135,6 +149,6 @@ class Channel:
     def decode(self, cache: KVCache, last: Tensor, max_new_tokens: int) -> list[str]:
         """Greedy answers on an edited cache, up to the first end of sequence or line break."""
         tokenizer = self.receiver.tokenizer
-        ids = generate(self.receiver.model, cache, last, max_new_tokens, (int(tokenizer.eos_token_id),))
+        ids = generate(self.receiver.model, cache, last, max_new_tokens, self._stop_ids())
         texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip().split("\n")[0].strip() for text in texts]

@@ -13,17 +13,19 @@ from typing import Any, TypeVar
 import torch
 import yaml
 from jsonargparse import Namespace
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, Timer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, Timer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 
 from lcf_lightning.adapter.adapter import WEIGHTS_FILE
 from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy
 from lcf_lightning.callbacks.accuracy import gathered
-from lcf_lightning.errors import LCFError, SettingError
+from lcf_lightning.errors import DivergedError, LCFError, SettingError
 from lcf_lightning.evaluation.report import arms_table
 from lcf_lightning.files import write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
@@ -40,7 +42,8 @@ class LCFCLI(LightningCLI):
         super().__init__(
             LCFModule,
             None,  # any LightningDataModule; `params` needs none
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=RunConfig,
+            save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             trainer_defaults={"default_root_dir": "runs/lcf", "num_sanity_val_steps": 0, "gradient_clip_val": 1.0},
             seed_everything_default=42,
             auto_configure_optimizers=False,
@@ -67,8 +70,25 @@ class LCFCLI(LightningCLI):
         self.config.get(str(self.subcommand), self.config)["base"] = None  # what is saved stands alone
         if self.subcommand and self._get(self.config, "data") is None:
             raise SettingError("data=null must name a data module, such as ContextMismatchDataModule.")
-        if self.subcommand == "fit" and not self._get(self.config, "ckpt_path"):
-            _move_aside(self.run_folder)
+        if self.subcommand:
+            self._check_checkpoint()
+
+    def _check_checkpoint(self) -> None:
+        """Before any weight is loaded: what is to be evaluated or continued must be there."""
+        settings = self.config[str(self.subcommand)]
+        path = settings["ckpt_path"]
+        if path is None and self.subcommand != "fit":
+            if not self._last_checkpoint.is_file():
+                raise SettingError(
+                    f"ckpt_path=null needs a trained adapter in {self._last_checkpoint}; fit first, or name one."
+                )
+            settings["ckpt_path"] = str(self._last_checkpoint)
+        elif path not in (None, "last", "best", "hpc") and not Path(path).is_file():
+            raise SettingError(f"ckpt_path={path!r} must be an existing checkpoint, or last.")
+
+    @property
+    def _last_checkpoint(self) -> Path:
+        return self.run_folder / "checkpoints" / "last.ckpt"
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
@@ -76,20 +96,26 @@ class LCFCLI(LightningCLI):
         defaults = [Timer(), AdapterExport(), CommunicationAccuracy()]
         if config["enable_checkpointing"] is not False:
             defaults.append(
-                ModelCheckpoint(
-                    self.run_folder / "checkpoints", every_n_train_steps=CHECKPOINT_EVERY, save_last=True, save_top_k=1,
-                    monitor="step", mode="max",
-                )
-            )  # fmt: skip
-        if config["enable_progress_bar"] is not False:
+                ModelCheckpoint(self._last_checkpoint.parent, every_n_train_steps=CHECKPOINT_EVERY, save_last=True)
+            )
+        if config["enable_progress_bar"] is not False and not any(isinstance(bar, ProgressBar) for bar in callbacks):
             defaults.append(RichProgressBar())
         callbacks += [extra for extra in defaults if not any(isinstance(given, type(extra)) for given in callbacks)]
         if config["logger"] in (None, True):
+            # Evaluations log beside the run, not into its training curves.
+            folder = self.run_folder if self.subcommand == "fit" else self.run_folder / str(self.subcommand)
             kwargs["logger"] = [
-                ContinuedCSVLogger(self.run_folder.parent, self.run_folder.name, version=""),
-                TensorBoardLogger(self.run_folder, "tensorboard", version=""),
+                ContinuedCSVLogger(folder.parent, folder.name, version=""),
+                TensorBoardLogger(folder, "tensorboard", version=""),
             ]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def before_fit(self) -> None:
+        """Nothing written is ever lost: a run that begins moves an earlier one in its folder aside."""
+        path = self.config["fit"]["ckpt_path"]
+        continued = path is not None and (path != "last" or self._last_checkpoint.is_file())
+        if not continued and not self._get(self.config, "trainer")["fast_dev_run"]:
+            _move_aside(self.run_folder)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}  # never unpickle a checkpoint
@@ -99,6 +125,8 @@ class LCFCLI(LightningCLI):
         if self._get(self.config, "trainer")["fast_dev_run"]:
             return
         steps = self.trainer.global_step
+        if self.trainer.checkpoint_callback is not None:
+            self.trainer.save_checkpoint(self._last_checkpoint)  # the run's very end, also between two intervals
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self._print_table("test")
         if not self.trainer.is_global_zero:
@@ -173,12 +201,24 @@ class ParamsCLI(LCFCLI):
         sys.stdout.write("\n".join(lines) + "\n")
 
 
+class RunConfig(SaveConfigCallback):
+    """Saves the resolved config of a fit in the run folder, whatever the logger."""
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if trainer.state.fn == TrainerFn.FITTING:
+            config = self.parser.dump(self.config, skip_none=False, skip_check=True)
+            write_text(Path(trainer.default_root_dir) / "config.yaml", config)
+
+
 @rank_zero_only
 def _move_aside(folder: Path) -> None:
-    """Nothing written is ever lost: an earlier run in the same folder keeps its files under another name."""
-    if (folder / "config.yaml").exists():
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime((folder / "config.yaml").stat().st_mtime))
-        aside = folder.with_name(f"{folder.name}-{stamp}")
+    """Give an earlier run's folder another name, with the time of its last change."""
+    traces = [folder / name for name in ("config.yaml", "metrics.csv", "adapter", "checkpoints")]
+    times = [trace.stat().st_mtime for trace in traces if trace.exists()]
+    if times:
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(max(times)))
+        names = (folder.with_name(f"{folder.name}-{stamp}{tail}") for tail in ("", *(f"-{i}" for i in range(1, 100))))
+        aside = next(name for name in names if not name.exists())
         os.rename(folder, aside)
         rank_zero_info(f"{folder} held an earlier run; moved to {aside}. To continue a run, give --ckpt_path last.")
 
@@ -199,7 +239,11 @@ def _bases(file: Path) -> list[Path]:
     """The chain of files that ``file`` extends, the first to be read first."""
     chain: list[Path] = []
     while file.is_file():
-        base = (yaml.safe_load(file.read_text()) or {}).get("base")
+        try:
+            content = yaml.safe_load(file.read_text())
+        except yaml.YAMLError as error:
+            raise SettingError(f"config={str(file)!r} is not valid YAML: {' '.join(str(error).split())}") from error
+        base = content.get("base") if isinstance(content, dict) else None
         if base is None:
             break
         file = file.parent / base
@@ -209,9 +253,9 @@ def _bases(file: Path) -> list[Path]:
     return chain
 
 
-def _own_cause(error: BaseException | None) -> LCFError | None:
-    """The package's own error behind one that jsonargparse made of it, if there is one."""
-    while error is not None and not isinstance(error, LCFError):
+def _own_cause(error: BaseException | None) -> LCFError | MisconfigurationException | None:
+    """The error that says what to change: ours behind one that jsonargparse made of it, or Lightning's."""
+    while error is not None and not isinstance(error, LCFError | MisconfigurationException):
         error = error.__cause__
     return error
 
@@ -225,9 +269,9 @@ def main(args: Sequence[str] | None = None) -> None:
             ParamsCLI(arguments[1:])
         else:
             LCFCLI(arguments)
-    except (LCFError, ValueError) as error:
+    except (LCFError, ValueError, MisconfigurationException) as error:
         ours = _own_cause(error)
         if ours is None:
             raise
         sys.stderr.write(f"error: {ours}\n")
-        raise SystemExit(2) from error
+        raise SystemExit(1 if isinstance(ours, DivergedError) else 2) from error

@@ -23,5 +23,9 @@ class AdapterFileError(LCFError, ValueError):
     """An adapter folder is missing something, holds too much, is damaged, or belongs to another pair."""
 
 
+class DivergedError(LCFError, RuntimeError):
+    """The training loss is no longer finite."""
+
+
 class DataError(LCFError, ValueError):
     """A data source cannot be found, read or understood."""

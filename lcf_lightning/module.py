@@ -16,9 +16,12 @@ from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings, ModelIdentity
 from lcf_lightning.channel import Channel, load_pair
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.errors import AdapterFileError, DataError, SettingError
+from lcf_lightning.data.datamodule import ContextMismatchDataModule
+from lcf_lightning.errors import AdapterFileError, DivergedError, SettingError
 from lcf_lightning.evaluation.arms import ArmCaches, answer_losses, run_arms
 from lcf_lightning.models.loading import ModelSpec, geometry_of
+
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
 def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
@@ -40,7 +43,7 @@ class LCFModule(pl.LightningModule):
         warmup_steps: Steps of linear warm-up, or, below 1, the fraction of all steps (the paper: 0.1).
         temperature_start: Gate temperature at the first step.
         temperature_end: Gate temperature at the last step; annealed exponentially over the run's own length.
-        max_new_tokens: Longest answer of ``predict``, in receiver tokens.
+        max_new_tokens: Longest answer, in receiver tokens.
         seed: Decides initial weights and gate noise.
 
     Raises:
@@ -58,7 +61,7 @@ class LCFModule(pl.LightningModule):
         warmup_steps: float = 0.1,
         temperature_start: float = 1.0,
         temperature_end: float = 0.1,
-        max_new_tokens: int = 32,
+        max_new_tokens: int = 16,
         seed: int = 42,
     ) -> None:
         super().__init__()
@@ -73,8 +76,8 @@ class LCFModule(pl.LightningModule):
         self.max_new_tokens, self.seed = max_new_tokens, seed
         self.temperature_start, self.temperature_end = temperature_start, temperature_end
         config = AdapterConfig(
-            sharer=ModelIdentity(sharer.path, sharer.revision, geometry_of(sharer)),
-            receiver=ModelIdentity(receiver.path, receiver.revision, geometry_of(receiver)),
+            sharer=_identity(sharer),
+            receiver=_identity(receiver),
             settings=adapter,
         )
         with _seeded(seed):
@@ -89,6 +92,17 @@ class LCFModule(pl.LightningModule):
             raise SettingError("the frozen models are not loaded yet; call configure_model() or start a Trainer.")
         return self._channel
 
+    def setup(self, stage: str) -> None:
+        """Refuse what cannot work before a weight is loaded."""
+        if str(self.trainer.precision) not in _PRECISIONS:
+            raise SettingError(
+                f"precision={self.trainer.precision!r} must be one of {', '.join(_PRECISIONS)}: the adapter is trained "
+                "in float32, the frozen models have their own dtype."
+            )
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, ContextMismatchDataModule) and self.adapter.pooler is None:
+            raise SettingError("pooler=null must be span where sharer and receiver read different texts.")
+
     def configure_model(self) -> None:
         """Load the frozen models on this process's device."""
         if self._channel is None:
@@ -102,29 +116,37 @@ class LCFModule(pl.LightningModule):
             cache = self.channel.fuse(self.channel.read_receiver(batch.receiver), message, self.temperature)
             loss = answer_losses(self.channel, cache, batch).mean()
         if not bool(torch.isfinite(loss)):
-            raise DataError(f"loss={loss.item()} at step {self.global_step}, on the batch of ids {batch.ids}.")
+            raise DivergedError(f"loss={loss.item()} at step {self.global_step}, on the batch of ids {batch.ids}.")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log("train/temperature", self.temperature, batch_size=len(batch))
-        self.log("train/dropped_spans", float(batch.dropped_spans), reduce_fx="sum", batch_size=len(batch))
+        self._log_dropped_spans("train", batch)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, ArmCaches]:
         """Logs ``val/loss``; returns the batch's ``caches``, so that callbacks need no second prefill."""
-        return self._evaluate(batch, "val/loss")
+        return self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, ArmCaches]:
         """Logs ``test/loss``; returns the batch's ``caches``, so that callbacks need no second prefill."""
-        return self._evaluate(batch, "test/loss")
+        return self._evaluate(batch, "test")
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Answers of the message arm, as JSON-ready data."""
         return [asdict(answer) for answer in run_arms(ArmCaches(self.channel, batch), ["message"], self.max_new_tokens)]
 
-    def _evaluate(self, batch: Batch, name: str) -> dict[str, ArmCaches]:
+    def _evaluate(self, batch: Batch, stage: str) -> dict[str, ArmCaches]:
         caches = ArmCaches(self.channel, batch)
         loss = answer_losses(self.channel, caches.message, batch).mean()
-        self.log(name, loss, prog_bar=True, sync_dist=True, batch_size=len(batch))
+        self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch))
+        self._log_dropped_spans(stage, batch)
         return {"caches": caches}
+
+    def _log_dropped_spans(self, stage: str, batch: Batch) -> None:
+        """How many spans token limits took away, in all of an epoch."""
+        count = float(batch.dropped_spans)
+        self.log(
+            f"{stage}/dropped_spans", count, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True, batch_size=1
+        )
 
     @property
     def temperature(self) -> float:
@@ -160,6 +182,10 @@ class LCFModule(pl.LightningModule):
             raise AdapterFileError(f"checkpoint belongs to another adapter: {', '.join(differing)} differ.")
         if checkpoint["state_dict"].keys() != self.state_dict().keys():
             raise AdapterFileError("checkpoint does not hold exactly the adapter's tensors.")
+
+
+def _identity(spec: ModelSpec) -> ModelIdentity:
+    return ModelIdentity(spec.path, spec.revision, geometry_of(spec), spec.dtype, spec.quantization)
 
 
 @contextmanager

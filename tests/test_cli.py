@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,15 +72,35 @@ def test_the_resolved_config_runs_again(run_folder: Path, tmp_path: Path) -> Non
 def test_an_earlier_run_is_moved_aside_and_a_resumed_one_continues(run_folder: Path) -> None:
     fit(run_folder)
     first = (run_folder / "summary.json").read_text()
-    fit(run_folder, "--seed_everything", "7")
+    fit(run_folder, "--seed_everything", "7", "--trainer.max_steps", "5")
     (aside,) = [path for path in run_folder.parent.iterdir() if path.name.startswith("run-")]
     assert (aside / "summary.json").read_text() == first
     assert json.loads((run_folder / "summary.json").read_text())["seed"] == 7
-    fit(run_folder, "--seed_everything", "7", "--trainer.max_steps", "6", "--ckpt_path", "last")
+    fit(run_folder, "--seed_everything", "7", "--trainer.max_steps", "7", "--ckpt_path", "last")
     assert len(list(run_folder.parent.iterdir())) == 2
     steps = [int(row["step"]) for row in rows(run_folder / "metrics.csv") if row["train/loss"]]
-    assert steps == [0, 1, 2, 3, 4, 5]
-    assert json.loads((run_folder / "summary.json").read_text())["steps"] == 6
+    assert steps == list(range(7))  # five is between two intervals: the last checkpoint is the run's very end
+    assert json.loads((run_folder / "summary.json").read_text())["steps"] == 7
+
+
+def test_what_will_not_train_moves_nothing(run_folder: Path) -> None:
+    fit(run_folder)
+    with pytest.raises(SystemExit):
+        fit(run_folder, "--model.sharer.path", "/no/such/model")
+    fit(run_folder, "--trainer.fast_dev_run", "true")
+    assert [path.name for path in run_folder.parent.iterdir()] == ["run"]
+    assert (run_folder / "summary.json").is_file()
+
+
+def test_a_run_killed_before_its_summary_is_finished_by_resuming(run_folder: Path) -> None:
+    fit(run_folder)
+    whole = json.loads((run_folder / "summary.json").read_text())
+    shutil.rmtree(run_folder / "adapter")
+    (run_folder / "summary.json").unlink()
+    fit(run_folder, "--ckpt_path", "last")
+    again = json.loads((run_folder / "summary.json").read_text())
+    assert again["arms"] == whole["arms"]
+    assert CacheAdapter.from_pretrained(run_folder / "adapter").config.metadata["steps"] == 4
 
 
 def test_last_on_a_first_start_begins_afresh(run_folder: Path) -> None:
@@ -88,21 +109,25 @@ def test_last_on_a_first_start_begins_afresh(run_folder: Path) -> None:
     assert (run_folder / "checkpoints" / "last.ckpt").is_file()
 
 
-def test_validate_test_and_predict_use_a_checkpoint(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(run_folder)
+def test_validate_test_and_predict_use_the_trained_adapter(
+    run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit(run_folder, "--trainer.max_steps", "5")
     fitted = json.loads((run_folder / "summary.json").read_text())["arms"]["message"]
-    ckpt = ["--ckpt_path", str(run_folder / "checkpoints" / "last.ckpt")]
+    kept = {name: (run_folder / name).read_bytes() for name in ("config.yaml", "metrics.csv", "summary.json")}
     capsys.readouterr()
     for command in ("validate", "test", "predict"):
-        main([command, *QUICK, "--trainer.default_root_dir", str(run_folder), *ckpt])
+        main([command, *QUICK, "--trainer.default_root_dir", str(run_folder)])
     tables = capsys.readouterr().out
     assert "validation split" in tables
     assert "test split" in tables
+    (tested,) = rows(run_folder / "test" / "metrics.csv")
+    assert float(tested["test/message/loss"]) == pytest.approx(fitted["loss"], abs=1e-5)
     predictions = [json.loads(line) for line in (run_folder / "predictions.jsonl").read_text().splitlines()]
     needing = [row for row in predictions if row["needs_sharer"]]
     assert len(predictions) == 14
-    assert len(needing) == fitted["n"]
-    assert sum(row["exact_match"] for row in needing) / len(needing) == pytest.approx(fitted["exact_match"])
+    assert sum(row["loss"] for row in needing) / fitted["n"] == pytest.approx(fitted["loss"], abs=1e-5)
+    assert {name: (run_folder / name).read_bytes() for name in kept} == kept
 
 
 def test_print_config_shows_defaults_and_overrides(capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +181,10 @@ BAD_INPUT = [
     (["--data.source", "Wikipedia"], "Wikipedia"),
     (["--data.source", "HotpotQA", "--data.source.train", "no.jsonl"], "train='no.jsonl' is not a file"),
     (["--config", "no.yaml"], "no.yaml"),
+    (["--ckpt_path", "no.ckpt"], "ckpt_path='no.ckpt' must be an existing checkpoint, or last"),
+    (["--trainer.precision", "bf16-true"], "precision='bf16-true' must be one of 32-true, bf16-mixed"),
+    (["--model.adapter.pooler", "null"], "pooler=null must be span"),
+    (["--data.prompts.chat", "true"], "chat=true needs a tokenizer with a chat template"),
     (["--trainer.callbacks+", "CommunicationAccuracy", "--trainer.callbacks.arms", "[x]"], "arms=['x'] must be one"),
 ]
 
@@ -180,21 +209,33 @@ def test_a_base_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.Captur
     assert "base='b.yaml' must name another config file" in capsys.readouterr().err
 
 
-def test_two_processes_validate_as_one(tmp_path: Path) -> None:
-    """Seven examples on two ranks count as seven."""
+def test_an_untrained_adapter_is_not_scored(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["test", *QUICK, "--trainer.default_root_dir", str(run_folder)])
+    assert stopped.value.code == 2
+    assert "ckpt_path=null needs a trained adapter in" in capsys.readouterr().err
+
+
+def run_as(devices: int, command: str, folder: Path, *extra: str) -> None:
+    arguments = [
+        sys.executable, "-m", "lcf_lightning", command, *QUICK, "--data.source.validation_size", "7",
+        "--data.source.test_size", "7", "--data.eval_batch_size", "2", "--trainer.default_root_dir", str(folder),
+        "--trainer.devices", str(devices), "--trainer.strategy", "ddp" if devices > 1 else "auto", *extra,
+    ]  # fmt: skip
+    finished = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=folder.parent)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
+    """The same global batch gives the same adapter, and seven examples on two ranks count as seven."""
     figures = []
-    for devices in (1, 2):
+    for devices, batch in ((1, "4"), (2, "2")):
         folder = tmp_path / str(devices)
-        command = [
-            sys.executable, "-m", "lcf_lightning", "validate", *QUICK, "--data.source.validation_size", "7",
-            "--data.eval_batch_size", "2", "--trainer.devices", str(devices), "--trainer.default_root_dir", str(folder),
-            "--trainer.strategy", "ddp" if devices == 2 else "auto",
-        ]  # fmt: skip
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=tmp_path)
-        assert finished.returncode == 0, finished.stderr
-        (row,) = rows(folder / "metrics.csv")
-        figures.append({key: float(value) for key, value in row.items() if "/" in key and key != "val/loss"})
-    assert figures[0].keys() == figures[1].keys()
-    assert {"val/message/exact_match", "val/mismatched/loss"} <= figures[0].keys()
-    for key, value in figures[0].items():
-        assert figures[1][key] == pytest.approx(value, abs=1e-5), key
+        run_as(devices, "fit", folder, "--trainer.max_steps", "3", "--data.batch_size", batch)
+        figures.append(json.loads((folder / "summary.json").read_text()))
+    assert [summary["arms"]["message"]["n"] + summary["own_questions"]["message"]["n"] for summary in figures] == [7, 7]
+    for arm, one in figures[0]["arms"].items():
+        assert figures[1]["arms"][arm] == pytest.approx(one, abs=1e-4)
+    one, two = (CacheAdapter.from_pretrained(tmp_path / n / "adapter").state_dict() for n in ("1", "2"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4)

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lcf_lightning import LCFModule, ModelSpec
-from lcf_lightning.errors import AdapterFileError, DataError, GeometryError, ModelError, SettingError
+from lcf_lightning.errors import AdapterFileError, DivergedError, GeometryError, ModelError, SettingError
 from tests.pairs import small_data, small_module, small_trainer
 
 Spec = Callable[[str], ModelSpec]
@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(spec: Spec,
     module, data = small_module(spec("llama"), spec("qwen3")), small_data(spec("llama"), spec("qwen3"))
     with torch.no_grad():
         module.adapter.fuser.down.weight.fill_(float("nan"))
-    with pytest.raises(DataError, match=r"loss=nan at step 0, on the batch of ids \['world/42/train/\d+', "):
+    with pytest.raises(DivergedError, match=r"loss=nan at step 0, on the batch of ids \['world/42/train/\d+', "):
         small_trainer(tmp_path).fit(module, datamodule=data)
     assert module.trainer.global_step == 0
 

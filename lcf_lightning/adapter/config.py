@@ -75,11 +75,15 @@ class ModelIdentity:
         path: Hub id, folder or file, as it was given.
         revision: Revision of a hub id.
         geometry: Its KV geometry.
+        dtype: The dtype its caches had in training.
+        quantization: Its quantization in training, or None.
     """
 
     path: str
     revision: str | None
     geometry: Geometry
+    dtype: str = "float32"
+    quantization: str | None = None
 
 
 @dataclass(frozen=True)
@@ -166,4 +170,4 @@ class AdapterConfig:
 
 
 def _identity(data: dict[str, Any]) -> ModelIdentity:
-    return ModelIdentity(data["path"], data["revision"], Geometry(**data["geometry"]))
+    return ModelIdentity(**{**data, "geometry": Geometry(**data["geometry"])})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lcf_lightning.adapter.gates import LayerFFN, LayerLinear
+from lcf_lightning.adapter.layers import LayerFFN, LayerLinear
 from lcf_lightning.models.geometry import KV, Geometry
 
 

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import Encoded, PromptEncoder, PromptSettings, Tokens, pad_left
+from lcf_lightning.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,14 @@ class Collator:
         )
 
     def _sharer(self, example: Example) -> Encoded:
-        return self.sharer.prompt(example.sharer, example.question if self.sharer.settings.share_question else None)
+        settings = self.sharer.settings
+        prompt = self.sharer.prompt(example.sharer, example.question if settings.share_question else None)
+        if max(prompt.spans, default=-1) < 0:
+            raise DataError(
+                f"max_sharer_tokens={settings.max_sharer_tokens} leaves the sharer of {example.id!r} nothing to "
+                "tell; at least one span must fit."
+            )
+        return prompt
 
 
 def all_but_last(prompt: Encoded) -> Encoded:

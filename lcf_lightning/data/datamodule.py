@@ -128,11 +128,11 @@ class ResumableLoader(DataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator: this runs at the first batch, when Lightning has set epoch and state. Lightning may never ask
         # for more than the last batch, so nothing may be left to do after it.
-        sampler: ResumableSampler = self.sampler  # type: ignore[assignment]
         epoch, done = self._resumed or (0, 0)
-        self._epoch, self._done = sampler.epoch, done if epoch == sampler.epoch else 0
-        self._resumed = None
-        sampler.skip = self._done * (self.batch_size or 1)
+        self._epoch = getattr(self.sampler, "epoch", 0)  # Lightning may put another sampler (overfit_batches)
+        self._done, self._resumed = done if epoch == self._epoch else 0, None
+        if isinstance(self.sampler, ResumableSampler):
+            self.sampler.skip = self._done * (self.batch_size or 1)
         for batch in super().__iter__():
             self._done += 1
             yield batch

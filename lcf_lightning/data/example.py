@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 Passage = tuple[str, ...]
@@ -34,7 +34,3 @@ class Example:
     def __post_init__(self) -> None:
         if not self.answers:
             raise ValueError(f"Example {self.id!r} has no answer; at least one is needed.")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The example as JSON-ready data."""
-        return asdict(self)

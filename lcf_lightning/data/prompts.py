@@ -174,7 +174,11 @@ class PromptEncoder:
             return text, 0, 0
         content = text.strip()  # many chat templates strip
         turn = [{"role": "user", "content": content}]
-        rendered = str(self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True))
+        rendered = str(
+            self.tokenizer.apply_chat_template(
+                turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+            )  # an answer is expected at once, not after a chain of thought
+        )
         start = rendered.find(content)
         if start < 0:
             raise DataError("chat=true: the tokenizer's chat template changes the text it is given; use chat=false.")

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from torchmetrics.functional.text import squad
 
+_CLOSED = ("yes", "no", "noanswer")
+
 
 class Scores(NamedTuple):
     """Scores of one answer, each in [0, 1]."""
@@ -16,9 +18,14 @@ class Scores(NamedTuple):
 
 
 def score(prediction: str, answers: Sequence[str]) -> Scores:
-    """Exact match and F1 against the best of the accepted answers (Rajpurkar et al. 2016)."""
+    """Exact match and F1 against the best of the accepted answers (Rajpurkar et al. 2016).
+
+    As in HotpotQA's own script, a prediction or answer that is *yes*, *no* or *noanswer* gets no partial credit.
+    """
     result = squad(
         {"prediction_text": prediction, "id": "0"},
         {"answers": {"answer_start": [0] * len(answers), "text": list(answers)}, "id": "0"},
     )
-    return Scores(float(result["exact_match"]) / 100, float(result["f1"]) / 100)
+    exact_match, f1 = float(result["exact_match"]) / 100, float(result["f1"]) / 100
+    closed = any(text.strip().lower().rstrip(".") in _CLOSED for text in (prediction, *answers))
+    return Scores(exact_match, exact_match if closed else f1)

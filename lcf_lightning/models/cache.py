@@ -98,7 +98,11 @@ class Rotary:
         self._verify(model)
 
     def apply(self, keys: Tensor, layers: tuple[int, ...], positions: Tensor, *, inverse: bool = False) -> Tensor:
-        """Rotate ``keys`` ``[layers, batch, kv_heads, tokens, head_dim]`` to ``positions`` ``[batch, tokens]``."""
+        """Rotate ``keys`` ``[layers, batch, kv_heads, tokens, head_dim]`` to ``positions`` ``[batch, tokens]``.
+
+        Computed and returned in float32: half-precision tables would cost accuracy that the cache still has.
+        """
+        keys = keys.float()
         types = [self._layer_types[layer] for layer in layers]
         tables = {kind: self._cos_sin(keys, positions, kind) for kind in dict.fromkeys(types)}
         if len(tables) == 1:

@@ -147,8 +147,10 @@ def load_frozen(spec: ModelSpec, device: torch.device | str = "cpu") -> FrozenMo
 
 
 def _quantization_config(spec: ModelSpec) -> Any:
-    if find_spec("bitsandbytes") is None:
-        raise ModelError(f"quantization={spec.quantization!r} needs bitsandbytes: pip install 'lcf-lightning[quant]'.")
+    if find_spec("bitsandbytes") is None or find_spec("accelerate") is None:
+        raise ModelError(
+            f"quantization={spec.quantization!r} needs bitsandbytes, accelerate: pip install 'lcf-lightning[quant]'."
+        )
     from transformers import BitsAndBytesConfig
 
     if spec.quantization == "8bit":

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import torch
 
-from lcf_lightning.adapter.gates import LayerGates, LayerLinear
+from lcf_lightning.adapter.gates import LayerGates
+from lcf_lightning.adapter.layers import LayerLinear
 
 
 def test_hard_gates_open_above_zero_only() -> None:

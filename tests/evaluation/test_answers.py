@@ -11,6 +11,9 @@ from lcf_lightning.evaluation.answers import score
         ("The Eiffel Tower.", ["eiffel tower"], 1.0, 1.0),
         ("Paris, France", ["London", "Paris"], 0.0, 2 / 3),  # the best of the accepted answers
         ("", ["tea"], 0.0, 0.0),
+        ("yes it is", ["yes"], 0.0, 0.0),  # HotpotQA: no partial credit for yes and no
+        ("Yes.", ["yes"], 1.0, 1.0),
+        ("no", ["no idea"], 0.0, 0.0),
         ("a cat sat", ["cat sat down"], 0.0, 0.8),
     ],
 )
