@@ -24,6 +24,8 @@ from transformers import (
 
 from lcf_lightning import ModelSpec
 
+torch.set_num_threads(1)  # for tensors this small more threads only wait for each other
+
 DATA = Path(__file__).parents[2] / "shared" / "data"
 CORPUS = ["The sharer has read something that the receiver has not.", "Where is Mary? Mary moved to the bathroom."] * 20
 CHAT_TEMPLATE = (
