@@ -1,4 +1,4 @@
-"""Lightning callbacks: ordinary ones, usable from anybody's Trainer. Installed as ``lcf_lightning.callbacks``."""
+"""Lightning callbacks for any Trainer that fits an `LCFModule`. Installed as ``lcf_lightning.callbacks``."""
 
 from lcf_lightning.callbacks.accuracy import CommunicationAccuracy
 from lcf_lightning.callbacks.export import AdapterExport

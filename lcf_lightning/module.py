@@ -190,7 +190,7 @@ def _identity(spec: ModelSpec) -> ModelIdentity:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """torch's random numbers from ``seed`` inside, and undisturbed outside."""
+    """torch's random numbers from ``seed`` inside, and undisturbed outside (on the CPU and on ``device``)."""
     cuda = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
