@@ -41,7 +41,8 @@ def test_the_first_screen_has_the_two_commands_and_the_four_lines() -> None:
 @pytest.mark.parametrize("command", commands())
 def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    subcommand, *arguments = _with_bases(shlex.split(command.split(" #")[0].replace("$SMOLLM2", "model.gguf"))[3:])
+    words = shlex.split(command.split(" #")[0].replace("$SMOLLM2", "model.gguf"))
+    subcommand, *arguments = _with_bases([word for word in words[3:] if word != "--print_config"])
     cli = ParamsCLI if subcommand == "params" else LCFCLI
 
     class ParseOnly(cli):  # type: ignore[misc, valid-type]
