@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import yaml
@@ -25,6 +26,7 @@ from rich.console import Console
 from lcf_lightning.adapter.adapter import WEIGHTS_FILE
 from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy
 from lcf_lightning.callbacks.accuracy import gathered
+from lcf_lightning.data import sources
 from lcf_lightning.errors import DivergedError, LCFError, SettingError
 from lcf_lightning.evaluation.report import arms_table
 from lcf_lightning.files import write_text
@@ -35,6 +37,18 @@ CallbackT = TypeVar("CallbackT", bound=Callback)
 CHECKPOINT_EVERY = 100  # training steps
 
 
+class LCFParser(LightningArgumentParser):
+    """Says in one sentence which sources there are, where jsonargparse would need eighty lines."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """End with exit code 2 and ``message``."""
+        unknown = re.search(r'Parser key "source".*Expected a dot import path string: (\S+)', message, re.DOTALL)
+        if unknown:
+            known = ", ".join(name for name in sources.__all__ if not name.endswith("Source"))
+            raise SettingError(f"source={unknown[1]!r} must be one of {known}, or the import path of a Source.") from ex
+        super().error(message, ex)
+
+
 class LCFCLI(LightningCLI):
     """LightningCLI with a run folder: ``trainer.default_root_dir`` holds all that a run writes."""
 
@@ -42,6 +56,7 @@ class LCFCLI(LightningCLI):
         super().__init__(
             LCFModule,
             None,  # any LightningDataModule; `params` needs none
+            parser_class=LCFParser,
             save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
             trainer_defaults={"default_root_dir": "runs/lcf", "num_sanity_val_steps": 0, "gradient_clip_val": 1.0},

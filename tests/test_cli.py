@@ -178,7 +178,7 @@ BAD_INPUT = [
     (["--data.batch_size", "0"], "batch_size=0 must be at least 1"),
     (["--data.source.test_size", "0"], "test_size=0 must be at least 1"),
     (["--data.source.own_questions", "2"], "own_questions=2"),
-    (["--data.source", "Wikipedia"], "Wikipedia"),
+    (["--data.source", "Wikipedia"], "source='Wikipedia' must be one of BAbI, HotpotQA, SQuAD, World"),
     (["--data.source", "HotpotQA", "--data.source.train", "no.jsonl"], "train='no.jsonl' is not a file"),
     (["--config", "no.yaml"], "no.yaml"),
     (["--ckpt_path", "no.ckpt"], "ckpt_path='no.ckpt' must be an existing checkpoint, or last"),
