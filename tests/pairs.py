@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lcf_lightning import AdapterSettings, ContextMismatchDataModule, LCFModule, ModelSpec
+from lcf_lightning.cli import LCFCLI, ParamsCLI, _with_bases
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import World
 
@@ -39,3 +40,18 @@ def small_trainer(folder: Path, *callbacks: pl.Callback, **settings: Any) -> pl.
         "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
     }  # fmt: skip
     return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**defaults, **settings})
+
+
+def parse_only(arguments: list[str]) -> LCFCLI:
+    """The command line parsed as ``main`` would, with nothing built or run."""
+    command, *rest = _with_bases(arguments)
+    cli = ParamsCLI if command == "params" else LCFCLI
+
+    class ParseOnly(cli):  # type: ignore[misc, valid-type]
+        def instantiate_classes(self) -> None:
+            pass
+
+        def _run_subcommand(self, subcommand: str) -> None:
+            pass
+
+    return ParseOnly(rest if command == "params" else [command, *rest])

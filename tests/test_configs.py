@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from lcf_lightning.cli import LCFCLI, ParamsCLI, _bases, _with_bases
+from lcf_lightning.cli import _bases
+from tests.pairs import parse_only
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 
@@ -26,17 +27,8 @@ def test_the_first_line_is_a_command_that_parses(config: Path, monkeypatch: pyte
     program, command, *arguments = shlex.split(first.removeprefix("# python -m "))
     assert (first[:2], program) == ("# ", "lcf_lightning")
     assert arguments == ["--config", str(config.relative_to(config.parents[1]))]
-    cli = ParamsCLI if command == "params" else LCFCLI
 
-    class ParseOnly(cli):  # type: ignore[misc, valid-type]
-        def instantiate_classes(self) -> None:
-            pass
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            pass
-
-    expanded = _with_bases(arguments)
-    parsed = ParseOnly(expanded if command == "params" else [command, *expanded])
+    parsed = parse_only([command, *arguments])
     assert parsed._get(parsed.config, "model")["sharer"]["path"]
 
 

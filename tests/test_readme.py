@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lcf_lightning.cli import LCFCLI, ParamsCLI, _with_bases, main
+from lcf_lightning.cli import main
+from tests.pairs import parse_only
 from tests.test_cli import QUICK
 
 ROOT = Path(__file__).parents[1]
@@ -42,17 +43,7 @@ def test_the_first_screen_has_the_two_commands_and_the_four_lines() -> None:
 def test_every_command_parses(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     words = shlex.split(command.split(" #")[0].replace("$SMOLLM2", "model.gguf"))
-    subcommand, *arguments = _with_bases([word for word in words[3:] if word != "--print_config"])
-    cli = ParamsCLI if subcommand == "params" else LCFCLI
-
-    class ParseOnly(cli):  # type: ignore[misc, valid-type]
-        def instantiate_classes(self) -> None:
-            pass
-
-        def _run_subcommand(self, subcommand: str) -> None:
-            pass
-
-    parsed = ParseOnly(arguments if subcommand == "params" else [subcommand, *arguments])
+    parsed = parse_only([word for word in words[3:] if word != "--print_config"])
     assert parsed._get(parsed.config, "model")["sharer"]["path"]
 
 
