@@ -2,5 +2,7 @@
 
 from lcf_lightning.callbacks.accuracy import CommunicationAccuracy
 from lcf_lightning.callbacks.export import AdapterExport
+from lcf_lightning.callbacks.gates import GateMonitor
+from lcf_lightning.callbacks.speedup import Speedup
 
-__all__ = ["AdapterExport", "CommunicationAccuracy"]
+__all__ = ["AdapterExport", "CommunicationAccuracy", "GateMonitor", "Speedup"]

@@ -27,7 +27,8 @@ class CommunicationAccuracy(pl.Callback):
     whatever the sampler pads, and all ranks log the same figures.
 
     Args:
-        arms: Arms of a validation: ``own_context``, ``message``, ``mismatched``, ``full_context``.
+        arms: Arms of a validation: any of ``question_only``, ``own_context``, ``full_context``, ``t2t_N``, ``message``,
+            ``mismatched``, ``zero``, ``self``, ``noise``.
         test_arms: Arms of a test.
         max_new_tokens: Longest answer, in receiver tokens; null for the module's.
         max_batches: Validation batches to answer, per rank; null for all. A test always answers all.
@@ -44,7 +45,7 @@ class CommunicationAccuracy(pl.Callback):
         max_batches: int | None = None,
     ) -> None:
         require_arms(arms)
-        require_arms(test_arms)
+        require_arms(test_arms, "test_arms")
         for name, value in (("max_new_tokens", max_new_tokens), ("max_batches", max_batches)):
             if value is not None and value < 1:
                 raise SettingError(f"{name}={value} must be at least 1.")
@@ -78,9 +79,8 @@ class CommunicationAccuracy(pl.Callback):
         self._log(pl_module, "test")
 
     def _answer(self, module: pl.LightningModule, outputs: Any, arms: Sequence[str]) -> None:
-        if not isinstance(module, LCFModule):
-            raise SettingError(f"CommunicationAccuracy needs an LCFModule, not a {type(module).__name__}.")
-        self._answers += run_arms(outputs["caches"], arms, self.max_new_tokens or module.max_new_tokens)
+        limit = self.max_new_tokens or required_module(module, self).max_new_tokens
+        self._answers += run_arms(outputs["caches"], arms, limit)
 
     def _log(self, module: pl.LightningModule, stage: str) -> None:
         self.summary = summarise(gathered(self._answers))
@@ -89,6 +89,13 @@ class CommunicationAccuracy(pl.Callback):
             for arm, figures in arms.items():
                 scores = {"exact_match": figures["exact_match"], "f1": figures["f1"], "loss": figures["loss"]}
                 module.log_dict({f"{prefix}/{arm}/{name}": score for name, score in scores.items()})
+
+
+def required_module(module: pl.LightningModule, callback: pl.Callback) -> LCFModule:
+    """``module``, if it is an LCFModule; else a SettingError."""
+    if not isinstance(module, LCFModule):
+        raise SettingError(f"{type(callback).__name__} needs an LCFModule, not a {type(module).__name__}.")
+    return module
 
 
 def gathered(items: list[T]) -> list[T]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lcf_lightning.adapter.adapter import CacheAdapter
-from lcf_lightning.data.batch import Collator, all_but_last
+from lcf_lightning.data.batch import Collator, split_last
 from lcf_lightning.data.prompts import PromptSettings, Tokens, pad_left
 from lcf_lightning.errors import AdapterFileError
 from lcf_lightning.models.cache import KVCache, Rotary, continue_from, generate, prefill
@@ -95,23 +95,20 @@ class Channel:
         """The receiver's answer, given a message and its own passages."""
         encoder = self._collator().receiver
         prompt = encoder.prompt([(passage,) for passage in passages], question)
-        read, last = all_but_last(prompt), torch.tensor([prompt.ids[-1:]], device=self.receiver.device)
-        cache = self.read_receiver(pad_left([read], encoder.pad_id).to(self.receiver.device))
-        return self.decode(self.fuse(cache, message), last, max_new_tokens)[0]
-
-    def _stop_ids(self) -> tuple[int, ...]:
-        """The tokenizer's end of sequence first, then those the model itself may end a turn with."""
-        generation = getattr(self.receiver.model.generation_config, "eos_token_id", None)
-        others = generation if isinstance(generation, list) else [generation]
-        own = int(self.receiver.tokenizer.eos_token_id)
-        return (own, *(int(token) for token in others if token not in (None, own)))
+        read, last = split_last([prompt], encoder.pad_id)
+        cache = self.read_receiver(read.to(self.receiver.device))
+        return self.decode(self.fuse(cache, message), last.to(self.receiver.device), max_new_tokens)[0]
 
     def _collator(self) -> Collator:
         try:
             settings = PromptSettings(**self.adapter.config.metadata.get("prompts", {}))
         except TypeError as error:
             raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error}") from error
-        return Collator.of(settings, self.sharer.tokenizer, self.receiver.tokenizer)
+        return self.collator(settings)
+
+    def collator(self, prompts: PromptSettings) -> Collator:
+        """Writes prompts for this pair."""
+        return Collator.of(prompts, self.sharer.tokenizer, self.receiver.tokenizer)
 
     def read_sharer(self, tokens: Tokens) -> KVCache:
         """The sharer's prefill."""
@@ -148,7 +145,6 @@ class Channel:
 
     def decode(self, cache: KVCache, last: Tensor, max_new_tokens: int) -> list[str]:
         """Greedy answers on an edited cache, up to the first end of sequence or line break."""
-        tokenizer = self.receiver.tokenizer
-        ids = generate(self.receiver.model, cache, last, max_new_tokens, self._stop_ids())
-        texts: list[str] = tokenizer.batch_decode(ids, skip_special_tokens=True)
+        ids = generate(self.receiver.model, cache, last, max_new_tokens, self.receiver.stop_ids)
+        texts: list[str] = self.receiver.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip().split("\n")[0].strip() for text in texts]

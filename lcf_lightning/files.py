@@ -1,20 +1,46 @@
-"""Writing files so that nothing is ever half-written."""
+"""Writing files so that nothing is ever lost or half-written."""
 
 from __future__ import annotations
 
 import os
-import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
 def write_text(path: Path, text: str) -> None:
     """Write aside, then rename: whoever looks sees the old file or the whole new one."""
+
+    def write(aside: Path) -> None:
+        aside.write_text(text)
+
+    write_file(path, write)
+
+
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` write a file aside, of the same suffix, then rename it to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent, text=True)
+    aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
+        write(aside)
         os.replace(aside, path)
     except BaseException:
-        Path(aside).unlink(missing_ok=True)
+        aside.unlink(missing_ok=True)
         raise
+
+
+def move_aside(folder: Path, traces: Iterable[str]) -> Path | None:
+    """Give a folder that holds any of ``traces`` another name, with the time of their last change.
+
+    Returns:
+        The new name; None where there was nothing to move.
+    """
+    times = [(folder / trace).stat().st_mtime for trace in traces if (folder / trace).exists()]
+    if not times:
+        return None
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(max(times)))
+    names = (folder.with_name(f"{folder.name}-{stamp}{tail}") for tail in ("", *(f"-{i}" for i in range(1, 100))))
+    aside = next(name for name in names if not name.exists())
+    os.rename(folder, aside)
+    return aside

@@ -18,7 +18,7 @@ from lcf_lightning.channel import Channel, load_pair
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.datamodule import ContextMismatchDataModule
 from lcf_lightning.errors import AdapterFileError, DivergedError, SettingError
-from lcf_lightning.evaluation.arms import ArmCaches, answer_losses, run_arms
+from lcf_lightning.evaluation.arms import ArmCaches, Reading, answer_losses, run_arms
 from lcf_lightning.models.loading import ModelSpec, geometry_of
 
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -114,7 +114,8 @@ class LCFModule(pl.LightningModule):
         with _seeded(self.seed + 1 + self.global_step * 1_000 + batch_idx % 1_000, self.device):
             message = self.channel.pool(self.channel.read_sharer(batch.sharer), batch.sharer.spans)
             cache = self.channel.fuse(self.channel.read_receiver(batch.receiver), message, self.temperature)
-            loss = answer_losses(self.channel, cache, batch).mean()
+            cache = self.channel.fuse(self.channel.read_receiver(batch.receiver), message, self.temperature)
+            loss = answer_losses(self.channel, Reading(cache, batch.last), batch).mean()
         if not bool(torch.isfinite(loss)):
             raise DivergedError(f"loss={loss.item()} at step {self.global_step}, on the batch of ids {batch.ids}.")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))

@@ -9,7 +9,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lcf_lightning import AdapterSettings, ContextMismatchDataModule, LCFModule, ModelSpec
-from lcf_lightning.cli import LCFCLI, ParamsCLI, _with_bases
+from lcf_lightning.cli import COMMANDS
+from lcf_lightning.cli.config_files import with_bases
+from lcf_lightning.cli.run import LCFCLI
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import World
 
@@ -44,8 +46,8 @@ def small_trainer(folder: Path, *callbacks: pl.Callback, **settings: Any) -> pl.
 
 def parse_only(arguments: list[str]) -> LCFCLI:
     """The command line parsed as ``main`` would, with nothing built or run."""
-    command, *rest = _with_bases(arguments)
-    cli = ParamsCLI if command == "params" else LCFCLI
+    command, *rest = with_bases(arguments)
+    cli = COMMANDS.get(command, LCFCLI)
 
     class ParseOnly(cli):  # type: ignore[misc, valid-type]
         def instantiate_classes(self) -> None:
@@ -54,4 +56,4 @@ def parse_only(arguments: list[str]) -> LCFCLI:
         def _run_subcommand(self, subcommand: str) -> None:
             pass
 
-    return ParseOnly(rest if command == "params" else [command, *rest])
+    return ParseOnly(rest if command in COMMANDS else [command, *rest])

@@ -29,7 +29,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("lcf_lightning.cli.CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr("lcf_lightning.cli.run.CHECKPOINT_EVERY", 2)
     return tmp_path / "run"
 
 
@@ -41,7 +41,8 @@ def test_fit_leaves_a_whole_run_folder(run_folder: Path, capsys: pytest.CaptureF
     fit(run_folder)
     summary = json.loads((run_folder / "summary.json").read_text())
     arms = {"own_context", "message", "mismatched", "full_context"}
-    assert set(summary) == {"arms", "own_questions", "adapter", "train_seconds", "steps", "seed"}
+    assert set(summary) == {"arms", "own_questions", "speedup", "adapter", "train_seconds", "steps", "seed"}
+    assert summary["speedup"]["speedup/ttft_vs_t2t_50"] > 0
     assert set(summary["arms"]) == set(summary["own_questions"]) == arms
     assert summary["arms"]["message"]["n"] + summary["own_questions"]["message"]["n"] == 14
     assert (summary["steps"], summary["seed"]) == (4, 42)

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 
-from lcf_lightning.cli import _bases
+from lcf_lightning.cli.config_files import bases
 from tests.pairs import parse_only
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 
 
 def test_all_are_found() -> None:
-    assert len(CONFIGS) == 7
+    assert len(CONFIGS) == 8
     assert "quickstart.yaml" in {path.name for path in CONFIGS}
 
 
@@ -39,10 +39,10 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-@pytest.mark.parametrize("config", [path for path in CONFIGS if _bases(path)], ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", [path for path in CONFIGS if bases(path)], ids=lambda path: path.stem)
 def test_what_a_base_says_is_not_repeated(config: Path) -> None:
     inherited: dict[str, Any] = {}
-    for base in _bases(config):
+    for base in bases(config):
         inherited |= leaves(yaml.safe_load(base.read_text()))
     own = leaves(yaml.safe_load(config.read_text()))
     assert not [key for key, value in own.items() if inherited.get(key) == value]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lcf_lightning.data.example import Example
+from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.prompts import Encoded, PromptEncoder, PromptSettings, Tokens, pad_left
 from lcf_lightning.errors import DataError
 
@@ -21,25 +21,25 @@ class Batch:
 
     Attributes:
         examples: The examples themselves.
+        prompts: How they were written, so that an evaluation arm can write them otherwise.
         sharer: What the sharer reads.
         receiver: What the receiver reads, without the last prompt token.
         last: ``[batch, 1]``, int64: the last prompt token, fed again on the edited cache.
         answers: ``[batch, tokens]``, int64: the first accepted answer and the end of sequence, padded on the right.
         answer_mask: ``[batch, tokens]``, bool, False on padding.
         dropped_spans: Spans that token limits took from this batch.
-        mismatched: What the sharer reads in another example; evaluation only.
-        full: What a receiver with all passages reads, without the last prompt token; evaluation only.
+        partners: For each example the one whose message is the wrong message for it; evaluation only.
     """
 
     examples: tuple[Example, ...]
+    prompts: PromptSettings
     sharer: Tokens
     receiver: Tokens
     last: Tensor
     answers: Tensor
     answer_mask: Tensor
     dropped_spans: int
-    mismatched: Tokens | None = None
-    full: Tokens | None = None
+    partners: tuple[Example, ...] = ()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -50,25 +50,13 @@ class Batch:
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
         """The batch with its tensors moved, as Lightning asks for."""
-
-        def moved(tokens: Tokens | None) -> Tokens | None:
-            return None if tokens is None else tokens.to(*args, **kwargs)
-
-        return replace(
-            self,
-            sharer=self.sharer.to(*args, **kwargs),
-            receiver=self.receiver.to(*args, **kwargs),
-            last=self.last.to(*args, **kwargs),
-            answers=self.answers.to(*args, **kwargs),
-            answer_mask=self.answer_mask.to(*args, **kwargs),
-            mismatched=moved(self.mismatched),
-            full=moved(self.full),
-        )
+        names = ("sharer", "receiver", "last", "answers", "answer_mask")
+        return replace(self, **{name: getattr(self, name).to(*args, **kwargs) for name in names})
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Makes a `Batch` of examples, or of ``(example, example with the wrong message)`` pairs.
+    """Writes examples as prompts of a pair, and makes a `Batch` of them.
 
     Attributes:
         sharer: Encoder for the sharer.
@@ -89,44 +77,45 @@ class Collator:
         )
 
     def train(self, examples: Sequence[Example]) -> Batch:
-        sharer = [self._sharer(example) for example in examples]
+        sharer = [self.sharer_prompt(example.id, example.sharer, example.question) for example in examples]
         receiver = [self.receiver.prompt(example.receiver, example.question) for example in examples]
         answers = [self.receiver.answer(example.answers[0]) for example in examples]
         width = max(map(len, answers))
         pad = self.receiver.pad_id
+        read, last = split_last(receiver, pad)
         return Batch(
             examples=tuple(examples),
+            prompts=self.receiver.settings,
             sharer=pad_left(sharer, self.sharer.pad_id),
-            receiver=pad_left([all_but_last(prompt) for prompt in receiver], pad),
-            last=torch.tensor([prompt.ids[-1:] for prompt in receiver]),
+            receiver=read,
+            last=last,
             answers=torch.tensor([ids + [pad] * (width - len(ids)) for ids in answers]),
             answer_mask=torch.arange(width) < torch.tensor([len(ids) for ids in answers])[:, None],
             dropped_spans=sum(prompt.dropped for prompt in sharer + receiver),
         )
 
     def evaluate(self, pairs: Sequence[tuple[Example, Example]]) -> Batch:
+        """The batch of ``(example, partner)`` pairs."""
         batch = self.train([example for example, _ in pairs])
-        mismatched = [self._sharer(partner) for _, partner in pairs]
-        settings = self.receiver.settings
-        unlimited = replace(self.receiver, settings=replace(settings, max_receiver_tokens=None))
-        full = [unlimited.prompt(example.sharer + example.receiver, example.question) for example, _ in pairs]
-        return replace(
-            batch,
-            mismatched=pad_left(mismatched, self.sharer.pad_id),
-            full=pad_left([all_but_last(prompt) for prompt in full], self.receiver.pad_id),
-        )
+        return replace(batch, partners=tuple(partner for _, partner in pairs))
 
-    def _sharer(self, example: Example) -> Encoded:
+    def sharer_prompt(self, id: str, passages: Sequence[Passage], question: str) -> Encoded:
+        """What the sharer reads before it sends a message.
+
+        Raises:
+            DataError: If that holds no span at all.
+        """
         settings = self.sharer.settings
-        prompt = self.sharer.prompt(example.sharer, example.question if settings.share_question else None)
+        prompt = self.sharer.prompt(passages, question if settings.share_question else None)
         if max(prompt.spans, default=-1) < 0:
             raise DataError(
-                f"max_sharer_tokens={settings.max_sharer_tokens} leaves the sharer of {example.id!r} nothing to "
+                f"max_sharer_tokens={settings.max_sharer_tokens} leaves the sharer of {id!r} nothing to "
                 "tell; at least one span must fit."
             )
         return prompt
 
 
-def all_but_last(prompt: Encoded) -> Encoded:
-    """What is prefilled of a receiver's prompt; the last token is read on the edited cache."""
-    return Encoded(prompt.ids[:-1], prompt.spans[:-1])
+def split_last(prompts: Sequence[Encoded], pad_id: int) -> tuple[Tokens, Tensor]:
+    """What the receiver prefills, and the last prompt tokens ``[batch, 1]``, which are read on the edited cache."""
+    read = [Encoded(prompt.ids[:-1], prompt.spans[:-1]) for prompt in prompts]
+    return pad_left(read, pad_id), torch.tensor([prompt.ids[-1:] for prompt in prompts])

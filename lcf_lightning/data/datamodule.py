@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from torch.utils.data import DataLoader, DistributedSampler
 
 from lcf_lightning.data.batch import Batch, Collator
@@ -14,7 +15,7 @@ from lcf_lightning.data.example import Example
 from lcf_lightning.data.partition import mismatched_partners
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources.source import Source, Split
-from lcf_lightning.errors import SettingError
+from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.models.loading import ModelSpec, load_tokenizer
 
 
@@ -88,22 +89,33 @@ class ContextMismatchDataModule(pl.LightningDataModule):
         )
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return self._evaluation_loader("validation")
+        return self.evaluation_loader("validation")
 
     def test_dataloader(self) -> DataLoader[Any]:
-        return self._evaluation_loader("test")
+        return self.evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        return self._evaluation_loader("test")
+        return self.evaluation_loader("test")
 
-    def _evaluation_loader(self, split: Split) -> DataLoader[Any]:
+    def evaluation_loader(self, split: Split, limit: int | None = None) -> DataLoader[Any]:
+        """Batches of a split's first ``limit`` examples (null for all), each with the example whose message is wrong.
+
+        Under DDP every example is on one rank: none is repeated so that all have equally many.
+
+        Raises:
+            DataError: If there are fewer examples than ranks.
+        """
         assert self._collator is not None, "setup() runs first"
         examples = list(self._examples[split])
         partners = mismatched_partners(examples, self.seed)
-        pairs = [(example, examples[partner]) for example, partner in zip(examples, partners, strict=True)]
+        pairs = [(example, examples[partner]) for example, partner in zip(examples, partners, strict=True)][:limit]
+        world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+        if len(pairs) < world_size:
+            raise DataError(f"{split} split has {len(pairs)} examples; {world_size} processes need at least one each.")
         collate: Callable[[Any], Batch] = self._collator.evaluate
         return DataLoader(
             pairs,  # type: ignore[arg-type]
+            sampler=UnrepeatedDistributedSampler(pairs, num_replicas=world_size, rank=rank, shuffle=False),
             batch_size=self.eval_batch_size,
             collate_fn=collate,
             num_workers=self.num_workers,

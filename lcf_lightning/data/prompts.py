@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, count
 from typing import Any
 
@@ -34,6 +34,9 @@ class PromptSettings:
         max_sharer_tokens: Limit of the sharer's prompt; whole spans are dropped from the end of its context until the
             prompt fits, never the question. Null for none.
         max_receiver_tokens: Limit of the receiver's prompt; likewise.
+        text_request: After the sharer's context where it is asked to write a text instead (T2T); may hold
+            ``{question}``, which is the question where ``share_question`` and empty where not.
+        text: How that text enters the receiver's prompt, before its own context; must hold ``{text}``.
     """
 
     context: str = "{passages}\n"
@@ -45,9 +48,12 @@ class PromptSettings:
     spans: str = "paragraph"
     max_sharer_tokens: int | None = None
     max_receiver_tokens: int | None = None
+    text_request: str = "Question: {question}\nWhat the text above says about it:"
+    text: str = "{text}\n"
 
     def __post_init__(self) -> None:
-        for name, slot in (("context", "{passages}"), ("question", "{question}"), ("answer", "{answer}")):
+        slots = {"context": "{passages}", "question": "{question}", "answer": "{answer}", "text": "{text}"}
+        for name, slot in slots.items():
             if getattr(self, name).count(slot) != 1:
                 raise SettingError(f"{name}={getattr(self, name)!r} must hold {slot} exactly once.")
         parse_span_mode(self.spans)
@@ -127,17 +133,32 @@ class PromptEncoder:
         tokenizer = self.tokenizer
         return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
-    def prompt(self, passages: Sequence[Passage], question: str | None) -> Encoded:
-        """The prompt of some passages and, where given, a question.
+    def prompt(self, passages: Sequence[Passage], question: str | None, text: str | None = None) -> Encoded:
+        """The prompt of some passages and, where given, a question and the text that another model wrote.
 
         Raises:
             DataError: If the prompt without any context exceeds the limit; a question is never cut.
         """
-        segments = self._segments(passages, question)
+        written = [] if text is None else [(self.settings.text.replace("{text}", text), _NONE)]
+        ending = [] if question is None else [(self.settings.question.replace("{question}", question), _QUESTION)]
+        return self._encoded([*written, *self._context(passages), *ending])
+
+    def text_prompt(self, passages: Sequence[Passage], question: str) -> Encoded:
+        """The prompt that asks for a text about some passages (T2T)."""
+        shown = question if self.settings.share_question else ""
+        request = self.settings.text_request.replace("{question}", shown)
+        return self._encoded([*self._context(passages), (request, _QUESTION)])
+
+    def unlimited(self) -> PromptEncoder:
+        """This encoder without its token limit."""
+        return replace(self, settings=replace(self.settings, max_sharer_tokens=None, max_receiver_tokens=None))
+
+    def _encoded(self, segments: list[tuple[str, int]]) -> Encoded:
         text, head, shift = self._wrapped("".join(segment for segment, _ in segments))
         encoding = self.tokenizer(text, add_special_tokens=not self.settings.chat, return_offsets_mapping=True)
         ends = list(accumulate(len(segment) for segment, _ in segments))
-        labels = [label for _, label in segments] + [_QUESTION if question is not None else _NONE]
+        labels = [label for _, label in segments]
+        labels.append(_QUESTION if _QUESTION in labels else _NONE)  # what a chat template adds behind
         spans = []
         for start, end in encoding["offset_mapping"]:
             outside = start == end or end - 1 < head  # a special token, or the chat template's head
@@ -151,8 +172,8 @@ class PromptEncoder:
         ids: list[int] = self.tokenizer(content, add_special_tokens=False)["input_ids"]
         return [*ids, self.tokenizer.eos_token_id]
 
-    def _segments(self, passages: Sequence[Passage], question: str | None) -> list[tuple[str, int]]:
-        """Stretches of text, each with its span, `_NONE` or `_QUESTION`."""
+    def _context(self, passages: Sequence[Passage]) -> list[tuple[str, int]]:
+        """The passages as stretches of text, each with its span or `_NONE`."""
         before, after = self.settings.context.split("{passages}")
         by_sentence = parse_span_mode(self.settings.spans)[0] == "sentence"
         segments = [(before, _NONE)] if passages else []
@@ -164,8 +185,6 @@ class PromptEncoder:
                 sentences += 1
         if passages:
             segments.append((after, _NONE))
-        if question is not None:
-            segments.append((self.settings.question.replace("{question}", question), _QUESTION))
         return segments
 
     def _wrapped(self, text: str) -> tuple[str, int, int]:

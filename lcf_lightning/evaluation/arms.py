@@ -2,20 +2,202 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+import re
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from lcf_lightning.channel import Channel
-from lcf_lightning.data.batch import Batch
-from lcf_lightning.data.prompts import Tokens
+from lcf_lightning.data.batch import Batch, split_last
+from lcf_lightning.data.example import Example, Passage
+from lcf_lightning.data.prompts import Tokens, pad_left
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.answers import score
+from lcf_lightning.evaluation.text_baseline import decoded, reading_prompts, text_prompts, write_texts
 from lcf_lightning.models.cache import KVCache
+from lcf_lightning.models.geometry import KV
+
+
+class Reading(NamedTuple):
+    """What the receiver answers from.
+
+    Attributes:
+        cache: Its cache of all prompt tokens but the last.
+        last: ``[batch, 1]``, int64: the last prompt token.
+        texts: What the sharer wrote in words; in the T2T arms only.
+    """
+
+    cache: KVCache
+    last: Tensor
+    texts: tuple[str, ...] = ()
+
+
+class ArmCaches:
+    """The receiver's caches under the arms for one batch; what several arms share is made once.
+
+    Args:
+        channel: The pair and the adapter.
+        batch: An evaluation batch.
+        longest_text: The largest budget of the T2T arms to come, in tokens; smaller ones are its beginnings.
+    """
+
+    def __init__(self, channel: Channel, batch: Batch, longest_text: int = 0) -> None:
+        self.channel, self.batch, self.longest_text = channel, batch, longest_text
+
+    @cached_property
+    def own_context(self) -> Reading:
+        """The receiver reads its own passages."""
+        return Reading(self.channel.read_receiver(self.batch.receiver), self.batch.last)
+
+    @cached_property
+    def sent(self) -> KV:
+        """This example's message, ``[layers, batch, heads, 1, head size]``."""
+        return self.channel.pool(self.channel.read_sharer(self.batch.sharer), self.batch.sharer.spans)
+
+    @cached_property
+    def message(self) -> Reading:
+        """The receiver reads its own passages and this example's message."""
+        return self.receives(self.sent)
+
+    @cached_property
+    def first_tokens(self) -> Tensor:
+        """Log probabilities of the answer's first token with the receiver's own passages, ``[batch, vocabulary]``."""
+        ids, mask = self.batch.answers[:, :1], self.batch.answer_mask[:, :1]
+        return self.channel.logits(self.own_context.cache, self.batch.last, ids, mask)[:, 0].log_softmax(-1)
+
+    def receives(self, message: KV) -> Reading:
+        """The receiver reads its own passages and some message."""
+        return Reading(self.channel.fuse(self.own_context.cache, message), self.batch.last)
+
+    def sent_of(self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]]) -> KV:
+        """What the sharer sends where it reads ``passages`` of other examples."""
+        collator = self.channel.collator(self.batch.prompts)
+        prompts = [collator.sharer_prompt(example.id, passages(example), example.question) for example in examples]
+        tokens = pad_left(prompts, collator.sharer.pad_id).to(self.channel.sharer.device)
+        return self.channel.pool(self.channel.read_sharer(tokens), tokens.spans)
+
+    def reads(self, passages: Callable[[Example], tuple[Passage, ...]]) -> Reading:
+        """The receiver reads ``passages`` of each example as text, however long."""
+        read, last = passages_prompts(self.channel, self.batch, passages)
+        return Reading(self.channel.read_receiver(read), last)
+
+    def reads_text(self, budget: int) -> Reading:
+        """The receiver reads up to ``budget`` tokens of the sharer's text, then its own passages."""
+        longest = max(budget, self.longest_text)
+        ids = self._written if longest == self.longest_text else self._write(longest)
+        texts = decoded(self.channel, ids, budget)
+        read, last = reading_prompts(self.channel, self.batch.prompts, self.batch.examples, texts)
+        return Reading(self.channel.read_receiver(read), last, tuple(texts))
+
+    @cached_property
+    def _written(self) -> Tensor:
+        return self._write(self.longest_text)
+
+    def _write(self, budget: int) -> Tensor:
+        read, last = text_prompts(self.channel, self.batch.prompts, self.batch.examples)
+        return write_texts(self.channel, self.channel.read_sharer(read), last, budget)
+
+
+def passages_prompts(
+    channel: Channel, batch: Batch, passages: Callable[[Example], tuple[Passage, ...]]
+) -> tuple[Tokens, Tensor]:
+    """``passages`` of each example and the question, for the receiver: all but the last token, and it."""
+    encoder = channel.collator(batch.prompts).receiver.unlimited()
+    read, last = split_last([encoder.prompt(passages(row), row.question) for row in batch.examples], encoder.pad_id)
+    return read.to(channel.receiver.device), last.to(channel.receiver.device)
+
+
+def _mismatched(caches: ArmCaches) -> Reading:
+    partners = caches.batch.partners
+    if not partners:
+        raise SettingError("batch.partners is missing: the mismatched arm needs batches of the evaluation loaders.")
+    return caches.receives(caches.sent_of(partners, lambda example: example.sharer))
+
+
+def _zero(caches: ArmCaches) -> Reading:
+    return caches.receives(KV(*(torch.zeros_like(tensor) for tensor in caches.sent)))
+
+
+def _self(caches: ArmCaches) -> Reading:
+    return caches.receives(caches.sent_of(caches.batch.examples, lambda example: example.receiver))
+
+
+def _noise(caches: ArmCaches) -> Reading:
+    return caches.receives(moment_matched_noise(caches.sent, caches.batch.ids))
+
+
+TEXT_ARMS: dict[str, Callable[[Example], tuple[Passage, ...]]] = {
+    "question_only": lambda example: (),
+    "full_context": lambda example: example.sharer + example.receiver,
+}
+_ARMS: dict[str, Callable[[ArmCaches], Reading]] = {
+    "question_only": lambda caches: caches.reads(TEXT_ARMS["question_only"]),
+    "own_context": lambda caches: caches.own_context,
+    "full_context": lambda caches: caches.reads(TEXT_ARMS["full_context"]),
+    "message": lambda caches: caches.message,
+    "mismatched": _mismatched,
+    "zero": _zero,
+    "self": _self,
+    "noise": _noise,
+}
+ARMS = (*tuple(_ARMS)[:3], "t2t_50", "t2t_100", "t2t_150", "t2t_200", *tuple(_ARMS)[3:])
+"""Every arm, in the order in which reports name them; ``t2t_N`` is an arm for any N ≥ 1."""
+
+
+def text_budget(arm: str) -> int:
+    """N of the arm ``t2t_N``; 0 for any other."""
+    found = re.fullmatch(r"t2t_([1-9]\d*)", arm)
+    return int(found[1]) if found else 0
+
+
+def label(arm: str) -> str:
+    """An arm's name as people read it."""
+    return re.sub(r"t2t_(\d+)", r"T2T-\1", arm).replace("_", " ")
+
+
+def longest_text(arms: Sequence[str]) -> int:
+    """The largest N of the arms ``t2t_N`` among some arms; 0 where there is none."""
+    return max(map(text_budget, arms), default=0)
+
+
+def require_arms(arms: Sequence[str], setting: str = "arms") -> None:
+    """Raise a SettingError if an arm is unknown or given twice, or there is none."""
+    known = [arm for arm in dict.fromkeys(arms) if arm in _ARMS or text_budget(arm)]
+    if known != list(arms) or not arms:
+        raise SettingError(f"{setting}={list(arms)} must be one or more of {', '.join(_ARMS)}, t2t_N, each once.")
+
+
+def receiver_reading(caches: ArmCaches, arm: str) -> Reading:
+    """What the receiver answers from under an arm."""
+    budget = text_budget(arm)
+    return caches.reads_text(budget) if budget else _ARMS[arm](caches)
+
+
+def moment_matched_noise(message: KV, ids: Sequence[str]) -> KV:
+    """Normal noise with the mean and standard deviation of each layer and head of each example's message.
+
+    Args:
+        message: ``[layers, batch, heads, tokens, head size]``.
+        ids: The examples' ids; noise is a function of them, whatever the batch.
+    """
+
+    def matched(tensor: Tensor, name: str) -> Tensor:
+        rows = []
+        for example, id in zip(tensor.unbind(1), ids, strict=True):
+            generator = torch.Generator().manual_seed(zlib.crc32(f"noise/{name}/{id}".encode()))
+            noise = torch.randn(example.shape, generator=generator).to(example)
+            noise = (noise - noise.mean((-2, -1), keepdim=True)) / noise.std((-2, -1), keepdim=True)
+            rows.append(noise * example.std((-2, -1), keepdim=True) + example.mean((-2, -1), keepdim=True))
+        return torch.stack(rows, dim=1)
+
+    return KV(matched(message.keys, "keys"), matched(message.values, "values"))
 
 
 @dataclass(frozen=True)
@@ -31,6 +213,10 @@ class Answer:
         loss: Cross entropy of the first accepted answer, mean over its tokens, in nats.
         exact_match: 0 or 1.
         f1: In [0, 1].
+        listening: Jensen–Shannon divergence between the first token's distributions under this arm and under own
+            context, in nats (at most ln 2).
+        partner_answers: In the mismatched arm, what would have been accepted for the example whose message it was.
+        text: In the T2T arms, what the sharer wrote.
     """
 
     id: str
@@ -41,76 +227,48 @@ class Answer:
     loss: float
     exact_match: float
     f1: float
-
-
-class ArmCaches:
-    """The receiver caches of every arm for one batch; prefills are made once and shared.
-
-    Args:
-        channel: The pair and the adapter.
-        batch: An evaluation batch.
-    """
-
-    def __init__(self, channel: Channel, batch: Batch) -> None:
-        self.channel, self.batch = channel, batch
-
-    @cached_property
-    def own_context(self) -> KVCache:
-        """The receiver reads its own passages."""
-        return self.channel.read_receiver(self.batch.receiver)
-
-    @cached_property
-    def full_context(self) -> KVCache:
-        """The receiver reads all passages as text: the ceiling."""
-        return self.channel.read_receiver(_required(self.batch.full, "full"))
-
-    @cached_property
-    def message(self) -> KVCache:
-        """The receiver reads its own passages and this example's message."""
-        return self._fused(self.batch.sharer)
-
-    @cached_property
-    def mismatched(self) -> KVCache:
-        """The receiver reads its own passages and another example's message."""
-        return self._fused(_required(self.batch.mismatched, "mismatched"))
-
-    def _fused(self, sharer: Tokens) -> KVCache:
-        message = self.channel.pool(self.channel.read_sharer(sharer), sharer.spans)
-        return self.channel.fuse(self.own_context, message)
-
-
-ARMS = ("own_context", "message", "mismatched", "full_context")  # attributes of `ArmCaches`
-
-
-def require_arms(arms: Sequence[str]) -> None:
-    """Raise a SettingError if an arm is unknown or there is none."""
-    unknown = [arm for arm in arms if arm not in ARMS]
-    if unknown or not arms:
-        raise SettingError(f"arms={list(arms)} must be one or more of {', '.join(ARMS)}.")
+    listening: float
+    partner_answers: tuple[str, ...] = ()
+    text: str = ""
 
 
 @torch.no_grad()
 def run_arms(caches: ArmCaches, arms: Sequence[str], max_new_tokens: int) -> list[Answer]:
     """Every example of a batch answered under every arm: same prompt, decoding, stopping and scoring."""
-    channel, batch, answers = caches.channel, caches.batch, []
-    for arm in arms:
-        cache: KVCache = getattr(caches, arm)
-        losses = answer_losses(channel, cache, batch).tolist()
-        predictions = channel.decode(cache, batch.last, max_new_tokens)
-        for example, loss, prediction in zip(batch.examples, losses, predictions, strict=True):
-            scores = score(prediction, example.answers)
-            answers.append(Answer(example.id, arm, example.needs_sharer, prediction, example.answers, loss, *scores))
+    return [answer for arm in arms for answer in _run_arm(caches, arm, max_new_tokens)]
+
+
+def _run_arm(caches: ArmCaches, arm: str, max_new_tokens: int) -> list[Answer]:
+    channel, batch, reading = caches.channel, caches.batch, receiver_reading(caches, arm)
+    logits = channel.logits(reading.cache, reading.last, batch.answers, batch.answer_mask)
+    losses = _answer_losses(logits, batch).tolist()
+    listening = jensen_shannon(logits[:, 0].log_softmax(-1), caches.first_tokens).tolist()
+    predictions = channel.decode(reading.cache, reading.last, max_new_tokens)
+    answers = []
+    for row, example in enumerate(batch.examples):
+        answers.append(
+            Answer(
+                example.id, arm, example.needs_sharer, predictions[row], example.answers, losses[row],
+                *score(predictions[row], example.answers), listening[row],
+                batch.partners[row].answers if arm == "mismatched" else (),
+                reading.texts[row] if reading.texts else "",
+            )
+        )  # fmt: skip
     return answers
 
 
-def answer_losses(channel: Channel, cache: KVCache, batch: Batch) -> Tensor:
-    """Cross entropy of each example's answer on a cache: ``[batch]``, float32, mean over its tokens, in nats."""
-    logits = channel.logits(cache, batch.last, batch.answers, batch.answer_mask)
+def answer_losses(channel: Channel, reading: Reading, batch: Batch) -> Tensor:
+    """Cross entropy of each example's answer: ``[batch]``, float32, mean over its tokens, in nats."""
+    return _answer_losses(channel.logits(reading.cache, reading.last, batch.answers, batch.answer_mask), batch)
+
+
+def _answer_losses(logits: Tensor, batch: Batch) -> Tensor:
     losses = F.cross_entropy(logits.transpose(1, 2), batch.answers, reduction="none")
     return (losses * batch.answer_mask).sum(-1) / batch.answer_mask.sum(-1)
 
 
-def _required(tokens: Tokens | None, name: str) -> Tokens:
-    if tokens is None:
-        raise SettingError(f"batch.{name} is missing: evaluation arms need batches of the evaluation loaders.")
-    return tokens
+def jensen_shannon(one: Tensor, other: Tensor) -> Tensor:
+    """Jensen–Shannon divergence of log probabilities ``[batch, vocabulary]``: ``[batch]``, in nats, in [0, ln 2]."""
+    middle = torch.logaddexp(one, other) - math.log(2)
+    parts = [F.kl_div(middle, side, reduction="none", log_target=True).sum(-1) for side in (one, other)]
+    return ((parts[0] + parts[1]) / 2).clamp(min=0)

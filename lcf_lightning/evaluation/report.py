@@ -1,14 +1,17 @@
-"""From answers to figures: one summary, one table."""
+"""From answers to figures: a summary of a run, and the report of an evaluation."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from statistics import fmean
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from rich.table import Table
 
 from lcf_lightning.evaluation.arms import Answer
+from lcf_lightning.evaluation.audit import Audit, audit
+from lcf_lightning.evaluation.latency import Latency
+from lcf_lightning.evaluation.statistics import Estimate, estimate
 
 
 class Figures(TypedDict):
@@ -27,15 +30,56 @@ class Summary(TypedDict):
     own_questions: dict[str, Figures]
 
 
+class ArmFigures(TypedDict):
+    """One arm's scores with their 95 % intervals; loss in nats."""
+
+    exact_match: Estimate
+    f1: Estimate
+    loss: float
+    n: int
+
+
+class Report(TypedDict):
+    """All that an evaluation found; ``report.json``.
+
+    Attributes:
+        facts: What was evaluated, on what, how.
+        arms: Scores on questions that need the sharer.
+        own_questions: Scores on questions that the receiver's own passages answer.
+        audit: Communication or tuning, over questions that need the sharer.
+        latency: Times; null where none were taken.
+    """
+
+    facts: dict[str, Any]
+    arms: dict[str, ArmFigures]
+    own_questions: dict[str, ArmFigures]
+    audit: Audit
+    latency: Latency | None
+
+
+def build_report(answers: Iterable[Answer], latency: Latency | None, facts: dict[str, Any]) -> Report:
+    """The report of some answers; an example that occurs twice counts once."""
+    distinct = list({(answer.arm, answer.id): answer for answer in answers}.values())
+
+    def group(needs_sharer: bool) -> dict[str, ArmFigures]:
+        return {
+            arm: ArmFigures(
+                exact_match=estimate([answer.exact_match for answer in rows]),
+                f1=estimate([answer.f1 for answer in rows]),
+                loss=fmean(answer.loss for answer in rows),
+                n=len(rows),
+            )
+            for arm, rows in _by_arm(distinct, needs_sharer).items()
+        }
+
+    return Report(facts=facts, arms=group(True), own_questions=group(False), audit=audit(distinct), latency=latency)
+
+
 def summarise(answers: Iterable[Answer]) -> Summary:
     """Figures per arm; an example that occurs twice (a sampler's padding) counts once."""
-    distinct = {(answer.arm, answer.id): answer for answer in answers}.values()
+    distinct = list({(answer.arm, answer.id): answer for answer in answers}.values())
 
     def group(needs_sharer: bool) -> dict[str, Figures]:
-        by_arm: dict[str, list[Answer]] = {}
-        for answer in distinct:
-            if answer.needs_sharer == needs_sharer:
-                by_arm.setdefault(answer.arm, []).append(answer)
         return {
             arm: Figures(
                 exact_match=fmean(answer.exact_match for answer in rows),
@@ -43,10 +87,18 @@ def summarise(answers: Iterable[Answer]) -> Summary:
                 loss=fmean(answer.loss for answer in rows),
                 n=len(rows),
             )
-            for arm, rows in by_arm.items()
+            for arm, rows in _by_arm(distinct, needs_sharer).items()
         }
 
     return Summary(arms=group(True), own_questions=group(False))
+
+
+def _by_arm(answers: Iterable[Answer], needs_sharer: bool) -> dict[str, list[Answer]]:
+    by_arm: dict[str, list[Answer]] = {}
+    for answer in answers:
+        if answer.needs_sharer == needs_sharer:
+            by_arm.setdefault(answer.arm, []).append(answer)
+    return by_arm
 
 
 def arms_table(summary: Summary, title: str, caption: str | None = None) -> Table:

@@ -7,6 +7,7 @@ continuation reads one without changing it, so any number of arms can share a pr
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -194,31 +195,38 @@ def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Ten
 def generate(
     model: PreTrainedModel, cache: KVCache, ids: Tensor, max_new_tokens: int, stop_ids: tuple[int, ...]
 ) -> Tensor:
-    """Decode greedily on top of a cache, which stays as it is.
+    """All tokens of `stream`: ``[batch, ≤ max_new_tokens]``, int64."""
+    return torch.cat(list(stream(model, cache, ids, max_new_tokens, stop_ids)), dim=1)
+
+
+def stream(
+    model: PreTrainedModel, cache: KVCache, ids: Tensor, max_new_tokens: int, stop_ids: tuple[int, ...]
+) -> Iterator[Tensor]:
+    """Decode greedily on top of a cache, which stays as it is, a token at a time.
 
     Args:
         model: The model that made the cache.
         cache: The cache of all prompt tokens but the last ones.
         ids: ``[batch, tokens]``, int64: the rest of the prompt, at least its last token, without padding.
         max_new_tokens: At least 1.
-        stop_ids: Tokens that end an answer; all after one is replaced by it.
+        stop_ids: Tokens that end an answer; all after one is replaced by the first of them.
 
-    Returns:
-        ``[batch, ≤ max_new_tokens]``, int64.
+    Yields:
+        ``[batch, 1]``, int64, until every row has ended.
     """
     past = cache._to_transformers()
     mask = torch.cat([cache.mask, torch.ones_like(ids, dtype=torch.bool)], dim=1)
     stops = torch.tensor(stop_ids, device=ids.device)
     done = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
-    tokens: list[Tensor] = []
-    while len(tokens) < max_new_tokens and not bool(done.all()):
-        logits = _forward(model, past, ids, mask, positions_of(mask)[:, -ids.shape[1] :], keep=1)
-        ids = logits[:, -1].argmax(-1, keepdim=True)
-        ids = torch.where(done, stops[0], ids)
+    for _ in range(max_new_tokens):
+        with torch.no_grad():
+            logits = _forward(model, past, ids, mask, positions_of(mask)[:, -ids.shape[1] :], keep=1)
+        ids = torch.where(done, stops[0], logits[:, -1].argmax(-1, keepdim=True))
         done |= torch.isin(ids, stops)
-        tokens.append(ids)
+        yield ids
+        if bool(done.all()):
+            return
         mask = torch.cat([mask, torch.ones_like(ids, dtype=torch.bool)], dim=1)
-    return torch.cat(tokens, dim=1)
 
 
 def _forward(

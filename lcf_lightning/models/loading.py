@@ -102,6 +102,14 @@ class FrozenModel:
     def geometry(self) -> Geometry:
         return Geometry.from_config(self.model.config)
 
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokenizer's end of sequence first, then those the model itself may end a turn with."""
+        generation = getattr(self.model.generation_config, "eos_token_id", None)
+        others = generation if isinstance(generation, list) else [generation]
+        own = int(self.tokenizer.eos_token_id)
+        return (own, *(int(token) for token in others if token not in (None, own)))
+
 
 def geometry_of(spec: ModelSpec) -> Geometry:
     """The model's KV geometry, from its config alone: no weight is loaded, no network used for known hub ids.

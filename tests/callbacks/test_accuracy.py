@@ -82,8 +82,10 @@ def test_evaluation_changes_no_random_number_of_training(spec: Spec, tmp_path: P
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"arms": ["telepathy"]}, r"arms=\['telepathy'\] must be one or more of own_context, message"),
-        ({"test_arms": []}, r"arms=\[\] must be one or more of"),
+        ({"arms": ["telepathy"]}, r"arms=\['telepathy'\] must be one or more of question_only, own_context"),
+        ({"arms": ["t2t_0"]}, r"arms=\['t2t_0'\] must be one or more of"),
+        ({"arms": ["message", "message"]}, "t2t_N, each once"),
+        ({"test_arms": []}, r"test_arms=\[\] must be one or more of"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"max_batches": 0}, "max_batches=0 must be at least 1"),
     ],

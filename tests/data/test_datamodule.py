@@ -19,7 +19,7 @@ from lcf_lightning.data.datamodule import ContextMismatchDataModule, ResumableLo
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptEncoder, PromptSettings, Tokens
 from lcf_lightning.data.sources import World
-from lcf_lightning.errors import SettingError
+from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.models.loading import load_tokenizer
 
 Make = Callable[..., ContextMismatchDataModule]
@@ -78,7 +78,7 @@ def test_a_training_batch_has_matching_shapes(make: Make, pair: tuple[str, str])
     assert (batch.last.shape, batch.last.dtype) == ((4, 1), torch.long)
     assert batch.answers.shape == batch.answer_mask.shape
     assert (batch.answers.dtype, batch.answer_mask.dtype) == (torch.long, torch.bool)
-    assert (batch.mismatched, batch.full) == (None, None)
+    assert batch.partners == ()
 
 
 def test_receiver_last_and_answer_make_up_the_prompt(make: Make, model_folders: dict[str, Path]) -> None:
@@ -116,30 +116,48 @@ def test_the_sharer_reads_its_passages_and_maybe_the_question(
         assert int(batch.sharer.spans[row].max()) == len(example.sharer) - (not share)
 
 
-def test_evaluation_batches_have_the_wrong_message_and_the_full_context(
-    make: Make, model_folders: dict[str, Path]
-) -> None:
+def test_evaluation_batches_name_the_example_whose_message_is_wrong(make: Make) -> None:
     module = make("validate")
-    sharer, receiver = (AutoTokenizer.from_pretrained(model_folders[name]) for name in ("llama", "qwen3"))
-    collator = Collator.of(PromptSettings(), sharer, receiver)
     examples = list(World(**SIZES).examples("validation", 42))
     batches = list(module.val_dataloader())
     assert [len(batch) for batch in batches] == [3, 3, 1]
     assert [id for batch in batches for id in batch.ids] == [example.id for example in examples]
-    texts = [tuple(collator.sharer.prompt(e.sharer, e.question).ids) for e in examples]
-    wrong = [tuple(ids) for batch in batches for ids in real(batch.mismatched)]
-    assert sorted(wrong) == sorted(texts)
-    assert all(mine != other for mine, other in zip(texts, wrong, strict=True))
-    for batch in batches:
-        for row, example in enumerate(batch.examples):
-            whole = collator.receiver.prompt(example.sharer + example.receiver, example.question)
-            assert real(batch.full)[row] == whole.ids[:-1]
+    partners = [partner for batch in batches for partner in batch.partners]
+    assert sorted(partner.id for partner in partners) == sorted(example.id for example in examples)
+    assert all(example.sharer != partner.sharer for example, partner in zip(examples, partners, strict=True))
+
+
+def test_a_limited_evaluation_is_the_beginning_of_the_whole(make: Make) -> None:
+    """Partners too, so that an evaluation can be extended."""
+    module = make("test")
+    whole, first = (
+        [pair for batch in module.evaluation_loader("test", limit) for pair in zip(batch.examples, batch.partners)]  # noqa: B905
+        for limit in (None, 4)
+    )
+    assert len(whole) == 5
+    assert first == whole[:4]
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_share_out_the_evaluation_without_repeating(make: Make, world_size: int) -> None:
+    ids: list[list[str]] = []
+    for rank in range(world_size):
+        loader = on_rank(make("validate"), rank, world_size).val_dataloader()
+        ids.append([id for batch in loader for id in batch.ids])
+    assert sorted(id for part in ids for id in part) == sorted(e.id for e in World(**SIZES).examples("validation", 42))
+    assert max(map(len, ids)) - min(map(len, ids)) == 1  # seven on two or three
+
+
+def test_fewer_examples_than_ranks_are_refused(make: Make) -> None:
+    with pytest.raises(DataError, match="validation split has 7 examples; 8 processes need at least one each"):
+        on_rank(make("validate"), 0, 8).val_dataloader()
+    assert len(list(on_rank(make("validate"), 6, 7).val_dataloader())) == 1
 
 
 def test_evaluation_is_the_same_every_time(make: Make) -> None:
     first, second = (next(iter(make("test", seed=5).test_dataloader())) for _ in range(2))
     assert first.ids == second.ids
-    assert torch.equal(first.mismatched.ids, second.mismatched.ids)
+    assert first.partners == second.partners
     assert first.ids != next(iter(make("test", seed=6).test_dataloader())).ids
 
 
@@ -152,26 +170,24 @@ def test_each_stage_loads_its_split(make: Make) -> None:
     assert sum(map(len, fit.val_dataloader())) == 7
 
 
-def test_a_limit_reaches_the_batch_and_spares_the_full_context(make: Make) -> None:
+def test_a_limit_reaches_the_batch(make: Make) -> None:
     free, limited = (
         next(iter(make("test", prompts=PromptSettings(max_receiver_tokens=limit)).test_dataloader()))
         for limit in (None, 60)
     )
     assert free.dropped_spans == 0 < limited.dropped_spans
     assert limited.receiver.ids.shape[1] + 1 <= 60 < free.receiver.ids.shape[1]
-    assert torch.equal(limited.full.ids, free.full.ids)
 
 
 def test_a_batch_moves_with_all_its_tensors(make: Make) -> None:
     batch = next(iter(make("test").test_dataloader()))
     moved = batch.to("meta")
-    sides = (moved.sharer, moved.receiver, moved.mismatched, moved.full)
+    sides = (moved.sharer, moved.receiver)
     tensors = [t for side in sides for t in (side.ids, side.mask, side.spans)]
     tensors += [moved.last, moved.answers, moved.answer_mask]
     assert {tensor.device.type for tensor in tensors} == {"meta"}
-    assert (moved.examples, moved.dropped_spans) == (batch.examples, batch.dropped_spans)
+    assert (moved.examples, moved.partners, moved.prompts) == (batch.examples, batch.partners, batch.prompts)
     assert batch.last.device.type == "cpu"
-    assert next(iter(make().train_dataloader())).to("meta").full is None
 
 
 # Order

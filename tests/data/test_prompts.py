@@ -105,6 +105,29 @@ def test_templates_are_written_as_given(tokenizer: PreTrainedTokenizerBase) -> N
     assert span_texts(tokenizer, prompt)[-1] == "[[]]"  # the tokens around the passages, put together
 
 
+def test_a_text_enters_before_the_context(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompts = encoder(tokenizer, text="They say: {text}\n")
+    plain, told = prompts.prompt(PASSAGES, QUESTION), prompts.prompt(PASSAGES, QUESTION, "Mary left.")
+    assert text_of(tokenizer, told.ids) == "They say: Mary left.\n" + text_of(tokenizer, plain.ids)
+    assert span_texts(tokenizer, told) == span_texts(tokenizer, plain) | {-1: "They say: Mary left.\n\n"}  # in no span
+
+
+@pytest.mark.parametrize(("share", "shown"), [(True, QUESTION), (False, "")])
+def test_a_text_is_asked_for_after_the_context(tokenizer: PreTrainedTokenizerBase, share: bool, shown: str) -> None:
+    prompts = encoder(tokenizer, text_request="On {question}:", share_question=share)
+    asked = text_of(tokenizer, prompts.text_prompt(PASSAGES, QUESTION).ids)
+    assert asked == text_of(tokenizer, prompts.prompt(PASSAGES, None).ids) + f"On {shown}:"
+    limited = replace(prompts, settings=replace(prompts.settings, max_sharer_tokens=30))
+    assert text_of(tokenizer, limited.text_prompt(PASSAGES, QUESTION).ids).endswith(f"On {shown}:")  # never cut
+    assert len(limited.text_prompt(PASSAGES, QUESTION).ids) <= 30
+
+
+def test_without_its_limit_an_encoder_keeps_everything(tokenizer: PreTrainedTokenizerBase) -> None:
+    limited = encoder(tokenizer, max_sharer_tokens=40)
+    assert limited.prompt(PASSAGES, QUESTION).dropped > 0
+    assert limited.unlimited().prompt(PASSAGES, QUESTION) == encoder(tokenizer).prompt(PASSAGES, QUESTION)
+
+
 def test_chat_wraps_the_prompt_in_the_template(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt = encoder(tokenizer, chat=True).prompt(PASSAGES, QUESTION)
     texts = span_texts(tokenizer, prompt)

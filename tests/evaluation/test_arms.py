@@ -1,18 +1,38 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import combinations
 
 import pytest
 import torch
+from scipy.spatial.distance import jensenshannon
+from torch.nn import functional as F
 
 from lcf_lightning import Channel, ModelSpec
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import ARMS, ArmCaches, answer_losses, run_arms
+from lcf_lightning.errors import DataError, SettingError
+from lcf_lightning.evaluation.arms import (
+    ARMS,
+    Answer,
+    ArmCaches,
+    answer_losses,
+    jensen_shannon,
+    label,
+    longest_text,
+    moment_matched_noise,
+    receiver_reading,
+    require_arms,
+    run_arms,
+    text_budget,
+)
+from lcf_lightning.evaluation.audit import audit
+from lcf_lightning.models.geometry import KV
 from tests.pairs import small_data, small_module
 
 Spec = Callable[[str], ModelSpec]
+MESSAGES = ("message", "mismatched", "zero", "self", "noise")
 
 
 @pytest.fixture
@@ -30,49 +50,138 @@ def batch(spec: Spec) -> Batch:
     return next(iter(data.test_dataloader()))
 
 
-def test_own_and_full_context_equal_plain_transformers(channel: Channel, batch: Batch) -> None:
+def losses(channel: Channel, batch: Batch, arm: str) -> torch.Tensor:
+    return answer_losses(channel, receiver_reading(ArmCaches(channel, batch), arm), batch)
+
+
+def answers_of(caches: ArmCaches, *arms: str) -> dict[str, list[Answer]]:
+    """The answers by arm, without the arms' names, so that they can be compared."""
+    rows = run_arms(caches, arms, 4)
+    return {arm: [replace(row, arm="", partner_answers=()) for row in rows if row.arm == arm] for arm in arms}
+
+
+@pytest.mark.parametrize(
+    ("arm", "passages"),
+    [("question_only", ()), ("own_context", ("receiver",)), ("full_context", ("sharer", "receiver"))],
+)
+def test_arms_of_text_equal_plain_transformers(
+    channel: Channel, batch: Batch, arm: str, passages: tuple[str, ...]
+) -> None:
     """Cross entropy from the arm's cache equals that of the whole text read in one forward, padding and all."""
-    model, caches = channel.receiver.model, ArmCaches(channel, batch)
-    for arm, tokens in (("own_context", batch.receiver), ("full_context", batch.full)):
-        losses = answer_losses(channel, getattr(caches, arm), batch)
-        for row in range(len(batch)):
-            prompt = torch.cat([tokens.ids[row][tokens.mask[row]], batch.last[row]])
-            answer = batch.answers[row][batch.answer_mask[row]]
-            with torch.no_grad():
-                logits = model(torch.cat([prompt, answer])[None]).logits[0, len(prompt) - 1 : -1]
-            expected = torch.nn.functional.cross_entropy(logits, answer)
-            assert losses[row].item() == pytest.approx(expected.item(), abs=1e-4)
+    tokenizer, model = channel.receiver.tokenizer, channel.receiver.model
+    measured = losses(channel, batch, arm)
+    for row, example in enumerate(batch.examples):
+        texts = ["".join(passage) for side in passages for passage in getattr(example, side)]
+        text = "".join(f"{text}\n" for text in texts) + ("\n" if texts else "") + f" {example.question}"
+        prompt = torch.tensor(tokenizer(text)["input_ids"])
+        answer = batch.answers[row][batch.answer_mask[row]]
+        with torch.no_grad():
+            logits = model(torch.cat([prompt, answer])[None]).logits[0, len(prompt) - 1 : -1]
+        assert measured[row].item() == pytest.approx(F.cross_entropy(logits, answer).item(), abs=1e-4)
+    assert len(set(measured.tolist())) == len(batch)
 
 
 def test_mismatched_is_the_partners_message(channel: Channel, batch: Batch) -> None:
-    swapped = replace(batch, sharer=batch.mismatched, mismatched=batch.sharer)
-    caches, other = ArmCaches(channel, batch), ArmCaches(channel, swapped)
-    assert torch.equal(caches.mismatched.values[0], other.message.values[0])
-    assert not torch.equal(caches.mismatched.values[0], caches.message.values[0])
+    collator = channel.collator(batch.prompts)
+    swapped = collator.evaluate([(partner, partner) for partner in batch.partners])
+    caches = ArmCaches(channel, batch)
+    partners_message = caches.receives(ArmCaches(channel, swapped).sent).cache
+    assert torch.equal(receiver_reading(caches, "mismatched").cache.values[0], partners_message.values[0])
+    assert not torch.equal(partners_message.values[0], caches.message.cache.values[0])
 
 
 def test_mismatched_by_the_matching_message_changes_nothing(channel: Channel, batch: Batch) -> None:
-    """The audit's identity: with its own message as the wrong one, both arms answer alike."""
-    caches = ArmCaches(channel, replace(batch, mismatched=batch.sharer))
-    by_arm = {arm: [a for a in run_arms(caches, ["message", "mismatched"], 4) if a.arm == arm] for arm in ARMS}
-    for matching, wrong in zip(by_arm["message"], by_arm["mismatched"], strict=True):
-        assert replace(matching, arm="") == replace(wrong, arm="")
-    assert len(by_arm["message"]) == len(batch)
+    """The audit's identity: with its own message as the wrong one, both arms answer alike and the gain is zero."""
+    caches = ArmCaches(channel, replace(batch, partners=batch.examples))
+    by_arm = answers_of(caches, "message", "mismatched")
+    assert by_arm["message"] == by_arm["mismatched"]
+    gain = audit(run_arms(caches, ["message", "mismatched"], 4))["comparisons"]["content_attributable_gain"]
+    assert (gain["gain"]["value"], gain["gain"]["low"], gain["gain"]["high"]) == (0, 0, 0)
+    assert gain["gain_f1"]["value"] == 0
+
+
+def test_closed_gates_give_every_message_arm_the_own_context_answer(spec: Spec, batch: Batch) -> None:
+    module = small_module(spec("llama"), spec("qwen3"), gate_init=-1.0)
+    module.configure_model()
+    module.adapter.eval()
+    by_arm = answers_of(ArmCaches(module.channel, batch), *MESSAGES, "own_context")
+    assert len(by_arm) == 6
+    for arm in MESSAGES:
+        assert by_arm[arm] == by_arm["own_context"]
+
+
+def test_open_gates_tell_the_messages_apart(channel: Channel, batch: Batch) -> None:
+    measured = [losses(channel, batch, arm) for arm in (*MESSAGES, "own_context")]
+    assert all(not torch.equal(one, other) for one, other in combinations(measured, 2))
+    assert all(torch.isfinite(loss).all() for loss in measured)
+
+
+def test_a_zero_message_is_zero_and_self_reads_the_receivers_context(channel: Channel, batch: Batch) -> None:
+    sent = []
+    caches = ArmCaches(channel, batch)
+    caches.receives = lambda message: sent.append(message)  # type: ignore[assignment, method-assign, return-value, func-returns-value]
+    for arm in ("zero", "self"):
+        receiver_reading(caches, arm)
+    assert not any(tensor.any() for tensor in sent[0])
+    mirrored = [replace(example, sharer=example.receiver) for example in batch.examples]
+    expected = ArmCaches(channel, channel.collator(batch.prompts).train(mirrored)).sent
+    assert torch.equal(sent[1].values, expected.values)
+    assert sent[0].keys.shape == sent[1].keys.shape == caches.sent.keys.shape
+
+
+def test_self_without_anything_to_read_is_refused(channel: Channel, batch: Batch) -> None:
+    nothing = replace(batch, examples=tuple(replace(example, receiver=()) for example in batch.examples))
+    hidden = replace(nothing, prompts=replace(batch.prompts, share_question=False))
+    assert len(run_arms(ArmCaches(channel, nothing), ["self"], 2)) == len(batch)  # the question is something
+    with pytest.raises(DataError, match="nothing to tell"):
+        run_arms(ArmCaches(channel, hidden), ["self"], 2)
+
+
+def test_noise_has_the_messages_moments_and_depends_on_the_example_alone() -> None:
+    torch.manual_seed(0)
+    message = KV(torch.randn(3, 4, 2, 5, 6) * 7 + 2, torch.randn(3, 4, 2, 5, 6))
+    noise = moment_matched_noise(message, ["a", "b", "c", "d"])
+    for mine, theirs in zip(noise, message, strict=True):
+        torch.testing.assert_close(mine.mean((-2, -1)), theirs.mean((-2, -1)))
+        torch.testing.assert_close(mine.std((-2, -1)), theirs.std((-2, -1)))
+        assert torch.corrcoef(torch.stack([mine.flatten(), theirs.flatten()]))[0, 1].abs() < 0.95
+    alone = moment_matched_noise(KV(message.keys[:, 2:3], message.values[:, 2:3]), ["c"])
+    torch.testing.assert_close(alone.keys[:, 0], noise.keys[:, 2])
+    assert not torch.allclose(noise.keys[:, 0].sort(-1).values, noise.keys[:, 1].sort(-1).values)
 
 
 def test_answers_carry_what_is_needed_to_score_again(channel: Channel, batch: Batch) -> None:
-    answers = run_arms(ArmCaches(channel, batch), ARMS, 4)
-    assert [answer.id for answer in answers] == batch.ids * 4
-    assert [answer.arm for answer in answers] == [arm for arm in ARMS for _ in range(len(batch))]
-    for answer, example in zip(answers, batch.examples * 4, strict=True):
+    arms = ("own_context", "mismatched", "t2t_3")
+    answers = run_arms(ArmCaches(channel, batch), arms, 4)
+    assert [answer.id for answer in answers] == batch.ids * 3
+    assert [answer.arm for answer in answers] == [arm for arm in arms for _ in range(len(batch))]
+    for answer, example, partner in zip(answers, batch.examples * 3, batch.partners * 3, strict=True):
         assert answer.answers == example.answers
         assert answer.needs_sharer == example.needs_sharer
         assert answer.exact_match <= answer.f1 <= 1
+        assert answer.partner_answers == (partner.answers if answer.arm == "mismatched" else ())
+        assert (answer.listening < 1e-6) == (answer.arm == "own_context")
 
 
 def test_training_batches_have_no_mismatched_arm(channel: Channel, batch: Batch) -> None:
-    caches = ArmCaches(channel, replace(batch, mismatched=None, full=None))
-    with pytest.raises(SettingError, match="batch.mismatched is missing"):
-        run_arms(caches, ["mismatched"], 2)
-    with pytest.raises(SettingError, match="batch.full is missing"):
-        run_arms(caches, ["full_context"], 2)
+    with pytest.raises(SettingError, match=r"batch\.partners is missing"):
+        run_arms(ArmCaches(channel, replace(batch, partners=())), ["mismatched"], 2)
+    assert run_arms(ArmCaches(channel, replace(batch, partners=())), ["message"], 2)
+
+
+def test_listening_is_the_jensen_shannon_divergence() -> None:
+    """Against scipy's distance, which is its root."""
+    one, other = (torch.randn(3, 11, dtype=torch.double).log_softmax(-1) for _ in range(2))
+    expected = [jensenshannon(p.exp(), q.exp()) ** 2 for p, q in zip(one, other, strict=True)]
+    assert jensen_shannon(one, other).tolist() == pytest.approx(expected)
+    apart = torch.tensor([[0.0, -1e9]]), torch.tensor([[-1e9, 0.0]])
+    assert jensen_shannon(*apart).item() == pytest.approx(math.log(2))
+    assert jensen_shannon(one, one).tolist() == pytest.approx([0, 0, 0], abs=1e-9)
+
+
+def test_arm_names() -> None:
+    assert [text_budget(arm) for arm in ("t2t_50", "t2t_1", "t2t_0", "t2t_", "message")] == [50, 1, 0, 0, 0]
+    assert longest_text(ARMS) == 200
+    assert longest_text(["message"]) == 0
+    assert (label("t2t_50"), label("own_context")) == ("T2T-50", "own context")
+    require_arms([*ARMS, "t2t_7"])

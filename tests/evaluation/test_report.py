@@ -1,14 +1,25 @@
 from __future__ import annotations
 
+import json
+from itertools import combinations
+from pathlib import Path
+
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from rich.console import Console
 
-from lcf_lightning.evaluation.arms import Answer
-from lcf_lightning.evaluation.report import arms_table, summarise
+from lcf_lightning.evaluation.arms import Answer, label
+from lcf_lightning.evaluation.latency import ArmLatency, Latency, Spread
+from lcf_lightning.evaluation.markdown import to_markdown
+from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
+from lcf_lightning.evaluation.report import Report, arms_table, build_report, summarise
+from tests.evaluation.answers import answer as made
 
 
 def answer(id: str, arm: str, exact_match: float, needs_sharer: bool = True) -> Answer:
-    return Answer(id, arm, needs_sharer, "tea", ("tea",), loss=2.0 - exact_match, exact_match=exact_match, f1=0.5)
+    return made(id, arm, exact_match, needs_sharer=needs_sharer, loss=2.0 - exact_match, f1=0.5)
 
 
 def test_figures_are_means_per_arm_and_kind_of_question() -> None:
@@ -37,3 +48,100 @@ def test_the_table_shows_every_arm() -> None:
     assert "need the sharer" in text
     assert "receiver's own" in text
     assert all(word in text for word in ("runs/x", "message", "own_context", "1.000", "0.500"))
+
+
+def latency() -> Latency:
+    """Made-up times of message and two texts."""
+    spread = Spread(median=10.0, min=9.0, max=12.0)
+    stages = {"sharer_prefill": spread, "receiver_prefill": spread, "first_token": spread}
+
+    def arm(ttft: float) -> ArmLatency:
+        slower = Spread(median=ttft, min=ttft * 0.9, max=ttft * 1.2)
+        return ArmLatency(
+            stages=stages, ttft=slower, ttft_side_by_side=slower, end_of_answer=slower, to_floor=spread,
+            to_floor_side_by_side=spread, sent_bytes=2048,
+        )  # fmt: skip
+
+    return Latency(
+        arms={"message": arm(20), "own_context": arm(10), "t2t_50": arm(80), "t2t_200": arm(300)},
+        floor=spread, floor_side_by_side=spread, ttft_vs_t2t={"50": Spread(median=4.0, min=3.5, max=4.5)},
+        repeats=7, warmup=2, device="cpu", threads=1,
+    )  # fmt: skip
+
+
+def report() -> Report:
+    rows = []
+    for arm, right in (("own_context", 1), ("t2t_50", 6), ("t2t_200", 8), ("message", 9), ("mismatched", 2)):
+        rows += [made(str(i), arm, float(i < right), partner_answers=("coffee",)) for i in range(10)]
+        rows += [made("own", arm, 1.0, needs_sharer=False, partner_answers=("coffee",))]
+    return build_report(rows, latency(), {"command": "python -m lcf_lightning evaluate", "seed": 42})
+
+
+def test_a_report_has_intervals_around_the_summarys_means() -> None:
+    rows = [made(str(i % 10), "message", float(i % 10 < 9), f1=0.95) for i in range(12)]  # two of them twice
+    found, summary = build_report(rows, None, {"seed": 1}), summarise(rows)
+    figures = found["arms"]["message"]
+    assert figures["n"] == 10
+    for name in ("exact_match", "f1"):
+        assert figures[name]["value"] == pytest.approx(summary["arms"]["message"][name])
+    assert figures["exact_match"]["low"] < 0.9 < figures["exact_match"]["high"]
+    assert json.loads(json.dumps(found)) == found  # report.json is all of it
+    assert (found["latency"], found["own_questions"]) == (None, {})
+
+
+def test_the_page_shows_every_figure() -> None:
+    found = report()
+    page = to_markdown(found)
+    for arm, figures in found["arms"].items():
+        (row,) = [
+            line
+            for line in page.splitlines()
+            if line.startswith(f"| {label(arm)} | {figures['exact_match']['value']:.3f}")
+        ]
+        assert f"[{figures['exact_match']['low']:.3f}, {figures['exact_match']['high']:.3f}]" in row
+    gain = found["audit"]["comparisons"]["content_attributable_gain"]
+    assert "| content attributable gain (message − mismatched) | +0.700" in page
+    assert f"McNemar p = {gain['mcnemar_p']:.2g} (7 questions against 0)" in page
+    assert "T2T-50 / message = 4.00 (3.50–4.50)" in page
+    assert "Follow rate" in page
+    assert "- command: python -m lcf_lightning evaluate" in page
+    assert "questions that the receiver can answer alone" in page
+    widths = [{line.count("|") for line in block.splitlines()} for block in page.split("\n\n") if block.startswith("|")]
+    assert len(widths) == 5
+    assert all(len(width) == 1 for width in widths)  # no row of any table lacks a cell
+
+
+def test_the_page_leaves_out_what_was_not_measured() -> None:
+    page = to_markdown(build_report([made("1", "message", 1.0)], None, {}))
+    assert "Latency" not in page
+    assert "frontier.png" not in page
+    assert "Follow rate" not in page
+    assert "| message | 1.000" in page
+
+
+def drawn_texts(figure: Figure) -> list[Text]:
+    FigureCanvasAgg(figure).draw()
+    return [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+
+
+@pytest.mark.parametrize("kind", ["arms", "frontier"])
+def test_plots_are_labelled_and_nothing_overlaps(kind: str, tmp_path: Path) -> None:
+    found = report()
+    assert found["latency"] is not None
+    figure = arms_figure(found["arms"]) if kind == "arms" else frontier_figure(found["arms"], found["latency"])
+    texts = drawn_texts(figure)
+    (axes,) = figure.axes
+    assert axes.get_xlabel()
+    shown = {text.get_text() for text in texts}
+    named = found["arms"] if kind == "arms" else {arm: 0 for arm in found["arms"] if arm in found["latency"]["arms"]}
+    assert {label(arm) for arm in named} <= shown
+    boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
+    bounds = figure.bbox
+    for text, box in boxes:
+        assert bounds.x0 <= box.x0 <= box.x1 <= bounds.x1, text
+        assert bounds.y0 <= box.y0 <= box.y1 <= bounds.y1, text
+    overlapping = [(a, b) for (a, one), (b, two) in combinations(boxes, 2) if one.overlaps(two)]
+    assert overlapping == []
+    save(figure, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list(tmp_path.iterdir())) == 1

@@ -1,20 +1,12 @@
-"""The command line: ``fit``, ``validate``, ``test``, ``predict`` (Lightning's) and ``params``."""
+"""``fit``, ``validate``, ``test`` and ``predict``: Lightning's command line, with a run folder."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-import torch
-import yaml
-from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -24,12 +16,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 
 from lcf_lightning.adapter.adapter import WEIGHTS_FILE
-from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy
+from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy, GateMonitor, Speedup
 from lcf_lightning.callbacks.accuracy import gathered
 from lcf_lightning.data import sources
-from lcf_lightning.errors import DivergedError, LCFError, SettingError
+from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.report import arms_table
-from lcf_lightning.files import write_text
+from lcf_lightning.files import move_aside, write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
 from lcf_lightning.module import LCFModule
 
@@ -108,7 +100,7 @@ class LCFCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         callbacks = list(config["callbacks"] or [])
-        defaults = [Timer(), AdapterExport(), CommunicationAccuracy()]
+        defaults = [Timer(), AdapterExport(), CommunicationAccuracy(), Speedup(), GateMonitor()]
         if config["enable_checkpointing"] is not False:
             defaults.append(
                 ModelCheckpoint(self._last_checkpoint.parent, every_n_train_steps=CHECKPOINT_EVERY, save_last=True)
@@ -130,7 +122,7 @@ class LCFCLI(LightningCLI):
         path = self.config["fit"]["ckpt_path"]
         continued = path is not None and (path != "last" or self._last_checkpoint.is_file())
         if not continued and not self._get(self.config, "trainer")["fast_dev_run"]:
-            _move_aside(self.run_folder)
+            _begin(self.run_folder)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}  # never unpickle a checkpoint
@@ -149,6 +141,7 @@ class LCFCLI(LightningCLI):
         adapter = self._callback(AdapterExport).target(self.trainer) / WEIGHTS_FILE
         summary = {
             **(self._accuracy.summary or {}),
+            "speedup": self._callback(Speedup).ratios,
             "adapter": {
                 "parameters": self.model.adapter.parameter_counts()["total"],
                 "bytes": adapter.stat().st_size,
@@ -186,36 +179,6 @@ class LCFCLI(LightningCLI):
             Console().print(arms_table(self._accuracy.summary, f"{split} split", str(self.run_folder)))
 
 
-class ParamsCLI(LCFCLI):
-    """``params``: trainable parameters and adapter size, from the models' configs alone."""
-
-    def __init__(self, args: list[str]) -> None:
-        super().__init__(args, run=False)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
-
-    def instantiate_classes(self) -> None:
-        # Only the model: a config for eight GPUs must count here too, and no data set be read.
-        parser = LightningArgumentParser()
-        parser.add_lightning_class_args(LCFModule, "model")
-        with torch.device("meta"):
-            adapter = parser.instantiate_classes(Namespace(model=self.config["model"]))["model"].adapter
-        counts = adapter.parameter_counts()
-        sizes = {**counts, "layers": len(adapter.config.receiver_layers), "megabytes_bf16": counts["total"] * 2 / 1e6}
-        if self.config["json"]:
-            sys.stdout.write(json.dumps(sizes) + "\n")
-            return
-        lines = [
-            f"trainable parameters  {sizes['total']:,}",
-            f"  per layer           {sizes['per_layer']:,} × {sizes['layers']}",
-            f"  pool                {sizes['pool']:,}",
-            f"adapter in bf16       {sizes['megabytes_bf16']:.1f} MB",
-        ]
-        sys.stdout.write("\n".join(lines) + "\n")
-
-
 class RunConfig(SaveConfigCallback):
     """Saves the resolved config of a fit in the run folder, whatever the logger."""
 
@@ -226,67 +189,7 @@ class RunConfig(SaveConfigCallback):
 
 
 @rank_zero_only
-def _move_aside(folder: Path) -> None:
-    """Give an earlier run's folder another name, with the time of its last change."""
-    traces = [folder / name for name in ("config.yaml", "metrics.csv", "adapter", "checkpoints")]
-    times = [trace.stat().st_mtime for trace in traces if trace.exists()]
-    if times:
-        stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(max(times)))
-        names = (folder.with_name(f"{folder.name}-{stamp}{tail}") for tail in ("", *(f"-{i}" for i in range(1, 100))))
-        aside = next(name for name in names if not name.exists())
-        os.rename(folder, aside)
+def _begin(folder: Path) -> None:
+    aside = move_aside(folder, ("config.yaml", "metrics.csv", "adapter", "checkpoints"))
+    if aside is not None:
         rank_zero_info(f"{folder} held an earlier run; moved to {aside}. To continue a run, give --ckpt_path last.")
-
-
-def _with_bases(args: Sequence[str]) -> list[str]:
-    """The arguments with, before every ``--config F``, the config files that F extends."""
-    expanded: list[str] = []
-    for argument, following in zip(args, [*args[1:], ""], strict=True):
-        name, _, value = argument.partition("=")
-        if name in ("-c", "--config"):
-            for base in _bases(Path(value or following)):
-                expanded += ["--config", str(base)]
-        expanded.append(argument)
-    return expanded
-
-
-def _bases(file: Path) -> list[Path]:
-    """The chain of files that ``file`` extends, the first to be read first."""
-    chain: list[Path] = []
-    while file.is_file():
-        try:
-            content = yaml.safe_load(file.read_text())
-        except yaml.YAMLError as error:
-            raise SettingError(f"config={str(file)!r} is not valid YAML: {' '.join(str(error).split())}") from error
-        base = content.get("base") if isinstance(content, dict) else None
-        if base is None:
-            break
-        file = file.parent / base
-        if file in chain or not file.is_file():
-            raise SettingError(f"base={base!r} must name another config file in {file.parent}.")
-        chain.insert(0, file)
-    return chain
-
-
-def _own_cause(error: BaseException | None) -> LCFError | MisconfigurationException | None:
-    """The error that says what to change: ours behind one that jsonargparse made of it, or Lightning's."""
-    while error is not None and not isinstance(error, LCFError | MisconfigurationException):
-        error = error.__cause__
-    return error
-
-
-def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line; bad input ends with one sentence and exit code 2."""
-    arguments = list(sys.argv[1:] if args is None else args)
-    try:
-        arguments = _with_bases(arguments)
-        if arguments[:1] == ["params"]:
-            ParamsCLI(arguments[1:])
-        else:
-            LCFCLI(arguments)
-    except (LCFError, ValueError, MisconfigurationException) as error:
-        ours = _own_cause(error)
-        if ours is None:
-            raise
-        sys.stderr.write(f"error: {ours}\n")
-        raise SystemExit(1 if isinstance(ours, DivergedError) else 2) from error

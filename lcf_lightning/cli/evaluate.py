@@ -1,0 +1,174 @@
+"""``evaluate``: every arm, the text baseline, the audit and the latency of a trained adapter, in one report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric import Fabric
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser
+from rich.console import Console
+from rich.markdown import Markdown
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from lcf_lightning.adapter.adapter import WEIGHTS_FILE, CacheAdapter
+from lcf_lightning.channel import Channel, load_pair
+from lcf_lightning.cli.run import LCFCLI
+from lcf_lightning.data.datamodule import ContextMismatchDataModule
+from lcf_lightning.errors import SettingError
+from lcf_lightning.evaluation.arms import ARMS, Answer, require_arms
+from lcf_lightning.evaluation.evaluate import answer_all
+from lcf_lightning.evaluation.latency import Latency, measure
+from lcf_lightning.evaluation.markdown import conclusions, to_markdown
+from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
+from lcf_lightning.evaluation.report import arms_table, build_report, summarise
+from lcf_lightning.files import move_aside, write_text
+from lcf_lightning.models.loading import geometry_of
+
+PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
+_ANYHOW = ("batch_size", "eval_batch_size", "num_workers")  # data settings that change no answer
+
+
+class EvaluateCLI(LCFCLI):
+    """Answers the test split under every arm, in one process on one device, and reports."""
+
+    def __init__(self, args: list[str]) -> None:
+        self.command = f"python -m lcf_lightning evaluate {shlex.join(args)}"
+        super().__init__(args, run=False)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--adapter", type=str | None, help="Adapter folder; by default the run's own.")
+        parser.add_argument("--arms", type=list[str], default=list(ARMS), help="Arms to run; t2t_N for any N ≥ 1.")
+        parser.add_argument("--limit", type=int | None, help="Only so many examples of the test split.")
+        parser.add_argument("--output", type=str | None, help="Folder to write to; by default the run's evaluation/.")
+        parser.add_argument("--repeats", type=int, default=10, help="Measurements of each arm's latency; 0 for none.")
+
+    def instantiate_classes(self) -> None:
+        config = self.config
+        require_arms(config["arms"])
+        if config["limit"] is not None and config["limit"] < 1:
+            raise SettingError(f"limit={config['limit']} must be at least 1, or null for all.")
+        if config["repeats"] < 0:
+            raise SettingError(f"repeats={config['repeats']} must be at least 0.")
+        data = self._data()
+        folder = Path(config["adapter"] or self.run_folder / "adapter")
+        adapter = CacheAdapter.from_pretrained(folder)
+        if adapter.pooler is None:
+            raise SettingError(f"adapter={str(folder)!r} has no pooler; evaluate needs one for cross context (LCF-X).")
+        adapter.config.require_geometry(geometry_of(data.sharer), geometry_of(data.receiver))
+        data.setup("test")
+        output = self._begin(folder, adapter, data)
+        device = Fabric(accelerator=config["trainer"]["accelerator"], devices=1).device
+        channel = Channel(*load_pair(data.sharer, data.receiver, device), adapter.to(device))
+        answers = self._answers(channel, data, output / PREDICTIONS)
+        self._report(answers, self._latency(channel, data), self._facts(folder, data, channel), output)
+
+    def _data(self) -> ContextMismatchDataModule:
+        parser = LightningArgumentParser()
+        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
+        if self.config["data"] is None:
+            raise SettingError("data=null must name a data module, such as ContextMismatchDataModule.")
+        data = parser.instantiate_classes(Namespace(data=self.config["data"]))["data"]
+        if not isinstance(data, ContextMismatchDataModule):
+            raise SettingError(f"data={type(data).__name__} must be a ContextMismatchDataModule.")
+        return data
+
+    def _begin(self, folder: Path, adapter: CacheAdapter, data: ContextMismatchDataModule) -> Path:
+        """The output folder, with nothing in it but what belongs to this adapter and these settings."""
+        differing = self._differing_prompts(adapter, data)
+        if differing:
+            sys.stderr.write(f"warning: the adapter was trained with other prompts: {', '.join(differing)} differ.\n")
+        output = Path(self.config["output"] or self.run_folder / "evaluation")
+        settings = self.config["data"].as_dict()
+        settings["init_args"] = {name: value for name, value in settings["init_args"].items() if name not in _ANYHOW}
+        identity = {
+            "adapter": hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+            "data": json.loads(json.dumps(settings, default=str)),
+            "max_new_tokens": self.config["model"]["max_new_tokens"],
+        }
+        file = output / "settings.json"
+        if not file.is_file() or json.loads(file.read_text()) != identity:
+            aside = move_aside(output, (PREDICTIONS, REPORT))
+            if aside is not None:
+                sys.stderr.write(
+                    f"{output} held the evaluation of another adapter or other settings; moved to {aside}.\n"
+                )
+            write_text(file, json.dumps(identity, indent=2) + "\n")
+        return output
+
+    @staticmethod
+    def _differing_prompts(adapter: CacheAdapter, data: ContextMismatchDataModule) -> list[str]:
+        """Prompt settings that are not those of the adapter's training; those of the text baseline are nobody's."""
+        trained, own = adapter.config.metadata.get("prompts", {}), asdict(data.prompts)
+        return [name for name, value in trained.items() if own.get(name) != value and not name.startswith("text")]
+
+    def _answers(self, channel: Channel, data: ContextMismatchDataModule, file: Path) -> list[Answer]:
+        loader, arms = data.evaluation_loader("test", self.config["limit"]), self.config["arms"]
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        quiet = self.config["trainer"]["enable_progress_bar"] is False
+        with Progress(*columns, TimeRemainingColumn(), disable=quiet) as progress:
+            task = progress.add_task("answers", total=len(loader.dataset) * len(arms))  # type: ignore[arg-type]
+            try:
+                return answer_all(
+                    channel, loader, arms, self._max_new_tokens, file, lambda count: progress.advance(task, count)
+                )
+            except KeyboardInterrupt:
+                sys.stderr.write(f"interrupted; the same command goes on from {file}.\n")
+                raise SystemExit(130) from None
+
+    def _latency(self, channel: Channel, data: ContextMismatchDataModule) -> Latency | None:
+        repeats = self.config["repeats"]
+        if repeats == 0:
+            return None
+        data.eval_batch_size = 1
+        loader = data.evaluation_loader("test", min(repeats, self.config["limit"] or repeats))
+        batches = [batch.to(channel.receiver.device) for batch in loader]
+        return measure(channel, batches, self.config["arms"], self._max_new_tokens, repeats)
+
+    @property
+    def _max_new_tokens(self) -> int:
+        return int(self.config["model"]["max_new_tokens"])
+
+    def _facts(self, folder: Path, data: ContextMismatchDataModule, channel: Channel) -> dict[str, Any]:
+        trained = channel.adapter.config.metadata
+        packages = ("lcf-lightning", "torch", "transformers", "lightning")
+        return {
+            "command": self.command,
+            "adapter": str(folder),
+            "training_steps": trained.get("steps"),
+            "training_seed": trained.get("seed"),
+            "adapter_parameters": channel.adapter.parameter_counts()["total"],
+            "adapter_bytes": (folder / WEIGHTS_FILE).stat().st_size,
+            "sharer": data.sharer.path,
+            "receiver": data.receiver.path,
+            "dtype": data.receiver.dtype,
+            "source": type(data.source).__name__,
+            "seed": data.seed,
+            "max_new_tokens": self._max_new_tokens,
+            "hardware": f"{channel.receiver.device}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
+            "versions": ", ".join(f"{name} {version(name)}" for name in packages),
+            "prompts": asdict(data.prompts),
+        }
+
+    def _report(self, answers: list[Answer], latency: Latency | None, facts: dict[str, Any], output: Path) -> None:
+        report = build_report(answers, latency, facts)
+        page = to_markdown(report)
+        save(arms_figure(report["arms"]), output / "arms.png")
+        if latency is not None:
+            save(frontier_figure(report["arms"], latency), output / "frontier.png")
+        write_text(output / REPORT, json.dumps(report, indent=2) + "\n")
+        write_text(output / "report.md", page)
+        console = Console()
+        console.print(arms_table(summarise(answers), "test split", str(output / "report.md")))
+        console.print(Markdown(conclusions(report)))

@@ -1,0 +1,80 @@
+"""Every example answered under every arm, written down as it happens, and continued where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from lcf_lightning.channel import Channel
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.errors import DataError
+from lcf_lightning.evaluation.arms import Answer, ArmCaches, longest_text, run_arms
+from lcf_lightning.files import write_text
+
+
+def read_answers(file: Path) -> list[Answer]:
+    """The answers that a predictions file holds; none where there is no file.
+
+    A last line that was cut off while being written is taken out of the file.
+
+    Raises:
+        DataError: If any other line is not an answer.
+    """
+    if not file.is_file():
+        return []
+    text = file.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_text(file, whole)
+    answers = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            answer = Answer(**row)
+            answers.append(
+                replace(answer, answers=tuple(answer.answers), partner_answers=tuple(answer.partner_answers))
+            )
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{file}, line {number} is not an answer of this version: {error}") from error
+    return answers
+
+
+def answer_all(
+    channel: Channel,
+    batches: Iterable[Batch],
+    arms: Sequence[str],
+    max_new_tokens: int,
+    file: Path,
+    advance: Callable[[int], Any] = lambda count: None,
+) -> list[Answer]:
+    """Answer what ``file`` does not hold yet, and append it arm by arm.
+
+    Args:
+        channel: The pair and the adapter.
+        batches: Evaluation batches.
+        arms: The arms.
+        max_new_tokens: Longest answer, in receiver tokens.
+        file: The predictions, one JSON object a line.
+        advance: Called with the number of answers that each step has settled.
+
+    Returns:
+        The answers of these batches under these arms, whether new or read.
+    """
+    known = {(answer.arm, answer.id): answer for answer in read_answers(file)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    answers = []
+    for batch in batches:
+        missing = [arm for arm in arms if any((arm, id) not in known for id in batch.ids)]
+        caches = ArmCaches(channel, batch.to(channel.receiver.device), longest_text(missing))
+        for arm in arms:
+            if arm in missing:
+                new = [answer for answer in run_arms(caches, [arm], max_new_tokens) if (arm, answer.id) not in known]
+                with file.open("a") as lines:
+                    lines.write("".join(f"{json.dumps(asdict(answer), ensure_ascii=False)}\n" for answer in new))
+                known |= {(arm, answer.id): answer for answer in new}
+            answers += [known[arm, id] for id in batch.ids]
+            advance(len(batch))
+    return answers

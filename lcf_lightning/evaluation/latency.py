@@ -1,0 +1,235 @@
+"""How long each arm takes, stage by stage (method.md §7): batch 1, warmed up, medians with their spread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from statistics import median
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from lcf_lightning.channel import Channel
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.errors import SettingError
+from lcf_lightning.evaluation.arms import TEXT_ARMS, passages_prompts, text_budget
+from lcf_lightning.evaluation.text_baseline import decoded, reading_prompts, text_prompts, write_texts
+from lcf_lightning.models.cache import KVCache, stream
+
+STAGES = ("sharer_prefill", "pool", "write", "receiver_prefill", "fuse", "first_token", "rest_of_answer")
+FLOOR = ("sharer_prefill", "receiver_prefill", "first_token")
+SHARER_STAGES = ("sharer_prefill", "pool")  # what can run beside the receiver's prefill
+
+
+class Spread(TypedDict):
+    """Median, least and greatest of the repeats."""
+
+    median: float
+    min: float
+    max: float
+
+
+class ArmLatency(TypedDict):
+    """One arm's times in milliseconds; both models' prefills are in them.
+
+    Attributes:
+        stages: Each stage alone.
+        ttft: Time to the first token, all stages one after the other.
+        ttft_side_by_side: The same where the sharer's prefill and pooling run beside the receiver's prefill. A text
+            must be written before the receiver can read on, so T2T gains nothing.
+        end_of_answer: Time to the end of the answer, one after the other.
+        to_floor: ``ttft`` over the floor: both prefills and one decoding step of the message arm in the same repeat.
+        to_floor_side_by_side: The same side by side.
+        sent_bytes: Size of what the sharer sends: message tensors, or text in UTF-8 (median); 0 where nothing is sent.
+    """
+
+    stages: dict[str, Spread]
+    ttft: Spread
+    ttft_side_by_side: Spread
+    end_of_answer: Spread
+    to_floor: Spread
+    to_floor_side_by_side: Spread
+    sent_bytes: int
+
+
+class Latency(TypedDict):
+    """Times of every arm measured.
+
+    Attributes:
+        arms: By arm.
+        floor: Both prefills and one decoding step, one after the other, in milliseconds.
+        floor_side_by_side: The slower prefill and one decoding step.
+        ttft_vs_t2t: Per budget N, the time to first token of ``t2t_N`` over that of the message, paired by repeat.
+        repeats: Measurements of each arm.
+        warmup: Measurements thrown away before.
+        device: What it ran on.
+        threads: torch's threads.
+    """
+
+    arms: dict[str, ArmLatency]
+    floor: Spread
+    floor_side_by_side: Spread
+    ttft_vs_t2t: dict[str, Spread]
+    repeats: int
+    warmup: int
+    device: str
+    threads: int
+
+
+class Stopwatch:
+    """Milliseconds of named stages, by a monotonic clock, the device synchronised at both ends.
+
+    Args:
+        device: Where the work runs.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.milliseconds: dict[str, float] = {}
+        self.sent_bytes = 0
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        self._synchronise()
+        started = time.perf_counter()
+        yield
+        self._synchronise()
+        self.milliseconds[stage] = (time.perf_counter() - started) * 1e3
+
+    def _synchronise(self) -> None:
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)
+
+
+def timed(arms: Sequence[str]) -> list[str]:
+    """The arms worth timing: those that differ from the message only in what is sent cost what it costs."""
+    return [arm for arm in arms if arm in ("own_context", "message", *TEXT_ARMS) or text_budget(arm)]
+
+
+@torch.no_grad()
+def measure(
+    channel: Channel, batches: Sequence[Batch], arms: Sequence[str], max_new_tokens: int, repeats: int, warmup: int = 2
+) -> Latency:
+    """Time every arm ``repeats`` times, in turn, each time on the next of the batches.
+
+    Args:
+        channel: The pair and the adapter.
+        batches: Batches of one example.
+        arms: What to time besides the message, which is always timed; see `timed`.
+        max_new_tokens: Longest answer, in receiver tokens.
+        repeats: At least 1.
+        warmup: Repeats thrown away first.
+
+    Raises:
+        SettingError: If a batch holds more than one example or a number is out of range.
+    """
+    if repeats < 1 or warmup < 0:
+        raise SettingError(f"repeats={repeats} and warmup={warmup} must be at least 1 and 0.")
+    if not batches or any(len(batch) != 1 for batch in batches):
+        raise SettingError("latency is measured on batches of one example.")
+    arms = list(dict.fromkeys(["message", *timed(arms)]))
+    watches: dict[str, list[Stopwatch]] = {arm: [] for arm in arms}
+    for repeat in range(-warmup, repeats):
+        for arm in arms:
+            watch = Stopwatch(channel.receiver.device)
+            _run(channel, batches[repeat % len(batches)], arm, max_new_tokens, watch)
+            if repeat >= 0:
+                watches[arm].append(watch)
+    return _latency(watches, repeats, warmup, channel.receiver.device)
+
+
+def _run(channel: Channel, batch: Batch, arm: str, max_new_tokens: int, watch: Stopwatch) -> None:
+    """One answer under one arm, from tokens to the last token."""
+    if arm == "message":
+        cache, last = _message(channel, batch, watch)
+    elif text_budget(arm):
+        cache, last = _text(channel, batch, text_budget(arm), watch)
+    else:
+        own = (batch.receiver, batch.last)
+        read, last = passages_prompts(channel, batch, TEXT_ARMS[arm]) if arm in TEXT_ARMS else own
+        with watch("receiver_prefill"):
+            cache = channel.read_receiver(read)
+    tokens = stream(channel.receiver.model, cache, last, max_new_tokens, channel.receiver.stop_ids)
+    with watch("first_token"):
+        next(tokens)
+    with watch("rest_of_answer"):
+        list(tokens)
+
+
+def _message(channel: Channel, batch: Batch, watch: Stopwatch) -> tuple[KVCache, Tensor]:
+    with watch("sharer_prefill"):
+        sharer = channel.read_sharer(batch.sharer)
+    with watch("pool"):
+        message = channel.pool(sharer, batch.sharer.spans)
+    watch.sent_bytes = sum(tensor.numel() * tensor.element_size() for tensor in message)
+    with watch("receiver_prefill"):
+        own = channel.read_receiver(batch.receiver)
+    with watch("fuse"):
+        cache = channel.fuse(own, message)
+    return cache, batch.last
+
+
+def _text(channel: Channel, batch: Batch, budget: int, watch: Stopwatch) -> tuple[KVCache, Tensor]:
+    read, last = text_prompts(channel, batch.prompts, batch.examples)
+    with watch("sharer_prefill"):
+        sharer = channel.read_sharer(read)
+    with watch("write"):
+        ids = write_texts(channel, sharer, last, budget)
+        texts = decoded(channel, ids, budget)
+        read, last = reading_prompts(channel, batch.prompts, batch.examples, texts)
+    watch.sent_bytes = len(texts[0].encode())
+    with watch("receiver_prefill"):
+        cache = channel.read_receiver(read)
+    return cache, last
+
+
+def _latency(watches: dict[str, list[Stopwatch]], repeats: int, warmup: int, device: torch.device) -> Latency:
+    runs = {arm: [watch.milliseconds for watch in stopped] for arm, stopped in watches.items()}
+    floors = [sum(run[stage] for stage in FLOOR) for run in runs["message"]]
+    beside = [max(run[FLOOR[0]], run[FLOOR[1]]) + run[FLOOR[2]] for run in runs["message"]]
+    ttft = {arm: [_ttft(run) for run in times] for arm, times in runs.items()}
+    figures = {
+        arm: ArmLatency(
+            stages={stage: _spread([run[stage] for run in times]) for stage in STAGES if stage in times[0]},
+            ttft=_spread(ttft[arm]),
+            ttft_side_by_side=_spread([_side_by_side(run) for run in times]),
+            end_of_answer=_spread([sum(run.values()) for run in times]),
+            to_floor=_ratio(ttft[arm], floors),
+            to_floor_side_by_side=_ratio([_side_by_side(run) for run in times], beside),
+            sent_bytes=int(median(watch.sent_bytes for watch in watches[arm])),
+        )
+        for arm, times in runs.items()
+    }
+    budgets = [arm for arm in runs if text_budget(arm)]
+    return Latency(
+        arms=figures,
+        floor=_spread(floors),
+        floor_side_by_side=_spread(beside),
+        ttft_vs_t2t={str(text_budget(arm)): _ratio(ttft[arm], ttft["message"]) for arm in budgets},
+        repeats=repeats,
+        warmup=warmup,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _ttft(run: dict[str, float]) -> float:
+    return sum(time for stage, time in run.items() if stage != "rest_of_answer")
+
+
+def _side_by_side(run: dict[str, float]) -> float:
+    """Time to first token where the two prefills overlap; only a message lets them."""
+    if "pool" not in run:
+        return _ttft(run)
+    sharer = sum(run[stage] for stage in SHARER_STAGES)
+    return max(sharer, run["receiver_prefill"]) + run["fuse"] + run["first_token"]
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(median=median(values), min=min(values), max=max(values))
+
+
+def _ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
+    return _spread([one / other for one, other in zip(above, below, strict=True)])

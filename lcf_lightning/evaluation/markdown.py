@@ -1,0 +1,131 @@
+"""An evaluation's report as a page that people read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lcf_lightning.evaluation.arms import label
+from lcf_lightning.evaluation.audit import Audit
+from lcf_lightning.evaluation.latency import STAGES, Latency, Spread
+from lcf_lightning.evaluation.report import ArmFigures, Report
+from lcf_lightning.evaluation.statistics import RESAMPLES, Estimate
+
+_HOW_TO_READ = f"""\
+*Message* beside *mismatched*, the message of another example, tells communication from tuning: their difference is the
+content-attributable gain. *Zero* is an all-zero message, *self* the receiver's own context sent by the sharer, *noise*
+a random message with this message's mean and standard deviation per layer and head. *T2T-N*: the sharer writes up to N
+tokens, which the receiver reads before its own context. Intervals: 95 %, percentile bootstrap, {RESAMPLES:,} resamples.
+*Listening*: Jensen–Shannon divergence of the first token's distribution from own context, in nats (≤ 0.693)."""
+
+
+def to_markdown(report: Report) -> str:
+    """The whole report: facts, arms, audit and latency."""
+    parts = [
+        "# Evaluation",
+        conclusions(report),
+        _facts(report["facts"]),
+        "## Arms, on questions that need the sharer",
+        _arms(report["arms"], report["audit"]),
+        _HOW_TO_READ,
+        "![Arms](arms.png)",
+    ]
+    if report["own_questions"]:
+        parts += ["## Arms, on questions that the receiver can answer alone", _arms(report["own_questions"])]
+    parts += ["## Audit, on questions that need the sharer", _audit(report["audit"])]
+    if report["latency"] is not None:
+        parts += ["## Latency", _latency(report["latency"]), "![Quality against time](frontier.png)"]
+    return "\n\n".join(parts) + "\n"
+
+
+def conclusions(report: Report) -> str:
+    """What it comes to, as a list: content-attributable gain, follow rate, time against text."""
+    found, latency = report["audit"], report["latency"]
+    lines = []
+    if "content_attributable_gain" in found["comparisons"]:
+        gain = found["comparisons"]["content_attributable_gain"]
+        lines.append(
+            f"Content-attributable gain (message − mismatched, exact match, n = {gain['n']}): "
+            f"{_estimate(gain['gain'], signed=True)}; McNemar p = {gain['mcnemar_p']:.2g} "
+            f"({gain['only_first']} questions against {gain['only_second']})."
+        )
+    if found["follow_rate"] is not None:
+        lines.append(
+            f"Follow rate: under another example's message the receiver gives that example's answer in "
+            f"{_estimate(found['follow_rate'])} of {found['follow_n']} questions whose own answer is another."
+        )
+    if latency is not None:
+        message = latency["arms"]["message"]
+        ratios = [f"T2T-{budget} / message = {_spread(ratio, 2)}" for budget, ratio in latency["ttft_vs_t2t"].items()]
+        lines.append(
+            f"Time to first token of the message: {_spread(message['ttft'])} ms, {_spread(message['to_floor'], 2)} × "
+            f"the floor{'; '.join(['', *ratios])}; median (least–greatest) of {latency['repeats']}."
+        )
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] + ["---:"] * (len(columns) - 1), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    return "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items())
+
+
+def _estimate(estimate: Estimate, signed: bool = False) -> str:
+    sign = "+" if signed else ""
+    return f"{estimate['value']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
+
+
+def _arms(arms: Mapping[str, ArmFigures], audit: Audit | None = None) -> str:
+    columns = ["arm", "exact match", "F1", "loss (nats)", "n", *(["listening"] if audit else [])]
+    rows = []
+    for arm, row in arms.items():
+        cells = [label(arm), _estimate(row["exact_match"]), _estimate(row["f1"]), f"{row['loss']:.3f}", str(row["n"])]
+        rows.append([*cells, *([f"{audit['listening'][arm]['value']:.3f}"] if audit else [])])
+    return _table(columns, rows)
+
+
+def _audit(audit: Audit) -> str:
+    columns = [
+        "difference", "exact match", "F1", "n", "only first right", "only second right", "McNemar p", "Wilcoxon p (F1)",
+    ]  # fmt: skip
+    rows = []
+    for name, found in audit["comparisons"].items():
+        counts = [str(found[key]) for key in ("n", "only_first", "only_second")]
+        chances = [f"{found[key]:.2g}" for key in ("mcnemar_p", "wilcoxon_p")]
+        gains = [_estimate(found["gain"], signed=True), _estimate(found["gain_f1"], signed=True)]
+        title = f"{label(name)} ({label(found['first'])} − {label(found['second'])})"
+        rows.append([title, *gains, *counts, *chances])
+    return _table(columns, rows) + "\n\nTests are one-sided: is the first better? McNemar exact, on discordant pairs."
+
+
+def _spread(spread: Spread, digits: int = 1) -> str:
+    return f"{spread['median']:.{digits}f} ({spread['min']:.{digits}f}–{spread['max']:.{digits}f})"
+
+
+def _latency(latency: Latency) -> str:
+    columns = ["arm", "first token", "side by side", "end of answer", "to the floor", "side by side", "sent, bytes"]
+    rows = [
+        [
+            label(arm), _spread(row["ttft"]), _spread(row["ttft_side_by_side"]), _spread(row["end_of_answer"]),
+            _spread(row["to_floor"], 2), _spread(row["to_floor_side_by_side"], 2), f"{row['sent_bytes']:,}",
+        ]
+        for arm, row in latency["arms"].items()
+    ]  # fmt: skip
+    stages = [
+        [label(arm), *(_spread(row["stages"][stage]) if stage in row["stages"] else "–" for stage in STAGES)]
+        for arm, row in latency["arms"].items()
+    ]
+    return "\n\n".join(
+        [
+            f"Milliseconds, median (least–greatest) of {latency['repeats']} repeats after {latency['warmup']} thrown "
+            f"away; batch 1, {latency['device']}, {latency['threads']} torch threads. Both models' prefills are "
+            "counted, one after the other or side by side. "
+            f"Floor, both prefills and one decoding step: {_spread(latency['floor'])}; side by side: "
+            f"{_spread(latency['floor_side_by_side'])}.",
+            _table(columns, rows),
+            _table(["stage", *(stage.replace("_", " ") for stage in STAGES)], stages),
+        ]
+    )

@@ -1,0 +1,50 @@
+"""T2T, the baseline: the sharer writes a text, token by token, and the receiver reads it (method.md §7)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lcf_lightning.channel import Channel
+from lcf_lightning.data.batch import split_last
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.prompts import PromptSettings, Tokens
+from lcf_lightning.models.cache import KVCache, generate
+
+
+def text_prompts(channel: Channel, prompts: PromptSettings, examples: Sequence[Example]) -> tuple[Tokens, Tensor]:
+    """What the sharer reads before it writes, its context and ``text_request``: all but the last token, and it."""
+    encoder = channel.collator(prompts).sharer
+    encoded = [encoder.text_prompt(example.sharer, example.question) for example in examples]
+    read, last = split_last(encoded, encoder.pad_id)
+    return read.to(channel.sharer.device), last.to(channel.sharer.device)
+
+
+def write_texts(channel: Channel, cache: KVCache, last: Tensor, budget: int) -> Tensor:
+    """The sharer's texts, decoded greedily on its prefill: ``[batch, ≤ budget]``, int64.
+
+    The first ``n`` tokens are what a budget of ``n`` would have given.
+    """
+    return generate(channel.sharer.model, cache, last, budget, channel.sharer.stop_ids)
+
+
+def decoded(channel: Channel, ids: Tensor, budget: int) -> list[str]:
+    """The first ``budget`` tokens of each text."""
+    texts: list[str] = channel.sharer.tokenizer.batch_decode(ids[:, :budget], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def reading_prompts(
+    channel: Channel, prompts: PromptSettings, examples: Sequence[Example], texts: Sequence[str]
+) -> tuple[Tokens, Tensor]:
+    """What the receiver reads of each text, its own context and the question; all but the last token, and it.
+
+    ``prompts.max_receiver_tokens`` does not hold here: the text must not push the receiver's own context out.
+    """
+    encoder = channel.collator(prompts).receiver.unlimited()
+    encoded = [
+        encoder.prompt(example.receiver, example.question, text) for example, text in zip(examples, texts, strict=True)
+    ]
+    read, last = split_last(encoded, encoder.pad_id)
+    return read.to(channel.receiver.device), last.to(channel.receiver.device)

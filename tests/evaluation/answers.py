@@ -1,0 +1,21 @@
+"""Answers made up for tests of what is computed from answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lcf_lightning.evaluation.arms import Answer
+
+
+def answer(id: str, arm: str, exact_match: float, **changes: Any) -> Answer:
+    """An answer that is right or wrong; anything else can be changed."""
+    given = {
+        "needs_sharer": True,
+        "prediction": "tea" if exact_match else "no idea",
+        "answers": ("tea",),
+        "loss": 1.0,
+        "f1": exact_match,
+        "listening": 0.1,
+        "partner_answers": ("coffee",) if arm == "mismatched" else (),
+    }
+    return Answer(id=id, arm=arm, exact_match=exact_match, **{**given, **changes})
