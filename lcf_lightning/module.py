@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
+from torchmetrics import MeanMetric
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings, ModelIdentity
@@ -83,6 +84,8 @@ class LCFModule(pl.LightningModule):
         with _seeded(seed):
             self.adapter = CacheAdapter(config)
         self.strict_loading = False  # the frozen models are in no checkpoint; `on_load_checkpoint` checks the adapter
+        # Metrics, since Lightning's own mean over ranks rounds an odd number of examples down.
+        self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self._channel: Channel | None = None
 
     @property
@@ -137,8 +140,9 @@ class LCFModule(pl.LightningModule):
 
     def _evaluate(self, batch: Batch, stage: str) -> dict[str, ArmCaches]:
         caches = ArmCaches(self.channel, batch)
-        loss = answer_losses(self.channel, caches.message, batch).mean()
-        self.log(f"{stage}/loss", loss, prog_bar=True, sync_dist=True, batch_size=len(batch))
+        losses = self.val_loss if stage == "val" else self.test_loss
+        losses.update(answer_losses(self.channel, caches.message, batch))
+        self.log(f"{stage}/loss", losses, prog_bar=True, batch_size=len(batch))
         self._log_dropped_spans(stage, batch)
         return {"caches": caches}
 

@@ -237,6 +237,15 @@ def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
     assert [summary["arms"]["message"]["n"] + summary["own_questions"]["message"]["n"] for summary in figures] == [7, 7]
     for arm, one in figures[0]["arms"].items():
         assert figures[1]["arms"][arm] == pytest.approx(one, abs=1e-4)
+    logged = []
+    for devices in (1, 2):  # the same adapter, validated by one process and by two
+        folder = tmp_path / f"validated_{devices}"
+        checkpoint = str(tmp_path / "1" / "checkpoints" / "last.ckpt")
+        run_as(devices, "validate", folder, "--ckpt_path", checkpoint)
+        (row,) = rows(folder / "validate" / "metrics.csv")
+        logged.append({name: float(value) for name, value in row.items() if name.startswith("val/")})
+    assert logged[1] == pytest.approx(logged[0], abs=1e-5)
+    assert {"val/loss", "val/message/exact_match", "val/mismatched/f1"} <= logged[0].keys()
     one, two = (CacheAdapter.from_pretrained(tmp_path / n / "adapter").state_dict() for n in ("1", "2"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, atol=1e-5, rtol=1e-4)

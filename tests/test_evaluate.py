@@ -172,8 +172,8 @@ def test_an_evaluation_can_be_extended_but_never_mixed(
     both = report(folder)["arms"]["message"]["n"] + report(folder)["own_questions"]["message"]["n"]
     assert both == 5  # what is asked for is reported, what was known is kept
     assert len(lines(folder)) == 14
-    evaluate(run, folder, "--limit", "5", "--data.prompts.question", "question {question} ? ", arms=["message"])
-    assert "held another adapter's evaluation or other settings; moved to" in capsys.readouterr().err
+    evaluate(run, folder, "--limit", "5", "--data.prompts.spans", "sentence", arms=["message"])
+    assert "held the evaluation of another adapter or other settings; moved to" in capsys.readouterr().err
     (aside,) = [path for path in tmp_path.iterdir() if path.name.startswith("out-")]
     assert len(lines(aside)) == 14
     assert len(lines(folder)) == 5

@@ -25,6 +25,18 @@ def test_the_quickstart_communicates(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert arms["message"] >= 0.95
     assert arms["full_context"] >= 0.97
     assert summary["own_questions"]["message"]["exact_match"] >= 0.95
+
+    main(["evaluate", "--config", str(CONFIGS / "quickstart.yaml"), "--trainer.enable_progress_bar", "false"])
+    report = json.loads(Path("runs/quickstart/evaluation/report.json").read_text())
+    for arm, figures in summary["arms"].items():
+        assert report["arms"][arm]["exact_match"]["value"] == pytest.approx(
+            figures["exact_match"], abs=2 / figures["n"]
+        )
+    assert report["audit"]["comparisons"]["content_attributable_gain"]["gain"]["low"] > 0.8
+    assert max(report["arms"][arm]["exact_match"]["high"] for arm in ("zero", "self", "noise")) <= 0.10
+    assert report["arms"]["t2t_50"]["exact_match"]["value"] >= 0.95
+    assert report["latency"]["ttft_vs_t2t"]["50"]["median"] > 1.5
+
     channel = Channel.from_pretrained("runs/quickstart/adapter")
     message = channel.send(["likes ada tea .", "owns bob lamp .", "seeks cleo ruby .", "sells dan soup ."], "likes ada")
     assert channel.receive(message, "likes ada", ["finds eva bell .", "hides finn kite .", "fears gia wolf ."]) == "tea"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 from matplotlib.axes import Axes
@@ -33,7 +34,7 @@ def arms_figure(arms: dict[str, ArmFigures]) -> Figure:
                 va="center", fontsize=7,
             )  # fmt: skip
     axes.set_yticks(range(len(arms)), [label(arm) for arm in arms])
-    axes.invert_yaxis()
+    axes.set_ylim(len(arms) - 0.5, -0.5)  # the first arm on top
     axes.set_xlim(0, 1.12)
     axes.set_xlabel("score on questions that need the sharer: exact match (solid), F1 (pale); 95 % intervals")
     axes.spines[["top", "right"]].set_visible(False)
@@ -51,35 +52,28 @@ def frontier_figure(arms: dict[str, ArmFigures], latency: Latency) -> Figure:
         [arms[arm]["exact_match"]["value"] for arm in texts],
         color=_TEXT, linewidth=1, zorder=1,
     )  # fmt: skip
-    for arm, ttft in timed.items():
+    for (arm, ttft), marker in zip(timed.items(), cycle("osD^vPX")):
         score = arms[arm]["exact_match"]
         axes.errorbar(
             ttft["median"], score["value"],
             xerr=[[ttft["median"] - ttft["min"]], [ttft["max"] - ttft["median"]]],
             yerr=[[score["value"] - score["low"]], [score["high"] - score["value"]]],
-            fmt="o", markersize=5, color=_colour(arm), elinewidth=0.8, capsize=2, label=label(arm),
+            fmt="*" if arm == "message" else marker, markersize=12 if arm == "message" else 7, color=_colour(arm),
+            markeredgecolor="white", elinewidth=0.8, capsize=2, label=label(arm),
         )  # fmt: skip
     axes.set_xscale("log")
-    axes.set_xlabel("time to first token, ms, both prefills included (median, least and greatest; log scale)")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlabel("time to first token, ms, both prefills included (median, least, greatest; log scale)")
     axes.set_ylabel("exact match, 95 % interval")
-    axes.set_ylim(bottom=0)
+    axes.margins(x=0.05, y=0.08)
     axes.spines[["top", "right"]].set_visible(False)
-    _annotate(axes, {arm: (timed[arm]["median"], arms[arm]["exact_match"]["value"]) for arm in timed})
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     return figure
 
 
 def save(figure: Figure, path: Path) -> None:
     """Write a figure as PNG, whole or not at all."""
     write_file(path, lambda aside: figure.savefig(aside, dpi=150))
-
-
-def _annotate(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
-    """Name the points, those of one height above and below in turn so that names do not meet."""
-    for place, (arm, point) in enumerate(sorted(points.items(), key=lambda item: item[1])):
-        offset = (0, 8) if place % 2 == 0 else (0, -14)
-        axes.annotate(
-            label(arm), point, offset, textcoords="offset points", ha="center", fontsize=8, color=_colour(arm)
-        )
 
 
 def _colour(arm: str) -> str:

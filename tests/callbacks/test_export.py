@@ -40,6 +40,58 @@ def test_the_folder_can_be_chosen_and_a_dry_run_writes_nothing(spec: Spec, tmp_p
     assert not (tmp_path / "adapter").exists()
 
 
+def fit_with_losses(spec: Spec, folder: Path, losses: list[float], **settings: object) -> AdapterExport:
+    """A fit whose validations give these losses, after every step."""
+    pair = spec("llama"), spec("qwen3")
+    module, given = small_module(*pair), iter(losses)
+
+    class Scripted(pl.Callback):
+        def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            pl_module.log("quality", next(given))
+
+    export = AdapterExport(monitor="quality", **settings)  # type: ignore[arg-type]
+    trainer = small_trainer(
+        folder, Scripted(), export, max_steps=len(losses), limit_val_batches=1, val_check_interval=1
+    )
+    trainer.fit(module, datamodule=small_data(*pair))
+    return export
+
+
+@pytest.mark.parametrize(("mode", "step", "best"), [("min", 3, 1.0), ("max", 2, 4.0)])
+def test_the_best_validation_is_kept_beside_the_last(
+    spec: Spec, tmp_path: Path, mode: str, step: int, best: float
+) -> None:
+    export = fit_with_losses(spec, tmp_path, [3.0, 4.0, 1.0, 2.0], mode=mode)
+    kept, last = (CacheAdapter.from_pretrained(tmp_path / name) for name in ("adapter_best", "adapter"))
+    assert (kept.config.metadata["steps"], kept.config.metadata["quality"]) == (step, best)
+    assert last.config.metadata["steps"] == 4
+    assert export.best == best
+    assert not torch.equal(kept.gates.logits, last.gates.logits)
+    assert kept.config.metadata["prompts"]["question"] == " {question}"
+
+
+def test_the_best_of_a_resumed_run_must_beat_what_was_before(spec: Spec, tmp_path: Path) -> None:
+    resumed = AdapterExport()
+    resumed.load_state_dict(fit_with_losses(spec, tmp_path, [1.0, 2.0]).state_dict())
+    assert resumed.best == 1.0
+    assert AdapterExport().best is None
+
+
+def test_without_a_metric_only_the_last_is_written(spec: Spec, tmp_path: Path) -> None:
+    pair = spec("llama"), spec("qwen3")
+    settings = {"limit_val_batches": 1, "val_check_interval": 2}
+    small_trainer(tmp_path, AdapterExport(monitor=None), **settings).fit(
+        small_module(*pair), datamodule=small_data(*pair)
+    )
+    assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
+    with pytest.raises(SettingError, match=r"monitor='accuracy' of AdapterExport must be one of .*val/loss"):
+        small_trainer(tmp_path, AdapterExport(monitor="accuracy"), **settings).fit(
+            small_module(*pair), datamodule=small_data(*pair)
+        )
+    with pytest.raises(SettingError, match="mode='best' must be min or max"):
+        AdapterExport(mode="best")
+
+
 def test_another_module_is_refused(tmp_path: Path) -> None:
     trainer = pl.Trainer(
         default_root_dir=tmp_path, max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,

@@ -121,7 +121,16 @@ def test_the_page_leaves_out_what_was_not_measured() -> None:
 
 def drawn_texts(figure: Figure) -> list[Text]:
     FigureCanvasAgg(figure).draw()
-    return [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    axes = figure.axes[0]
+    ticks = [tick.label1 for axis in (axes.xaxis, axes.yaxis) for tick in axis._update_ticks()]  # those in view
+    texts = [
+        *axes.texts,
+        axes.xaxis.label,
+        axes.yaxis.label,
+        *ticks,
+        *(text for legend in figure.legends for text in legend.get_texts()),
+    ]
+    return [text for text in texts if text.get_text().strip() and text.get_visible()]
 
 
 @pytest.mark.parametrize("kind", ["arms", "frontier"])

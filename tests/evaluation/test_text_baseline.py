@@ -39,8 +39,9 @@ def test_the_text_is_the_sharers_own_greedy_continuation(channel: Channel, batch
     written = write_texts(channel, channel.read_sharer(read), last, 7)
     tokenizer = channel.sharer.tokenizer
     for row, example in enumerate(batch.examples):
-        prompt = tokenizer("".join(f"{fact[0]}\n" for fact in example.sharer) + "\n" + batch.prompts.text_request.replace(
-            "{question}", example.question), return_tensors="pt")  # fmt: skip
+        facts = "".join(f"{fact[0]}\n" for fact in example.sharer)
+        request = batch.prompts.text_request.replace("{question}", example.question)
+        prompt = tokenizer(f"{facts}\n{request}", return_tensors="pt")
         plain = channel.sharer.model.generate(**prompt, max_new_tokens=7, do_sample=False, pad_token_id=0)
         expected = plain[0, prompt["input_ids"].shape[1] :]
         assert torch.equal(written[row, : len(expected)], expected)
