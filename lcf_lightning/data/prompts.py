@@ -36,6 +36,7 @@ class PromptSettings:
         max_receiver_tokens: Limit of the receiver's prompt; likewise.
         text_request: After the sharer's context where it is asked to write a text instead (T2T); may hold
             ``{question}``, which is the question where ``share_question`` and empty where not.
+        text_chat: Whether that request is a user turn of the sharer's chat template, even where ``chat`` is false.
         text: How that text enters the receiver's prompt, before its own context; must hold ``{text}``.
     """
 
@@ -48,7 +49,8 @@ class PromptSettings:
     spans: str = "paragraph"
     max_sharer_tokens: int | None = None
     max_receiver_tokens: int | None = None
-    text_request: str = "Question: {question}\nWhat the text above says about it:"
+    text_request: str = "Question: {question}\nSummary of the text above, for somebody who has to answer:\n"
+    text_chat: bool = False
     text: str = "{text}\n"
 
     def __post_init__(self) -> None:
@@ -125,8 +127,9 @@ class PromptEncoder:
     limit: str
 
     def __post_init__(self) -> None:
-        if self.settings.chat and not self.tokenizer.chat_template:
-            raise SettingError("chat=true needs a tokenizer with a chat template; this one has none: use chat=false.")
+        for name in ("chat", "text_chat"):
+            if getattr(self.settings, name) and not self.tokenizer.chat_template:
+                raise SettingError(f"{name}=true needs a tokenizer with a chat template; this one has none.")
 
     @property
     def pad_id(self) -> int:
@@ -147,7 +150,8 @@ class PromptEncoder:
         """The prompt that asks for a text about some passages (T2T)."""
         shown = question if self.settings.share_question else ""
         request = self.settings.text_request.replace("{question}", shown)
-        return self._encoded([*self._context(passages), (request, _QUESTION)])
+        asked = replace(self, settings=replace(self.settings, chat=self.settings.chat or self.settings.text_chat))
+        return asked._encoded([*self._context(passages), (request, _QUESTION)])
 
     def unlimited(self) -> PromptEncoder:
         """This encoder without its token limit."""

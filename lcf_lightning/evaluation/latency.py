@@ -43,6 +43,7 @@ class ArmLatency(TypedDict):
         to_floor: ``ttft`` over the floor: both prefills and one decoding step of the message arm in the same repeat.
         to_floor_side_by_side: The same side by side.
         sent_bytes: Size of what the sharer sends: message tensors, or text in UTF-8 (median); 0 where nothing is sent.
+        written_tokens: Tokens the sharer wrote (median), its end of sequence too; 0 but for T2T. It may stop early.
     """
 
     stages: dict[str, Spread]
@@ -52,6 +53,7 @@ class ArmLatency(TypedDict):
     to_floor: Spread
     to_floor_side_by_side: Spread
     sent_bytes: int
+    written_tokens: int
 
 
 class Latency(TypedDict):
@@ -88,7 +90,7 @@ class Stopwatch:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self.milliseconds: dict[str, float] = {}
-        self.sent_bytes = 0
+        self.sent_bytes = self.written_tokens = 0
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -179,7 +181,7 @@ def _text(channel: Channel, batch: Batch, budget: int, watch: Stopwatch) -> tupl
         ids = write_texts(channel, sharer, last, budget)
         texts = decoded(channel, ids, budget)
         read, last = reading_prompts(channel, batch.prompts, batch.examples, texts)
-    watch.sent_bytes = len(texts[0].encode())
+    watch.sent_bytes, watch.written_tokens = len(texts[0].encode()), ids.shape[1]
     with watch("receiver_prefill"):
         cache = channel.read_receiver(read)
     return cache, last
@@ -199,6 +201,7 @@ def _latency(watches: dict[str, list[Stopwatch]], repeats: int, warmup: int, dev
             to_floor=_ratio(ttft[arm], floors),
             to_floor_side_by_side=_ratio([_side_by_side(run) for run in times], beside),
             sent_bytes=int(median(watch.sent_bytes for watch in watches[arm])),
+            written_tokens=int(median(watch.written_tokens for watch in watches[arm])),
         )
         for arm, times in runs.items()
     }

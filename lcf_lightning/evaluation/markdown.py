@@ -34,7 +34,7 @@ def to_markdown(report: Report) -> str:
         parts += ["## Arms, on questions that the receiver can answer alone", _arms(report["own_questions"])]
     parts += ["## Audit, on questions that need the sharer", _audit(report["audit"])]
     if report["latency"] is not None:
-        parts += ["## Latency", _latency(report["latency"]), "![Quality against time](frontier.png)"]
+        parts += ["## Latency", latency_page(report["latency"]), "![Quality against time](frontier.png)"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -105,12 +105,14 @@ def _spread(spread: Spread, digits: int = 1) -> str:
     return f"{spread['median']:.{digits}f} ({spread['min']:.{digits}f}–{spread['max']:.{digits}f})"
 
 
-def _latency(latency: Latency) -> str:
-    columns = ["arm", "first token", "side by side", "end of answer", "to the floor", "side by side", "sent, bytes"]
+def latency_page(latency: Latency) -> str:
+    """The latencies as tables, with what they mean."""
+    columns = ["arm", "first token", "side by side", "end of answer", "to the floor", "side by side", "bytes", "tokens"]
     rows = [
         [
             label(arm), _spread(row["ttft"]), _spread(row["ttft_side_by_side"]), _spread(row["end_of_answer"]),
             _spread(row["to_floor"], 2), _spread(row["to_floor_side_by_side"], 2), f"{row['sent_bytes']:,}",
+            str(row["written_tokens"] or "–"),
         ]
         for arm, row in latency["arms"].items()
     ]  # fmt: skip
@@ -124,7 +126,7 @@ def _latency(latency: Latency) -> str:
             f"away; batch 1, {latency['device']}, {latency['threads']} torch threads. Both models' prefills are "
             "counted, one after the other or side by side. "
             f"Floor, both prefills and one decoding step: {_spread(latency['floor'])}; side by side: "
-            f"{_spread(latency['floor_side_by_side'])}.",
+            f"{_spread(latency['floor_side_by_side'])}. Bytes and tokens: what the sharer sends.",
             _table(columns, rows),
             _table(["stage", *(stage.replace("_", " ") for stage in STAGES)], stages),
         ]

@@ -122,6 +122,16 @@ def test_a_text_is_asked_for_after_the_context(tokenizer: PreTrainedTokenizerBas
     assert len(limited.text_prompt(PASSAGES, QUESTION).ids) <= 30
 
 
+def test_a_text_can_be_asked_for_in_a_chat(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompts = encoder(tokenizer, text_request="Sum up.", text_chat=True)
+    asked = text_of(tokenizer, prompts.text_prompt(PASSAGES, QUESTION).ids)
+    assert asked == text_of(
+        tokenizer, encoder(tokenizer, text_request="Sum up.", chat=True).text_prompt(PASSAGES, "").ids
+    )
+    assert asked.endswith("Sum up.\n<|assistant|>\n")
+    assert "<|" not in text_of(tokenizer, prompts.prompt(PASSAGES, QUESTION).ids)
+
+
 def test_without_its_limit_an_encoder_keeps_everything(tokenizer: PreTrainedTokenizerBase) -> None:
     limited = encoder(tokenizer, max_sharer_tokens=40)
     assert limited.prompt(PASSAGES, QUESTION).dropped > 0
@@ -156,8 +166,9 @@ def test_a_chat_template_that_changes_the_text_is_refused(model_folders: dict[st
 def test_chat_needs_a_chat_template(model_folders: dict[str, Path]) -> None:
     own = AutoTokenizer.from_pretrained(model_folders["llama"])
     own.chat_template = None
-    with pytest.raises(SettingError, match=r"chat=true needs a tokenizer with a chat template.*use chat=false"):
-        encoder(own, chat=True)
+    for name in ("chat", "text_chat"):
+        with pytest.raises(SettingError, match=f"^{name}=true needs a tokenizer with a chat template"):
+            encoder(own, **{name: True})
     assert encoder(own, chat=False).tokenizer is own
 
 

@@ -120,6 +120,7 @@ def test_spread_repeats_and_sizes(channel: Channel, batches: list[Batch]) -> Non
         assert 0 < spread["min"] <= spread["median"] <= spread["max"]
     geometry, layers = channel.sharer.geometry, len(channel.adapter.config.receiver_layers)
     assert found["arms"]["message"]["sent_bytes"] == 2 * layers * geometry.kv_heads * geometry.head_dim * 4
+    assert (found["arms"]["message"]["written_tokens"], found["arms"]["t2t_4"]["written_tokens"]) == (0, 4)
     assert timed(ARMS) == [
         "question_only",
         "own_context",

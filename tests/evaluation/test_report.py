@@ -59,7 +59,7 @@ def latency() -> Latency:
         slower = Spread(median=ttft, min=ttft * 0.9, max=ttft * 1.2)
         return ArmLatency(
             stages=stages, ttft=slower, ttft_side_by_side=slower, end_of_answer=slower, to_floor=spread,
-            to_floor_side_by_side=spread, sent_bytes=2048,
+            to_floor_side_by_side=spread, sent_bytes=2048, written_tokens=50,
         )  # fmt: skip
 
     return Latency(
