@@ -10,7 +10,6 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lcf_lightning import AdapterSettings, ContextMismatchDataModule, LCFModule, ModelSpec
 from lcf_lightning.cli import COMMANDS
-from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.cli.run import LCFCLI
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import World
@@ -46,7 +45,7 @@ def small_trainer(folder: Path, *callbacks: pl.Callback, **settings: Any) -> pl.
 
 def parse_only(arguments: list[str]) -> LCFCLI:
     """The command line parsed as ``main`` would, with nothing built or run."""
-    command, *rest = with_bases(arguments)
+    command, *rest = arguments
     cli = COMMANDS.get(command, LCFCLI)
 
     class ParseOnly(cli):  # type: ignore[misc, valid-type]

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.cli.evaluate import EvaluateCLI
 from lcf_lightning.cli.params import ParamsCLI
 from lcf_lightning.cli.run import LCFCLI
@@ -21,7 +20,6 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; bad input ends with one sentence and exit code 2."""
     arguments = list(sys.argv[1:] if args is None else args)
     try:
-        arguments = with_bases(arguments)
         if arguments[:1] and arguments[0] in COMMANDS:
             COMMANDS[arguments[0]](arguments[1:])
         else:

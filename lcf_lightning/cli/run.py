@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -18,6 +19,7 @@ from rich.console import Console
 from lcf_lightning.adapter.adapter import WEIGHTS_FILE
 from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy, GateMonitor, Speedup
 from lcf_lightning.callbacks.accuracy import gathered
+from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.data import sources
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.report import arms_table
@@ -55,7 +57,7 @@ class LCFCLI(LightningCLI):
             seed_everything_default=42,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=args,
+            args=with_bases(sys.argv[1:] if args is None else args),
             run=run,
         )
 
