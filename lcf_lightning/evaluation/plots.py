@@ -7,6 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from lcf_lightning.evaluation.arms import label, text_budget
 from lcf_lightning.evaluation.latency import Latency
@@ -62,7 +63,9 @@ def frontier_figure(arms: dict[str, ArmFigures], latency: Latency) -> Figure:
             markeredgecolor="white", elinewidth=0.8, capsize=2, label=label(arm),
         )  # fmt: skip
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("time to first token, ms, both prefills included (median, least, greatest; log scale)")
     axes.set_ylabel("exact match, 95 % interval")
     axes.margins(x=0.05, y=0.08)
