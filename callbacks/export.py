@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,9 @@ class AdapterExport(pl.Callback):
             logged = ", ".join(sorted(trainer.callback_metrics))
             raise SettingError(f"monitor={self.monitor!r} of AdapterExport must be one of {logged}.")
         value = float(trainer.callback_metrics[self.monitor])
-        better = self.best is None or (value < self.best if self.mode == "min" else value > self.best)
-        if better:
+        best = self.best
+        better = best is None or (value < best if self.mode == "min" else value > best)
+        if better and math.isfinite(value):
             self.best = value
             self._write(trainer, pl_module, self.best_target(trainer), {self.monitor: value})
 

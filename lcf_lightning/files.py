@@ -13,7 +13,7 @@ def write_text(path: Path, text: str) -> None:
     """Write aside, then rename: whoever looks sees the old file or the whole new one."""
 
     def write(aside: Path) -> None:
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8")
 
     write_file(path, write)
 

@@ -117,7 +117,6 @@ class LCFModule(pl.LightningModule):
         with _seeded(self.seed + 1 + self.global_step * 1_000 + batch_idx % 1_000, self.device):
             message = self.channel.pool(self.channel.read_sharer(batch.sharer), batch.sharer.spans)
             cache = self.channel.fuse(self.channel.read_receiver(batch.receiver), message, self.temperature)
-            cache = self.channel.fuse(self.channel.read_receiver(batch.receiver), message, self.temperature)
             loss = answer_losses(self.channel, Reading(cache, batch.last), batch).mean()
         if not bool(torch.isfinite(loss)):
             raise DivergedError(f"loss={loss.item()} at step {self.global_step}, on the batch of ids {batch.ids}.")

@@ -7,6 +7,7 @@ import re
 import string
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import lcf_lightning.evaluation.evaluate as evaluation
 from lcf_lightning.cli import main
 from lcf_lightning.evaluation.arms import ARMS
 from lcf_lightning.evaluation.evaluate import read_answers
+from tests.evaluation.answers import answer
 from tests.test_cli import QUICK
 
 FEW = ["own_context", "message", "mismatched", "t2t_50"]
@@ -212,6 +214,23 @@ def test_bad_input_ends_with_code_2_and_a_sentence(
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_line_separators_within_a_text_end_no_line(tmp_path: Path) -> None:
+    odd = answer("1", "t2t_50", 1.0, text="one\u2028two\u0085three", prediction="\u2029")
+    file = tmp_path / "p.jsonl"
+    file.write_text(json.dumps(asdict(odd), ensure_ascii=False) + "\n", encoding="utf-8")
+    assert read_answers(file) == [odd]
+    assert len(file.read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_a_folder_that_holds_other_things_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(path.name for path in run.iterdir())
+    with pytest.raises(SystemExit) as stopped:
+        evaluate(run, run)
+    assert stopped.value.code == 2
+    assert "must be a folder of its own; it holds adapter" in capsys.readouterr().err
+    assert sorted(path.name for path in run.iterdir()) == before
 
 
 def test_a_damaged_predictions_file_is_named(tmp_path: Path) -> None:

@@ -52,6 +52,26 @@ def test_only_the_adapter_is_in_state_dict_optimizer_and_checkpoint(spec: Spec, 
     assert (tmp_path / "last.ckpt").stat().st_size < 6 * 4 * sum(p.numel() for p in module.adapter.parameters())
 
 
+def test_a_step_reads_and_fuses_once(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = small_module(spec("llama"), spec("qwen3"))
+    module.configure_model()
+    calls: list[str] = []
+
+    def counted(name: str, call: Any) -> Any:
+        def count(*args: Any) -> Any:
+            calls.append(name)
+            return call(*args)
+
+        return count
+
+    stages = ("read_sharer", "pool", "read_receiver", "fuse", "logits")
+    for name in stages:
+        monkeypatch.setattr(module.channel, name, counted(name, getattr(module.channel, name)))
+    small_trainer(tmp_path, max_steps=2).fit(module, datamodule=small_data(spec("llama"), spec("qwen3")))
+    assert sorted(calls) == sorted(stages * 2)
+    assert calls[-1] == "logits"
+
+
 class StopAt(pl.Callback):
     """Interrupts a run as a power cut would, after the checkpoint of that step."""
 

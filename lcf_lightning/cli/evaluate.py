@@ -36,6 +36,7 @@ from lcf_lightning.files import move_aside, write_text
 from lcf_lightning.models.loading import geometry_of
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
+_OWN = {PREDICTIONS, REPORT, "settings.json", "report.md", "arms.png", "frontier.png"}
 _ANYHOW = ("batch_size", "eval_batch_size", "num_workers")  # data settings that change no answer
 
 
@@ -97,6 +98,9 @@ class EvaluateCLI(LCFCLI):
             "data": json.loads(json.dumps(settings, default=str)),
             "max_new_tokens": self.config["model"]["max_new_tokens"],
         }
+        foreign = sorted({path.name for path in output.iterdir()} - _OWN) if output.is_dir() else []
+        if foreign:
+            raise SettingError(f"output={str(output)!r} must be a folder of its own; it holds {', '.join(foreign)}.")
         file = output / "settings.json"
         if not file.is_file() or json.loads(file.read_text()) != identity:
             aside = move_aside(output, (PREDICTIONS, REPORT))

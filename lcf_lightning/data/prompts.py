@@ -127,7 +127,7 @@ class PromptEncoder:
     limit: str
 
     def __post_init__(self) -> None:
-        for name in ("chat", "text_chat"):
+        for name in ("chat", "text_chat") if self.limit == "max_sharer_tokens" else ("chat",):  # the sharer is asked
             if getattr(self.settings, name) and not self.tokenizer.chat_template:
                 raise SettingError(f"{name}=true needs a tokenizer with a chat template; this one has none.")
 

@@ -216,6 +216,7 @@ class Answer:
         listening: Jensen–Shannon divergence between the first token's distributions under this arm and under own
             context, in nats (at most ln 2).
         partner_answers: In the mismatched arm, what would have been accepted for the example whose message it was.
+        partner_needs_sharer: In the mismatched arm, whether that example's message can hold its answer at all.
         text: In the T2T arms, what the sharer wrote.
     """
 
@@ -229,6 +230,7 @@ class Answer:
     f1: float
     listening: float
     partner_answers: tuple[str, ...] = ()
+    partner_needs_sharer: bool = True
     text: str = ""
 
 
@@ -251,6 +253,7 @@ def _run_arm(caches: ArmCaches, arm: str, max_new_tokens: int) -> list[Answer]:
                 example.id, arm, example.needs_sharer, predictions[row], example.answers, losses[row],
                 *score(predictions[row], example.answers), listening[row],
                 batch.partners[row].answers if arm == "mismatched" else (),
+                batch.partners[row].needs_sharer if arm == "mismatched" else True,
                 reading.texts[row] if reading.texts else "",
             )
         )  # fmt: skip

@@ -35,7 +35,8 @@ class Audit(TypedDict):
         comparisons: By name, one arm less another.
         listening: Per arm, how far the first token's distribution moved from own context (Jensen–Shannon, nats).
         follow_rate: How often the receiver gives the other example's answer under its message, over the examples
-            whose own answer is another; null where the mismatched arm was not run.
+            whose own answer is another and whose partner's message can hold an answer (its question needs the sharer);
+            null where there are none.
         follow_n: How many those are.
     """
 
@@ -78,8 +79,9 @@ def paired(first: dict[str, Answer], second: dict[str, Answer]) -> Comparison:
 
 
 def _tells_apart(answer: Answer) -> bool:
-    """Whether the partner's answers and the example's own have nothing in common."""
-    return not any(score(theirs, answer.answers).exact_match for theirs in answer.partner_answers)
+    """Whether the partner's message can hold an answer, and none of them is the example's own."""
+    shared = any(score(theirs, answer.answers).exact_match for theirs in answer.partner_answers)
+    return answer.partner_needs_sharer and not shared
 
 
 def _followed(answer: Answer) -> float:

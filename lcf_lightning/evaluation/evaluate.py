@@ -25,12 +25,12 @@ def read_answers(file: Path) -> list[Answer]:
     """
     if not file.is_file():
         return []
-    text = file.read_text()
+    text = file.read_text(encoding="utf-8")
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_text(file, whole)
     answers = []
-    for number, line in enumerate(whole.splitlines(), start=1):
+    for number, line in enumerate(whole.split("\n")[:-1], start=1):
         try:
             row = json.loads(line)
             answer = Answer(**row)
@@ -72,7 +72,7 @@ def answer_all(
         for arm in arms:
             if arm in missing:
                 new = [answer for answer in run_arms(caches, [arm], max_new_tokens) if (arm, answer.id) not in known]
-                with file.open("a") as lines:
+                with file.open("a", encoding="utf-8") as lines:
                     lines.write("".join(f"{json.dumps(asdict(answer), ensure_ascii=False)}\n" for answer in new))
                 known |= {(arm, answer.id): answer for answer in new}
             answers += [known[arm, id] for id in batch.ids]

@@ -32,7 +32,7 @@ class Spread(TypedDict):
 
 
 class ArmLatency(TypedDict):
-    """One arm's times in milliseconds; both models' prefills are in them.
+    """One arm's times in milliseconds, every prefill that it needs included.
 
     Attributes:
         stages: Each stage alone.

@@ -16,7 +16,9 @@ _HOW_TO_READ = f"""\
 content-attributable gain. *Zero* is an all-zero message, *self* the receiver's own context sent by the sharer, *noise*
 a random message with this message's mean and standard deviation per layer and head. *T2T-N*: the sharer writes up to N
 tokens, which the receiver reads before its own context. Intervals: 95 %, percentile bootstrap, {RESAMPLES:,} resamples.
-*Listening*: Jensen–Shannon divergence of the first token's distribution from own context, in nats (≤ 0.693)."""
+Text arms are answered by the untuned receiver: where the adapter has taught it a form of answer, only the
+content-attributable gain is free of that. *Listening*: Jensen–Shannon divergence of the first token's distribution from
+own context, in nats (≤ 0.693)."""
 
 
 def to_markdown(report: Report) -> str:
@@ -52,11 +54,16 @@ def conclusions(report: Report) -> str:
     if found["follow_rate"] is not None:
         lines.append(
             f"Follow rate: under another example's message the receiver gives that example's answer in "
-            f"{_estimate(found['follow_rate'])} of {found['follow_n']} questions whose own answer is another."
+            f"{_estimate(found['follow_rate'])} of {found['follow_n']} questions whose own answer "
+            "is another and whose partner's needs the sharer."
         )
     if latency is not None:
         message = latency["arms"]["message"]
-        ratios = [f"T2T-{budget} / message = {_spread(ratio, 2)}" for budget, ratio in latency["ttft_vs_t2t"].items()]
+        ratios = [
+            f"T2T-{budget} ({latency['arms'][f't2t_{budget}']['written_tokens']} tokens written) / message = "
+            f"{_spread(ratio, 2)}"
+            for budget, ratio in latency["ttft_vs_t2t"].items()
+        ]
         lines.append(
             f"Time to first token of the message: {_spread(message['ttft'])} ms, {_spread(message['to_floor'], 2)} × "
             f"the floor{'; '.join(['', *ratios])}; median (least–greatest) of {latency['repeats']}."
@@ -123,8 +130,8 @@ def latency_page(latency: Latency) -> str:
     return "\n\n".join(
         [
             f"Milliseconds, median (least–greatest) of {latency['repeats']} repeats after {latency['warmup']} thrown "
-            f"away; batch 1, {latency['device']}, {latency['threads']} torch threads. Both models' prefills are "
-            "counted, one after the other or side by side. "
+            f"away; batch 1, {latency['device']}, {latency['threads']} torch threads. Every prefill that "
+            "an arm needs is counted, one after the other or side by side. "
             f"Floor, both prefills and one decoding step: {_spread(latency['floor'])}; side by side: "
             f"{_spread(latency['floor_side_by_side'])}. Bytes and tokens: what the sharer sends.",
             _table(columns, rows),

@@ -66,7 +66,7 @@ def frontier_figure(arms: dict[str, ArmFigures], latency: Latency) -> Figure:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("time to first token, ms, both prefills included (median, least, greatest; log scale)")
+    axes.set_xlabel("time to first token, ms, prefills included (median, least, greatest; log scale)")
     axes.set_ylabel("exact match, 95 % interval")
     axes.margins(x=0.05, y=0.08)
     axes.spines[["top", "right"]].set_visible(False)

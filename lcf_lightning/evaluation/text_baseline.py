@@ -15,7 +15,7 @@ from lcf_lightning.models.cache import KVCache, generate
 
 def text_prompts(channel: Channel, prompts: PromptSettings, examples: Sequence[Example]) -> tuple[Tokens, Tensor]:
     """What the sharer reads before it writes, its context and ``text_request``: all but the last token, and it."""
-    encoder = channel.collator(prompts).sharer
+    encoder = channel.collator(prompts).sharer.unlimited()  # the request must not push the context out
     encoded = [encoder.text_prompt(example.sharer, example.question) for example in examples]
     read, last = split_last(encoded, encoder.pad_id)
     return read.to(channel.sharer.device), last.to(channel.sharer.device)

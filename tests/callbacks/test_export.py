@@ -70,6 +70,12 @@ def test_the_best_validation_is_kept_beside_the_last(
     assert kept.config.metadata["prompts"]["question"] == " {question}"
 
 
+def test_what_is_not_finite_is_never_best(spec: Spec, tmp_path: Path) -> None:
+    export = fit_with_losses(spec, tmp_path, [float("nan"), 2.0, 3.0])
+    assert export.best == 2.0
+    assert CacheAdapter.from_pretrained(tmp_path / "adapter_best").config.metadata["steps"] == 2
+
+
 def test_the_best_of_a_resumed_run_must_beat_what_was_before(spec: Spec, tmp_path: Path) -> None:
     resumed = AdapterExport()
     resumed.load_state_dict(fit_with_losses(spec, tmp_path, [1.0, 2.0]).state_dict())

@@ -169,6 +169,7 @@ def test_chat_needs_a_chat_template(model_folders: dict[str, Path]) -> None:
     for name in ("chat", "text_chat"):
         with pytest.raises(SettingError, match=f"^{name}=true needs a tokenizer with a chat template"):
             encoder(own, **{name: True})
+    assert PromptEncoder(own, PromptSettings(text_chat=True), "max_receiver_tokens")  # only the sharer is asked
     assert encoder(own, chat=False).tokenizer is own
 
 

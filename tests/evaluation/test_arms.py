@@ -57,7 +57,10 @@ def losses(channel: Channel, batch: Batch, arm: str) -> torch.Tensor:
 def answers_of(caches: ArmCaches, *arms: str) -> dict[str, list[Answer]]:
     """The answers by arm, without the arms' names, so that they can be compared."""
     rows = run_arms(caches, arms, 4)
-    return {arm: [replace(row, arm="", partner_answers=()) for row in rows if row.arm == arm] for arm in arms}
+    return {
+        arm: [replace(row, arm="", partner_answers=(), partner_needs_sharer=True) for row in rows if row.arm == arm]
+        for arm in arms
+    }
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,9 @@ def test_follow_rate_counts_the_other_examples_answer() -> None:
         answer("3", "mismatched", 0.0, prediction="cocoa", partner_answers=("coffee", "cocoa")),
         answer("4", "mismatched", 1.0, prediction="tea", partner_answers=("tea",)),  # cannot tell whose it is
     ]
+    rows.append(  # a partner whose sharer never read its answer
+        answer("5", "mismatched", 0.0, partner_answers=("coffee",), partner_needs_sharer=False)
+    )
     found = audit(rows)
     assert found["follow_n"] == 3
     assert found["follow_rate"] is not None

@@ -102,7 +102,7 @@ def test_the_page_shows_every_figure() -> None:
     gain = found["audit"]["comparisons"]["content_attributable_gain"]
     assert "| content attributable gain (message − mismatched) | +0.700" in page
     assert f"McNemar p = {gain['mcnemar_p']:.2g} (7 questions against 0)" in page
-    assert "T2T-50 / message = 4.00 (3.50–4.50)" in page
+    assert "T2T-50 (50 tokens written) / message = 4.00 (3.50–4.50)" in page
     assert "Follow rate" in page
     assert "- command: python -m lcf_lightning evaluate" in page
     assert "questions that the receiver can answer alone" in page
