@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 
 from lcf_lightning import AdapterSettings, Channel, LCFModule, ModelSpec
-from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
-from lcf_lightning.evaluation.latency import measure
+from lcf_lightning.evaluation.latency import batches_of_one, measure
 from lcf_lightning.evaluation.markdown import latency_page
 from lcf_lightning.files import write_text
 
@@ -47,11 +46,10 @@ def text_of(channel: Channel, tokens: int, start: int) -> str:
     return str(tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]))
 
 
-def batches(channel: Channel, tokens: int, count: int) -> list[Batch]:
-    collator = channel.collator(PROMPTS)
-    sides = [(text_of(channel, tokens, i), text_of(channel, tokens, i + 3)) for i in range(count)]
+def examples(channel: Channel, tokens: int) -> list[Example]:
+    sides = [(text_of(channel, tokens, i), text_of(channel, tokens, i + 3)) for i in range(len(SENTENCES))]
     return [
-        collator.train([Example(str(i), "What did the keeper do?", ("wrote",), ((sharer,),), ((receiver,),))])
+        Example(str(i), "What did the keeper do?", ("wrote",), ((sharer,),), ((receiver,),))
         for i, (sharer, receiver) in enumerate(sides)
     ]
 
@@ -70,7 +68,7 @@ def main() -> None:
     module = LCFModule(ModelSpec(args.sharer), ModelSpec(args.receiver), AdapterSettings(d=args.d))
     module.to(args.device).configure_model()
     module.adapter.eval()
-    inputs = [batch.to(args.device) for batch in batches(module.channel, args.tokens, len(SENTENCES))]
+    inputs = batches_of_one(module.channel, PROMPTS, examples(module.channel, args.tokens))
     latency = measure(module.channel, inputs, ARMS, args.max_new_tokens, args.repeats)
     print(latency_page(latency))
     if args.output is not None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import Answer, longest_text, require_arms, run_arms
+from lcf_lightning.evaluation.arms import Answer, require_arms, run_arms
 from lcf_lightning.evaluation.report import Summary, summarise
 from lcf_lightning.module import LCFModule
 
@@ -80,9 +80,7 @@ class CommunicationAccuracy(pl.Callback):
 
     def _answer(self, module: pl.LightningModule, outputs: Any, arms: Sequence[str]) -> None:
         limit = self.max_new_tokens or required_module(module, self).max_new_tokens
-        caches = outputs["caches"]
-        caches.longest_text = longest_text(arms)
-        self._answers += run_arms(caches, arms, limit)
+        self._answers += run_arms(outputs["caches"], arms, limit)
 
     def _log(self, module: pl.LightningModule, stage: str) -> None:
         self.summary = summarise(gathered(self._answers))

@@ -10,7 +10,7 @@ from lcf_lightning.callbacks.accuracy import required_module
 
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.latency import measure
+from lcf_lightning.evaluation.latency import batches_of_one, measure
 
 
 class Speedup(pl.Callback):
@@ -58,9 +58,7 @@ class Speedup(pl.Callback):
 
     def _measure(self, pl_module: pl.LightningModule, batch: Batch) -> dict[str, float]:
         module = required_module(pl_module, self)
-        collator = module.channel.collator(batch.prompts)
-        device = module.channel.receiver.device
-        singles = [collator.train([example]).to(device) for example in batch.examples[: self.repeats]]
+        singles = batches_of_one(module.channel, batch.prompts, batch.examples[: self.repeats])
         arms = [f"t2t_{budget}" for budget in self.budgets]
         latency = measure(module.channel, singles, arms, module.max_new_tokens, self.repeats, self.warmup)
         return {f"speedup/ttft_vs_t2t_{budget}": ratio["median"] for budget, ratio in latency["ttft_vs_t2t"].items()}

@@ -95,9 +95,8 @@ class Channel:
         """The receiver's answer, given a message and its own passages."""
         encoder = self._collator().receiver
         prompt = encoder.prompt([(passage,) for passage in passages], question)
-        read, last = split_last([prompt], encoder.pad_id)
-        cache = self.read_receiver(read.to(self.receiver.device))
-        return self.decode(self.fuse(cache, message), last.to(self.receiver.device), max_new_tokens)[0]
+        read, last = split_last([prompt], encoder.pad_id, self.receiver.device)
+        return self.decode(self.fuse(self.read_receiver(read), message), last, max_new_tokens)[0]
 
     def _collator(self) -> Collator:
         try:

@@ -11,14 +11,10 @@ from pathlib import Path
 
 def write_text(path: Path, text: str) -> None:
     """Write aside, then rename: whoever looks sees the old file or the whole new one."""
-
-    def write(aside: Path) -> None:
-        aside.write_text(text, encoding="utf-8")
-
-    write_file(path, write)
+    write_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
 
 
-def write_file(path: Path, write: Callable[[Path], None]) -> None:
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` write a file aside, of the same suffix, then rename it to ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")

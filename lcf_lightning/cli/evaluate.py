@@ -9,6 +9,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +21,17 @@ from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.data import DataLoader
 
 from lcf_lightning.adapter.adapter import WEIGHTS_FILE, CacheAdapter
 from lcf_lightning.channel import Channel, load_pair
 from lcf_lightning.cli.run import LCFCLI
 from lcf_lightning.data.datamodule import ContextMismatchDataModule
+from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import ARMS, Answer, require_arms
 from lcf_lightning.evaluation.evaluate import answer_all
-from lcf_lightning.evaluation.latency import Latency, measure
+from lcf_lightning.evaluation.latency import Latency, batches_of_one, measure
 from lcf_lightning.evaluation.markdown import conclusions, to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
 from lcf_lightning.evaluation.report import arms_table, build_report, summarise
@@ -72,14 +75,15 @@ class EvaluateCLI(LCFCLI):
         output = self._begin(folder, adapter, data)
         device = Fabric(accelerator=config["trainer"]["accelerator"], devices=1).device
         channel = Channel(*load_pair(data.sharer, data.receiver, device), adapter.to(device))
-        answers = self._answers(channel, data, output / PREDICTIONS)
-        self._report(answers, self._latency(channel, data), self._facts(folder, data, channel), output)
+        loader = data.evaluation_loader("test", config["limit"])
+        answers = self._answers(channel, loader, output / PREDICTIONS)
+        latency = self._latency(channel, data.prompts, loader)
+        self._report(answers, latency, self._facts(folder, data, channel), output)
 
     def _data(self) -> ContextMismatchDataModule:
         parser = LightningArgumentParser()
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-        if self.config["data"] is None:
-            raise SettingError("data=null must name a data module, such as ContextMismatchDataModule.")
+        self._require_data()
         data = parser.instantiate_classes(Namespace(data=self.config["data"]))["data"]
         if not isinstance(data, ContextMismatchDataModule):
             raise SettingError(f"data={type(data).__name__} must be a ContextMismatchDataModule.")
@@ -117,8 +121,8 @@ class EvaluateCLI(LCFCLI):
         trained, own = adapter.config.metadata.get("prompts", {}), asdict(data.prompts)
         return [name for name, value in trained.items() if own.get(name) != value and not name.startswith("text")]
 
-    def _answers(self, channel: Channel, data: ContextMismatchDataModule, file: Path) -> list[Answer]:
-        loader, arms = data.evaluation_loader("test", self.config["limit"]), self.config["arms"]
+    def _answers(self, channel: Channel, loader: DataLoader[Any], file: Path) -> list[Answer]:
+        arms = self.config["arms"]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         quiet = self.config["trainer"]["enable_progress_bar"] is False
         with Progress(*columns, TimeRemainingColumn(), disable=quiet) as progress:
@@ -131,13 +135,12 @@ class EvaluateCLI(LCFCLI):
                 sys.stderr.write(f"interrupted; the same command goes on from {file}.\n")
                 raise SystemExit(130) from None
 
-    def _latency(self, channel: Channel, data: ContextMismatchDataModule) -> Latency | None:
+    def _latency(self, channel: Channel, prompts: PromptSettings, loader: DataLoader[Any]) -> Latency | None:
         repeats = self.config["repeats"]
         if repeats == 0:
             return None
-        data.eval_batch_size = 1
-        loader = data.evaluation_loader("test", min(repeats, self.config["limit"] or repeats))
-        batches = [batch.to(channel.receiver.device) for batch in loader]
+        examples = [example for example, _ in islice(loader.dataset, repeats)]  # type: ignore[call-overload]
+        batches = batches_of_one(channel, prompts, examples)
         return measure(channel, batches, self.config["arms"], self._max_new_tokens, repeats)
 
     @property

@@ -77,10 +77,13 @@ class LCFCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         self.config.get(str(self.subcommand), self.config)["base"] = None  # what is saved stands alone
-        if self.subcommand and self._get(self.config, "data") is None:
-            raise SettingError("data=null must name a data module, such as ContextMismatchDataModule.")
         if self.subcommand:
+            self._require_data()
             self._check_checkpoint()
+
+    def _require_data(self) -> None:
+        if self._get(self.config, "data") is None:
+            raise SettingError("data=null must name a data module, such as ContextMismatchDataModule.")
 
     def _check_checkpoint(self) -> None:
         """Before any weight is loaded: what is to be evaluated or continued must be there."""

@@ -115,7 +115,7 @@ class Collator:
         return prompt
 
 
-def split_last(prompts: Sequence[Encoded], pad_id: int) -> tuple[Tokens, Tensor]:
-    """What the receiver prefills, and the last prompt tokens ``[batch, 1]``, which are read on the edited cache."""
+def split_last(prompts: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tokens, Tensor]:
+    """What is prefilled of some prompts, and their last tokens ``[batch, 1]``, which are read on that cache."""
     read = [Encoded(prompt.ids[:-1], prompt.spans[:-1]) for prompt in prompts]
-    return pad_left(read, pad_id), torch.tensor([prompt.ids[-1:] for prompt in prompts])
+    return pad_left(read, pad_id).to(device), torch.tensor([prompt.ids[-1:] for prompt in prompts], device=device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -45,11 +45,11 @@ class ArmCaches:
     Args:
         channel: The pair and the adapter.
         batch: An evaluation batch.
-        longest_text: The largest budget of the T2T arms to come, in tokens; smaller ones are its beginnings.
     """
 
-    def __init__(self, channel: Channel, batch: Batch, longest_text: int = 0) -> None:
-        self.channel, self.batch, self.longest_text = channel, batch, longest_text
+    def __init__(self, channel: Channel, batch: Batch) -> None:
+        self.channel, self.batch = channel, batch
+        self._budget, self._written = 0, torch.empty(len(batch), 0, dtype=torch.long)  # the longest text so far
 
     @cached_property
     def own_context(self) -> Reading:
@@ -88,21 +88,19 @@ class ArmCaches:
         read, last = passages_prompts(self.channel, self.batch, passages)
         return Reading(self.channel.read_receiver(read), last)
 
+    def write(self, budget: int) -> Tensor:
+        """The sharer's text, ``budget`` tokens of it or more; a smaller budget's is the beginning of a larger's."""
+        if budget > self._budget:
+            read, last = text_prompts(self.channel, self.batch.prompts, self.batch.examples)
+            self._budget = budget
+            self._written = write_texts(self.channel, self.channel.read_sharer(read), last, budget)
+        return self._written
+
     def reads_text(self, budget: int) -> Reading:
         """The receiver reads up to ``budget`` tokens of the sharer's text, then its own passages."""
-        longest = max(budget, self.longest_text)
-        ids = self._written if longest == self.longest_text else self._write(longest)
-        texts = decoded(self.channel, ids, budget)
+        texts = decoded(self.channel, self.write(budget), budget)
         read, last = reading_prompts(self.channel, self.batch.prompts, self.batch.examples, texts)
         return Reading(self.channel.read_receiver(read), last, tuple(texts))
-
-    @cached_property
-    def _written(self) -> Tensor:
-        return self._write(self.longest_text)
-
-    def _write(self, budget: int) -> Tensor:
-        read, last = text_prompts(self.channel, self.batch.prompts, self.batch.examples)
-        return write_texts(self.channel, self.channel.read_sharer(read), last, budget)
 
 
 def passages_prompts(
@@ -110,8 +108,8 @@ def passages_prompts(
 ) -> tuple[Tokens, Tensor]:
     """``passages`` of each example and the question, for the receiver: all but the last token, and it."""
     encoder = channel.collator(batch.prompts).receiver.unlimited()
-    read, last = split_last([encoder.prompt(passages(row), row.question) for row in batch.examples], encoder.pad_id)
-    return read.to(channel.receiver.device), last.to(channel.receiver.device)
+    encoded = [encoder.prompt(passages(row), row.question) for row in batch.examples]
+    return split_last(encoded, encoder.pad_id, channel.receiver.device)
 
 
 def _mismatched(caches: ArmCaches) -> Reading:
@@ -234,9 +232,19 @@ class Answer:
     text: str = ""
 
 
+def by_arm(answers: Iterable[Answer], needs_sharer: bool) -> dict[str, dict[str, Answer]]:
+    """Answers of one kind of question by arm and id; an example that occurs twice (a sampler's padding) counts once."""
+    found: dict[str, dict[str, Answer]] = {}
+    for answer in answers:
+        if answer.needs_sharer == needs_sharer:
+            found.setdefault(answer.arm, {})[answer.id] = answer
+    return found
+
+
 @torch.no_grad()
 def run_arms(caches: ArmCaches, arms: Sequence[str], max_new_tokens: int) -> list[Answer]:
     """Every example of a batch answered under every arm: same prompt, decoding, stopping and scoring."""
+    caches.write(longest_text(arms))
     return [answer for arm in arms for answer in _run_arm(caches, arm, max_new_tokens)]
 
 

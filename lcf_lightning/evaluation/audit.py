@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TypedDict
 
 from lcf_lightning.evaluation.answers import score
-from lcf_lightning.evaluation.arms import Answer
+from lcf_lightning.evaluation.arms import Answer, by_arm, text_budget
 from lcf_lightning.evaluation.statistics import Comparison, Estimate, compare, estimate
 
 COMPARISONS = {
@@ -48,19 +48,16 @@ class Audit(TypedDict):
 
 def audit(answers: Iterable[Answer]) -> Audit:
     """The audit of answers under any arms; an example that occurs twice counts once."""
-    by_arm: dict[str, dict[str, Answer]] = {}
-    for answer in answers:
-        if answer.needs_sharer:
-            by_arm.setdefault(answer.arm, {})[answer.id] = answer
-    pairs = COMPARISONS | {f"gain_over_{arm}": ("message", arm) for arm in by_arm if arm.startswith("t2t_")}
-    followed = [_followed(answer) for answer in by_arm.get("mismatched", {}).values() if _tells_apart(answer)]
+    arms = by_arm(answers, needs_sharer=True)
+    pairs = COMPARISONS | {f"gain_over_{arm}": ("message", arm) for arm in arms if text_budget(arm)}
+    followed = [_followed(answer) for answer in arms.get("mismatched", {}).values() if _tells_apart(answer)]
     return Audit(
         comparisons={
-            name: ArmComparison(first=one, second=other, **paired(by_arm[one], by_arm[other]))
+            name: ArmComparison(first=one, second=other, **paired(arms[one], arms[other]))
             for name, (one, other) in pairs.items()
-            if {one, other} <= set(by_arm)
+            if {one, other} <= set(arms)
         },
-        listening={arm: estimate([answer.listening for answer in rows.values()]) for arm, rows in by_arm.items()},
+        listening={arm: estimate([answer.listening for answer in rows.values()]) for arm, rows in arms.items()},
         follow_rate=estimate(followed) if followed else None,
         follow_n=len(followed),
     )

@@ -32,8 +32,7 @@ def read_answers(file: Path) -> list[Answer]:
     answers = []
     for number, line in enumerate(whole.split("\n")[:-1], start=1):
         try:
-            row = json.loads(line)
-            answer = Answer(**row)
+            answer = Answer(**json.loads(line))
             answers.append(
                 replace(answer, answers=tuple(answer.answers), partner_answers=tuple(answer.partner_answers))
             )
@@ -68,7 +67,8 @@ def answer_all(
     answers = []
     for batch in batches:
         missing = [arm for arm in arms if any((arm, id) not in known for id in batch.ids)]
-        caches = ArmCaches(channel, batch.to(channel.receiver.device), longest_text(missing))
+        caches = ArmCaches(channel, batch.to(channel.receiver.device))
+        caches.write(longest_text(missing))
         for arm in arms:
             if arm in missing:
                 new = [answer for answer in run_arms(caches, [arm], max_new_tokens) if (arm, answer.id) not in known]

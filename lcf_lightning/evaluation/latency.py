@@ -13,6 +13,8 @@ from torch import Tensor
 
 from lcf_lightning.channel import Channel
 from lcf_lightning.data.batch import Batch
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import TEXT_ARMS, passages_prompts, text_budget
 from lcf_lightning.evaluation.text_baseline import decoded, reading_prompts, text_prompts, write_texts
@@ -110,6 +112,12 @@ def timed(arms: Sequence[str]) -> list[str]:
     return [arm for arm in arms if arm in ("own_context", "message", *TEXT_ARMS) or text_budget(arm)]
 
 
+def batches_of_one(channel: Channel, prompts: PromptSettings, examples: Sequence[Example]) -> list[Batch]:
+    """Each example as a batch of its own, on the receiver's device."""
+    collator = channel.collator(prompts)
+    return [collator.train([example]).to(channel.receiver.device) for example in examples]
+
+
 @torch.no_grad()
 def measure(
     channel: Channel, batches: Sequence[Batch], arms: Sequence[str], max_new_tokens: int, repeats: int, warmup: int = 2
@@ -118,7 +126,7 @@ def measure(
 
     Args:
         channel: The pair and the adapter.
-        batches: Batches of one example.
+        batches: Batches of one example; see `batches_of_one`.
         arms: What to time besides the message, which is always timed; see `timed`.
         max_new_tokens: Longest answer, in receiver tokens.
         repeats: At least 1.

@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from rich.table import Table
 
-from lcf_lightning.evaluation.arms import Answer
+from lcf_lightning.evaluation.arms import Answer, by_arm
 from lcf_lightning.evaluation.audit import Audit, audit
 from lcf_lightning.evaluation.latency import Latency
 from lcf_lightning.evaluation.statistics import Estimate, estimate
@@ -59,46 +59,38 @@ class Report(TypedDict):
 
 def build_report(answers: Iterable[Answer], latency: Latency | None, facts: dict[str, Any]) -> Report:
     """The report of some answers; an example that occurs twice counts once."""
-    distinct = list({(answer.arm, answer.id): answer for answer in answers}.values())
+    answers = list(answers)
 
     def group(needs_sharer: bool) -> dict[str, ArmFigures]:
         return {
             arm: ArmFigures(
-                exact_match=estimate([answer.exact_match for answer in rows]),
-                f1=estimate([answer.f1 for answer in rows]),
-                loss=fmean(answer.loss for answer in rows),
+                exact_match=estimate([answer.exact_match for answer in rows.values()]),
+                f1=estimate([answer.f1 for answer in rows.values()]),
+                loss=fmean(answer.loss for answer in rows.values()),
                 n=len(rows),
             )
-            for arm, rows in _by_arm(distinct, needs_sharer).items()
+            for arm, rows in by_arm(answers, needs_sharer).items()
         }
 
-    return Report(facts=facts, arms=group(True), own_questions=group(False), audit=audit(distinct), latency=latency)
+    return Report(facts=facts, arms=group(True), own_questions=group(False), audit=audit(answers), latency=latency)
 
 
 def summarise(answers: Iterable[Answer]) -> Summary:
     """Figures per arm; an example that occurs twice (a sampler's padding) counts once."""
-    distinct = list({(answer.arm, answer.id): answer for answer in answers}.values())
+    answers = list(answers)
 
     def group(needs_sharer: bool) -> dict[str, Figures]:
         return {
             arm: Figures(
-                exact_match=fmean(answer.exact_match for answer in rows),
-                f1=fmean(answer.f1 for answer in rows),
-                loss=fmean(answer.loss for answer in rows),
+                exact_match=fmean(answer.exact_match for answer in rows.values()),
+                f1=fmean(answer.f1 for answer in rows.values()),
+                loss=fmean(answer.loss for answer in rows.values()),
                 n=len(rows),
             )
-            for arm, rows in _by_arm(distinct, needs_sharer).items()
+            for arm, rows in by_arm(answers, needs_sharer).items()
         }
 
     return Summary(arms=group(True), own_questions=group(False))
-
-
-def _by_arm(answers: Iterable[Answer], needs_sharer: bool) -> dict[str, list[Answer]]:
-    by_arm: dict[str, list[Answer]] = {}
-    for answer in answers:
-        if answer.needs_sharer == needs_sharer:
-            by_arm.setdefault(answer.arm, []).append(answer)
-    return by_arm
 
 
 def arms_table(summary: Summary, title: str, caption: str | None = None) -> Table:

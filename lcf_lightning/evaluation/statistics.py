@@ -53,13 +53,7 @@ def estimate(values: ArrayLike, seed: int = 0) -> Estimate:
     return Estimate(value=mean, low=float(interval.low), high=float(interval.high))
 
 
-def compare(
-    first: ArrayLike,
-    second: ArrayLike,
-    first_f1: ArrayLike,
-    second_f1: ArrayLike,
-    seed: int = 0,
-) -> Comparison:
+def compare(first: ArrayLike, second: ArrayLike, first_f1: ArrayLike, second_f1: ArrayLike) -> Comparison:
     """Exact match and F1 of two arms, paired by position: is the first better?"""
     gain = np.subtract(first, second)
     wins, losses = int((gain > 0).sum()), int((gain < 0).sum())
@@ -67,8 +61,8 @@ def compare(
     discordant = wins + losses
     return Comparison(
         n=len(gain),
-        gain=estimate(gain, seed),
-        gain_f1=estimate(gain_f1, seed),
+        gain=estimate(gain),
+        gain_f1=estimate(gain_f1),
         only_first=wins,
         only_second=losses,
         mcnemar_p=float(stats.binomtest(wins, discordant, 0.5, alternative="greater").pvalue) if discordant else 1.0,

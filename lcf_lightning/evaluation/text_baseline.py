@@ -17,8 +17,7 @@ def text_prompts(channel: Channel, prompts: PromptSettings, examples: Sequence[E
     """What the sharer reads before it writes, its context and ``text_request``: all but the last token, and it."""
     encoder = channel.collator(prompts).sharer.unlimited()  # the request must not push the context out
     encoded = [encoder.text_prompt(example.sharer, example.question) for example in examples]
-    read, last = split_last(encoded, encoder.pad_id)
-    return read.to(channel.sharer.device), last.to(channel.sharer.device)
+    return split_last(encoded, encoder.pad_id, channel.sharer.device)
 
 
 def write_texts(channel: Channel, cache: KVCache, last: Tensor, budget: int) -> Tensor:
@@ -46,5 +45,4 @@ def reading_prompts(
     encoded = [
         encoder.prompt(example.receiver, example.question, text) for example, text in zip(examples, texts, strict=True)
     ]
-    read, last = split_last(encoded, encoder.pad_id)
-    return read.to(channel.receiver.device), last.to(channel.receiver.device)
+    return split_last(encoded, encoder.pad_id, channel.receiver.device)

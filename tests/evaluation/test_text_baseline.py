@@ -49,11 +49,13 @@ def test_the_text_is_the_sharers_own_greedy_continuation(channel: Channel, batch
 
 
 def test_a_smaller_budget_is_the_beginning_of_a_larger_one(channel: Channel, batch: Batch) -> None:
-    alone, shared = ArmCaches(channel, batch), ArmCaches(channel, batch, longest_text=9)
+    alone, shared, short = (ArmCaches(channel, batch) for _ in range(3))
+    shared.write(9)
+    short.write(2)
     assert receiver_reading(alone, "t2t_4").texts == receiver_reading(shared, "t2t_4").texts
     four, nine = (receiver_reading(shared, arm).texts for arm in ("t2t_4", "t2t_9"))
     assert four != nine
-    assert receiver_reading(ArmCaches(channel, batch, longest_text=2), "t2t_9").texts == nine
+    assert receiver_reading(short, "t2t_9").texts == nine
 
 
 def test_the_receiver_reads_the_text_before_its_own_context(channel: Channel, batch: Batch) -> None:
@@ -85,7 +87,7 @@ def test_the_tiny_pair_talks_in_words() -> None:
     batch = next(iter(data.test_dataloader()))
     module = small_module(*TINY)
     module.configure_model()
-    answers = run_arms(ArmCaches(module.channel, batch, 50), ["own_context", "t2t_50", "t2t_4"], 4)
+    answers = run_arms(ArmCaches(module.channel, batch), ["own_context", "t2t_50", "t2t_4"], 4)
     right = {
         arm: [a.exact_match for a in answers if a.arm == arm and a.needs_sharer]
         for arm in ("own_context", "t2t_50", "t2t_4")
