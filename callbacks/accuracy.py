@@ -28,8 +28,9 @@ class CommunicationAccuracy(pl.Callback):
 
     Args:
         arms: Arms of a validation: any of ``question_only``, ``own_context``, ``full_context``, ``t2t_N``, ``message``,
-            ``mismatched``, ``zero``, ``self``, ``noise``.
-        test_arms: Arms of a test.
+            ``mismatched``, ``zero``, ``self``, ``noise``, ``sharer_alone``.
+        test_arms: Arms of a test; null for those and ``full_context``, or, where both models read the same text,
+            ``sharer_alone``.
         max_new_tokens: Longest answer, in receiver tokens; null for the module's.
         max_batches: Validation batches to answer, per rank; null for all. A test always answers all.
 
@@ -40,16 +41,17 @@ class CommunicationAccuracy(pl.Callback):
     def __init__(
         self,
         arms: Sequence[str] = ("own_context", "message", "mismatched"),
-        test_arms: Sequence[str] = ("own_context", "message", "mismatched", "full_context"),
+        test_arms: Sequence[str] | None = None,
         max_new_tokens: int | None = None,
         max_batches: int | None = None,
     ) -> None:
         require_arms(arms)
-        require_arms(test_arms, "test_arms")
+        if test_arms is not None:
+            require_arms(test_arms, "test_arms")
         for name, value in (("max_new_tokens", max_new_tokens), ("max_batches", max_batches)):
             if value is not None and value < 1:
                 raise SettingError(f"{name}={value} must be at least 1.")
-        self.arms, self.test_arms = tuple(arms), tuple(test_arms)
+        self.arms, self.test_arms = tuple(arms), test_arms
         self.max_new_tokens, self.max_batches = max_new_tokens, max_batches
         self.summary: Summary | None = None
         self._answers: list[Answer] = []
@@ -70,7 +72,9 @@ class CommunicationAccuracy(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        self._answer(pl_module, outputs, self.test_arms)
+        shared = required_module(pl_module, self).channel.shared
+        reference = "sharer_alone" if shared else "full_context"
+        self._answer(pl_module, outputs, self.test_arms or ("own_context", "message", "mismatched", reference))
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._log(pl_module, "val")

@@ -3,7 +3,7 @@
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings
 from lcf_lightning.channel import Channel
-from lcf_lightning.data.datamodule import ContextMismatchDataModule
+from lcf_lightning.data.datamodule import ContextMismatchDataModule, SharedContextDataModule
 from lcf_lightning.models.loading import ModelSpec
 from lcf_lightning.module import LCFModule
 
@@ -15,4 +15,5 @@ __all__ = [
     "ContextMismatchDataModule",
     "LCFModule",
     "ModelSpec",
+    "SharedContextDataModule",
 ]

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lcf_lightning.adapter.adapter import CacheAdapter
-from lcf_lightning.data.batch import Collator, split_last
+from lcf_lightning.data.batch import Collator, SharedCollator, split_last
+from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings, Tokens, pad_left
 from lcf_lightning.errors import AdapterFileError
 from lcf_lightning.models.cache import KVCache, Rotary, continue_from, generate, prefill
@@ -73,27 +74,39 @@ class Channel:
         config.require_geometry(*(geometry_of(spec) for spec in specs))
         return cls(*load_pair(specs[0], specs[1], device), adapter)
 
+    @property
+    def shared(self) -> bool:
+        """Whether both models read the same text (LCF, C2C); else they read different ones (LCF-X)."""
+        return self.adapter.pooler is None
+
     @torch.no_grad()
     def send(self, passages: Sequence[str], question: str | None = None) -> KV:
         """What the sharer says of some passages.
 
         Args:
             passages: What it has read; each is a span (or is cut into windows, as in training).
-            question: Shown to the sharer where it was in training.
+            question: Shown to the sharer where it was in training. Where both models read the same text, what the
+                receiver will be asked.
 
         Returns:
-            The message, ``[layers, 1, heads, 1, head size]``.
+            The message, ``[layers, 1, heads, 1, head size]``; one token for each of the receiver's where both models
+            read the same text.
         """
-        collator = self._collator()
-        shared = question if collator.sharer.settings.share_question else None
-        prompt = collator.sharer.prompt([(passage,) for passage in passages], shared)
-        tokens = pad_left([prompt], collator.sharer.pad_id).to(self.sharer.device)
-        return self.pool(self.read_sharer(tokens), tokens.spans)
+        collator, texts = self._collator(), tuple((passage,) for passage in passages)
+        if self.shared:
+            batch = collator.train([Example("message", question or "", ("",), texts, texts)])
+            tokens, index = batch.sharer, batch.index
+        else:
+            shown = question if collator.sharer.settings.share_question else None
+            tokens = pad_left([collator.sharer.prompt(texts, shown)], collator.sharer.pad_id)
+            index = tokens.spans
+        return self.pool(self.read_sharer(tokens.to(self.sharer.device)), index.to(self.sharer.device))
 
     @torch.no_grad()
     def receive(self, message: KV, question: str, passages: Sequence[str] = (), max_new_tokens: int = 32) -> str:
-        """The receiver's answer, given a message and its own passages."""
+        """The receiver's answer, given a message and its own passages: the sharer's, where both read the same text."""
         encoder = self._collator().receiver
+        encoder = encoder.unlimited() if self.shared else encoder
         prompt = encoder.prompt([(passage,) for passage in passages], question)
         read, last = split_last([prompt], encoder.pad_id, self.receiver.device)
         return self.decode(self.fuse(self.read_receiver(read), message), last, max_new_tokens)[0]
@@ -107,7 +120,8 @@ class Channel:
 
     def collator(self, prompts: PromptSettings) -> Collator:
         """Writes prompts for this pair."""
-        return Collator.of(prompts, self.sharer.tokenizer, self.receiver.tokenizer)
+        kind = SharedCollator if self.shared else Collator
+        return kind.of(prompts, self.sharer.tokenizer, self.receiver.tokenizer)
 
     def read_sharer(self, tokens: Tokens) -> KVCache:
         """The sharer's prefill."""
@@ -117,9 +131,9 @@ class Channel:
         """The receiver's prefill of all prompt tokens but the last."""
         return prefill(self.receiver.model, tokens.ids, tokens.mask)
 
-    def pool(self, sharer: KVCache, spans: Tensor) -> KV:
-        """The message: what the adapter takes from the sharer's cache (``[layers, batch, heads, 1, head size]``)."""
-        return self.adapter.pool(sharer.read(self.adapter.config.sharer_layers, self._sharer_rotary), spans)
+    def pool(self, sharer: KVCache, index: Tensor) -> KV:
+        """The message: what the adapter takes from the sharer's cache, see `CacheAdapter.pool`."""
+        return self.adapter.pool(sharer.read(self.adapter.config.sharer_layers, self._sharer_rotary), index)
 
     def fuse(self, receiver: KVCache, message: KV, temperature: float | None = None) -> KVCache:
         """The receiver's cache, edited by the message; ``temperature`` is the gates' in training."""
@@ -127,7 +141,9 @@ class Channel:
         delta = self.adapter(message, receiver.read(layers, self._receiver_rotary), temperature)
         return receiver.edit(layers, delta, self._receiver_rotary)
 
-    def logits(self, cache: KVCache, last: Tensor, answers: Tensor, answer_mask: Tensor) -> Tensor:
+    def logits(
+        self, cache: KVCache, last: Tensor, answers: Tensor, answer_mask: Tensor, reader: FrozenModel | None = None
+    ) -> Tensor:
         """Logits of each answer token on an edited cache.
 
         Args:
@@ -135,15 +151,17 @@ class Channel:
             last: ``[batch, 1]``, int64, the last prompt token.
             answers: ``[batch, tokens]``, int64, padded on the right.
             answer_mask: ``[batch, tokens]``, bool.
+            reader: Whose cache and tokens these are; the receiver's by default.
 
         Returns:
             ``[batch, tokens, vocabulary]``, float32: position ``i`` predicts ``answers[:, i]``.
         """
         ids = torch.cat([last, answers[:, :-1]], dim=1)
-        return continue_from(self.receiver.model, cache, ids, answer_mask).float()
+        return continue_from((reader or self.receiver).model, cache, ids, answer_mask).float()
 
-    def decode(self, cache: KVCache, last: Tensor, max_new_tokens: int) -> list[str]:
+    def decode(self, cache: KVCache, last: Tensor, max_new_tokens: int, reader: FrozenModel | None = None) -> list[str]:
         """Greedy answers on an edited cache, up to the first end of sequence or line break."""
-        ids = generate(self.receiver.model, cache, last, max_new_tokens, self.receiver.stop_ids)
-        texts: list[str] = self.receiver.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        reader = reader or self.receiver
+        ids = generate(reader.model, cache, last, max_new_tokens, reader.stop_ids)
+        texts: list[str] = reader.tokenizer.batch_decode(ids, skip_special_tokens=True)
         return [text.strip().split("\n")[0].strip() for text in texts]

@@ -17,7 +17,7 @@ from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings, ModelIdentity
 from lcf_lightning.channel import Channel, load_pair
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.data.datamodule import ContextMismatchDataModule
+from lcf_lightning.data.datamodule import ContextMismatchDataModule, SharedContextDataModule
 from lcf_lightning.errors import AdapterFileError, DivergedError, SettingError
 from lcf_lightning.evaluation.arms import ArmCaches, Reading, answer_losses, run_arms
 from lcf_lightning.models.loading import ModelSpec, geometry_of
@@ -105,6 +105,10 @@ class LCFModule(pl.LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ContextMismatchDataModule) and self.adapter.pooler is None:
             raise SettingError("pooler=null must be span where sharer and receiver read different texts.")
+        if isinstance(data, SharedContextDataModule) and self.adapter.pooler is not None:
+            raise SettingError(
+                f"pooler={self.adapter.config.settings.pooler!r} must be null where both models read the same text."
+            )
 
     def configure_model(self) -> None:
         """Load the frozen models on this process's device."""
@@ -115,7 +119,7 @@ class LCFModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Noise is a function of the step, the same on every rank: a resumed run draws what an undisturbed one would.
         with _seeded(self.seed + 1 + self.global_step * 1_000 + batch_idx % 1_000, self.device):
-            message = self.channel.pool(self.channel.read_sharer(batch.sharer), batch.sharer.spans)
+            message = self.channel.pool(self.channel.read_sharer(batch.sharer), batch.index)
             cache = self.channel.fuse(self.channel.read_receiver(batch.receiver), message, self.temperature)
             loss = answer_losses(self.channel, Reading(cache, batch.last), batch).mean()
         if not bool(torch.isfinite(loss)):

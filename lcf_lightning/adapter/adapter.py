@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.adapter.fusers import FUSERS
 from lcf_lightning.adapter.gates import LayerGates
-from lcf_lightning.adapter.poolers import SpanPooler
+from lcf_lightning.adapter.poolers import SpanPooler, aligned
 from lcf_lightning.errors import AdapterFileError, GeometryError
 from lcf_lightning.models.geometry import KV
 
@@ -49,19 +49,23 @@ class CacheAdapter(nn.Module):
         self.fuser = FUSERS[settings.fuser](layers, sharer, receiver, settings.d, settings.dropout)
         self.gates = LayerGates(layers, settings.gate_init)
 
-    def pool(self, cache: KV, spans: Tensor) -> KV:
+    def pool(self, cache: KV, index: Tensor) -> KV:
         """What travels from the sharer to the receiver.
 
         Args:
             cache: The mapped sharer layers, ``[layers, batch, sharer heads, tokens, sharer head size]``.
-            spans: ``[batch, tokens]``, int64, the span of each token, -1 for none; unused without a pooler.
+            index: int64. With a pooler ``[batch, tokens]``, the span of each sharer token, -1 for none; without
+                ``[batch, receiver tokens]``, for each receiver token the sharer token it is aligned with.
 
         Returns:
-            With a pooler (LCF-X), ``[layers, batch, sharer heads, 1, sharer head size]``; without, ``cache``.
+            With a pooler (LCF-X), ``[layers, batch, sharer heads, 1, sharer head size]``; without, as many tokens as
+            the receiver has.
+
+        Raises:
+            GeometryError: If ``cache`` or ``index`` does not fit this adapter or each other.
         """
-        if self.pooler is None:
-            return cache
-        return self.pooler(self._checked(cache, "sharer"), spans)
+        cache = self._checked(cache, "sharer")
+        return aligned(cache, index) if self.pooler is None else self.pooler(cache, index)
 
     def forward(self, message: KV, receiver: KV, temperature: float | None = None) -> KV:
         """The gated residual to add to the receiver's cache.

@@ -1,4 +1,4 @@
-"""Poolers: from a sharer's cache to a message of fixed size (LCF-X, method.md §4)."""
+"""From a sharer's cache to a message: pooled over spans (LCF-X, method.md §4), or token by token (LCF, C2C)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,28 @@ from lcf_lightning.errors import GeometryError
 from lcf_lightning.models.geometry import KV, Geometry
 
 _NEVER = -1e4  # finite and within half precision: a row that is masked throughout stays free of NaN
+
+
+def aligned(cache: KV, index: Tensor) -> KV:
+    """The sharer's token for every token of the receiver, where both read the same text.
+
+    Args:
+        cache: ``[layers, batch, kv_heads, sharer tokens, head_dim]``.
+        index: ``[batch, receiver tokens]``, int64, places in the sharer's cache.
+
+    Returns:
+        The message, ``[layers, batch, kv_heads, receiver tokens, head_dim]``.
+
+    Raises:
+        GeometryError: If ``index`` is of another batch, or points outside the cache.
+    """
+    layers, batch, heads, tokens, size = cache.keys.shape
+    if index.dim() != 2 or len(index) != batch:
+        raise GeometryError(f"index {tuple(index.shape)} must be [batch, receiver tokens] with a batch of {batch}.")
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < tokens:
+        raise GeometryError(f"index must hold places between 0 and {tokens - 1}; found {index.min()} … {index.max()}.")
+    places = index[None, :, None, :, None].expand(layers, -1, heads, -1, size)
+    return KV(*(tensor.gather(3, places) for tensor in cache))
 
 
 class SpanPooler(nn.Module):

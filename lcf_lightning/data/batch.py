@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.prompts import Encoded, PromptEncoder, PromptSettings, Tokens, pad_left
 from lcf_lightning.errors import DataError
+from lcf_lightning.models.pairing import Indexes, align, by_position
 
 
 @dataclass(frozen=True)
@@ -23,6 +26,9 @@ class Batch:
         examples: The examples themselves.
         prompts: How they were written, so that an evaluation arm can write them otherwise.
         sharer: What the sharer reads.
+        index: What `CacheAdapter.pool` takes of it: where the two read different texts, ``[batch, sharer tokens]``, the
+            span of each sharer token (-1 for none); where they read the same, ``[batch, receiver tokens]``, the sharer
+            token that each receiver token is aligned with. int64.
         receiver: What the receiver reads, without the last prompt token.
         last: ``[batch, 1]``, int64: the last prompt token, fed again on the edited cache.
         answers: ``[batch, tokens]``, int64: the first accepted answer and the end of sequence, padded on the right.
@@ -34,6 +40,7 @@ class Batch:
     examples: tuple[Example, ...]
     prompts: PromptSettings
     sharer: Tokens
+    index: Tensor
     receiver: Tokens
     last: Tensor
     answers: Tensor
@@ -50,13 +57,13 @@ class Batch:
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
         """The batch with its tensors moved, as Lightning asks for."""
-        names = ("sharer", "receiver", "last", "answers", "answer_mask")
+        names = ("sharer", "index", "receiver", "last", "answers", "answer_mask")
         return replace(self, **{name: getattr(self, name).to(*args, **kwargs) for name in names})
 
 
 @dataclass(frozen=True)
 class Collator:
-    """Writes examples as prompts of a pair, and makes a `Batch` of them.
+    """Writes examples as prompts of a pair that reads different texts, and makes a `Batch` of them.
 
     Attributes:
         sharer: Encoder for the sharer.
@@ -79,25 +86,21 @@ class Collator:
     def train(self, examples: Sequence[Example]) -> Batch:
         sharer = [self.sharer_prompt(example.id, example.sharer, example.question) for example in examples]
         receiver = [self.receiver.prompt(example.receiver, example.question) for example in examples]
-        answers = [self.receiver.answer(example.answers[0]) for example in examples]
-        width = max(map(len, answers))
-        pad = self.receiver.pad_id
-        read, last = split_last(receiver, pad)
-        return Batch(
-            examples=tuple(examples),
-            prompts=self.receiver.settings,
-            sharer=pad_left(sharer, self.sharer.pad_id),
-            receiver=read,
-            last=last,
-            answers=torch.tensor([ids + [pad] * (width - len(ids)) for ids in answers]),
-            answer_mask=torch.arange(width) < torch.tensor([len(ids) for ids in answers])[:, None],
-            dropped_spans=sum(prompt.dropped for prompt in sharer + receiver),
-        )
+        tokens = pad_left(sharer, self.sharer.pad_id)
+        return self._batch(examples, tokens, tokens.spans, receiver, sum(prompt.dropped for prompt in sharer))
 
     def evaluate(self, pairs: Sequence[tuple[Example, Example]]) -> Batch:
         """The batch of ``(example, partner)`` pairs."""
         batch = self.train([example for example, _ in pairs])
         return replace(batch, partners=tuple(partner for _, partner in pairs))
+
+    def message_of(
+        self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]], receiver: Tokens
+    ) -> tuple[Tokens, Tensor]:
+        """What the sharer reads, and the batch's ``index``, where other examples' messages go to ``receiver``."""
+        prompts = [self.sharer_prompt(example.id, passages(example), example.question) for example in examples]
+        tokens = pad_left(prompts, self.sharer.pad_id)
+        return tokens, tokens.spans
 
     def sharer_prompt(self, id: str, passages: Sequence[Passage], question: str) -> Encoded:
         """What the sharer reads before it sends a message.
@@ -113,6 +116,75 @@ class Collator:
                 "tell; at least one span must fit."
             )
         return prompt
+
+    def _batch(
+        self, examples: Sequence[Example], sharer: Tokens, index: Tensor, receiver: Sequence[Encoded], dropped: int
+    ) -> Batch:
+        read, last = split_last(receiver, self.receiver.pad_id)
+        answers, mask = pad_right([self.receiver.answer(row.answers[0]) for row in examples], self.receiver.pad_id)
+        return Batch(
+            examples=tuple(examples),
+            prompts=self.receiver.settings,
+            sharer=sharer,
+            index=index,
+            receiver=read,
+            last=last,
+            answers=answers,
+            answer_mask=mask,
+            dropped_spans=dropped + sum(prompt.dropped for prompt in receiver),
+        )
+
+
+@dataclass(frozen=True)
+class SharedCollator(Collator):
+    """Writes each example once for both models of a pair that reads the same text, and aligns their tokens."""
+
+    def train(self, examples: Sequence[Example]) -> Batch:
+        prompts = [_aligned(self, example) for example in examples]
+        tokens = pad_left([sharer for sharer, _, _ in prompts], self.sharer.pad_id)
+        index = [index[:-1] for _, _, index in prompts]  # the receiver's last token is read on the edited cache
+        return self._batch(examples, tokens, _padded(index, tokens), [receiver for _, receiver, _ in prompts], 0)
+
+    def message_of(
+        self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]], receiver: Tokens
+    ) -> tuple[Tokens, Tensor]:
+        # Another example's text has no character in common with the receiver's: only the relative place is left.
+        tokens = pad_left([self.sharer.shared_prompt(example)[0] for example in examples], self.sharer.pad_id)
+        lengths = zip(tokens.mask.sum(1).tolist(), receiver.mask.sum(1).tolist(), strict=True)
+        return tokens, _padded([by_position(*pair) for pair in lengths], tokens)
+
+    def fits(self, example: Example) -> bool:
+        """Whether both models' prompts of an example keep to their limits."""
+        settings = self.sharer.settings
+        limits = (settings.max_sharer_tokens, settings.max_receiver_tokens)
+        if limits == (None, None):
+            return True
+        prompts = _aligned(self, example)[:2]
+        return all(limit is None or len(prompt.ids) <= limit for limit, prompt in zip(limits, prompts, strict=True))
+
+
+@lru_cache(maxsize=16_384)
+def _aligned(collator: SharedCollator, example: Example) -> tuple[Encoded, Encoded, Indexes]:
+    """Both prompts of an example, and the sharer token of every receiver token; kept, for the epochs to come."""
+    (sharer, theirs), (receiver, own) = (side.shared_prompt(example) for side in (collator.sharer, collator.receiver))
+    return sharer, receiver, align(theirs, own, collator.sharer.settings.alignment)
+
+
+def _padded(index: Sequence[Indexes], sharer: Tokens) -> Tensor:
+    """Alignments of a batch, ``[batch, receiver tokens]``, both sides padded on the left."""
+    width = max(map(len, index))
+    shifts = (~sharer.mask).sum(1).tolist()
+    return torch.from_numpy(
+        np.stack([np.pad(row + shift, (width - len(row), 0)) for row, shift in zip(index, shifts, strict=True)])
+    )
+
+
+def pad_right(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids ``[batch, tokens]``, padded on the right, and the mask that is False on padding."""
+    width = max(map(len, rows))
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], dtype=torch.long)
+    return ids, torch.arange(width) < lengths[:, None]
 
 
 def split_last(prompts: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tokens, Tensor]:

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, DistributedSampler
+from transformers import PreTrainedTokenizerBase
 
-from lcf_lightning.data.batch import Batch, Collator
+from lcf_lightning.data.batch import Batch, Collator, SharedCollator
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.partition import mismatched_partners
+from lcf_lightning.data.partition import mismatched_partners, shared_text
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources.source import Source, Split
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.models.loading import ModelSpec, load_tokenizer
 
 
-class ContextMismatchDataModule(pl.LightningDataModule):
-    """Questions whose sharer and receiver have read different passages (LCF-X).
+class PairDataModule(pl.LightningDataModule):
+    """Examples for two models; what both data modules have in common.
 
     Args:
         source: Where examples come from; it decides who reads what.
@@ -59,15 +63,27 @@ class ContextMismatchDataModule(pl.LightningDataModule):
         self._examples: dict[Split, Sequence[Example]] = {}
         self._collator: Collator | None = None
 
+    @abstractmethod
+    def _make_collator(self, sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> Collator:
+        """What writes the prompts."""
+
+    def _read(self, split: Split, collator: Collator) -> Sequence[Example]:
+        """The examples of a split."""
+        return self.source.examples(split, self.seed)
+
+    def _partners(self, examples: Sequence[Example]) -> list[int]:
+        """For every example the one whose message is the wrong one for it."""
+        return mismatched_partners(examples, self.seed)
+
     def setup(self, stage: str) -> None:
         splits: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("test",)
         }  # fmt: skip
+        if self._collator is None:
+            self._collator = self._make_collator(load_tokenizer(self.sharer), load_tokenizer(self.receiver))
         for split in splits[stage]:
             if split not in self._examples:
-                self._examples[split] = self.source.examples(split, self.seed)
-        if self._collator is None:
-            self._collator = Collator.of(self.prompts, load_tokenizer(self.sharer), load_tokenizer(self.receiver))
+                self._examples[split] = self._read(split, self._collator)
 
     def train_dataloader(self) -> ResumableLoader:
         assert self._collator is not None, "setup() runs first"
@@ -107,7 +123,7 @@ class ContextMismatchDataModule(pl.LightningDataModule):
         """
         assert self._collator is not None, "setup() runs first"
         examples = list(self._examples[split])
-        partners = mismatched_partners(examples, self.seed)
+        partners = self._partners(examples)
         pairs = [(example, examples[partner]) for example, partner in zip(examples, partners, strict=True)][:limit]
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if len(pairs) < world_size:
@@ -120,6 +136,69 @@ class ContextMismatchDataModule(pl.LightningDataModule):
             collate_fn=collate,
             num_workers=self.num_workers,
         )
+
+
+class ContextMismatchDataModule(PairDataModule):
+    """Questions whose sharer and receiver have read different passages (LCF-X); arguments as `PairDataModule`."""
+
+    def _make_collator(self, sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> Collator:
+        return Collator.of(self.prompts, sharer, receiver)
+
+
+class SharedContextDataModule(PairDataModule):
+    """Chats and questions that sharer and receiver both read (LCF, C2C).
+
+    Args:
+        source: What is trained and validated on.
+        sharer: The sharer; linked to ``model.sharer`` on the command line.
+        receiver: The receiver; linked to ``model.receiver`` on the command line.
+        batch_size: Examples per training step and data-parallel rank.
+        eval_batch_size: Examples per evaluation step and data-parallel rank.
+        prompts: How examples become prompts. Training and validation leave out examples that exceed a token limit.
+        benchmarks: By name, the sources whose test splits together are the test split; by default that of ``source``.
+        seed: Decides the splits, the training order and the mismatched partners.
+        num_workers: Processes that encode batches; 0 encodes in the training process.
+
+    Raises:
+        SettingError: If a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        sharer: ModelSpec,
+        receiver: ModelSpec,
+        batch_size: int = 64,
+        eval_batch_size: int = 128,
+        prompts: PromptSettings = PromptSettings(),  # noqa: B008 - frozen
+        benchmarks: dict[str, Source] | None = None,
+        seed: int = 42,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(source, sharer, receiver, batch_size, eval_batch_size, prompts, seed, num_workers)
+        self.benchmarks = benchmarks or {}
+
+    def _make_collator(self, sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> Collator:
+        return SharedCollator.of(self.prompts, sharer, receiver)
+
+    def _read(self, split: Split, collator: Collator) -> Sequence[Example]:
+        if split == "test" and self.benchmarks:
+            return [
+                replace(example, id=f"{name}/{example.id}", benchmark=name)
+                for name, source in self.benchmarks.items()
+                for example in source.examples("test", self.seed)
+            ]
+        examples = super()._read(split, collator)
+        assert isinstance(collator, SharedCollator)
+        kept = [example for example in examples if split == "test" or collator.fits(example)]
+        if len(kept) < len(examples):
+            rank_zero_info(f"{split} split: {len(examples) - len(kept)} of {len(examples)} examples are too long.")
+        if not kept:
+            raise DataError(f"{split} split: all {len(examples)} examples exceed the token limits of prompts.")
+        return kept
+
+    def _partners(self, examples: Sequence[Example]) -> list[int]:
+        return mismatched_partners(examples, self.seed, shared_text)
 
 
 class ResumableSampler(DistributedSampler[Any]):

@@ -21,6 +21,9 @@ class Example:
         receiver: Passages only the receiver reads.
         needs_sharer: False if the receiver's own passages answer the question.
         partition: How the passages were divided (mode and seed), so that the split can be made again.
+        choices: What to choose the answer from, where the question is a multiple-choice one; the answer is among them.
+        history: Earlier turns of a chat that both have read: what the user said and what was answered.
+        benchmark: The data set, where several are evaluated together.
     """
 
     id: str
@@ -29,8 +32,13 @@ class Example:
     sharer: tuple[Passage, ...]
     receiver: tuple[Passage, ...]
     needs_sharer: bool = True
-    partition: dict[str, Any] = field(default_factory=dict)
+    partition: dict[str, Any] = field(default_factory=dict, hash=False)
+    choices: tuple[str, ...] = ()
+    history: tuple[tuple[str, str], ...] = ()
+    benchmark: str = ""
 
     def __post_init__(self) -> None:
         if not self.answers:
             raise ValueError(f"Example {self.id!r} has no answer; at least one is needed.")
+        if self.choices and self.answers[0] not in self.choices:
+            raise ValueError(f"Example {self.id!r} has the answer {self.answers[0]!r}, which is none of its choices.")

@@ -6,7 +6,8 @@ Both are pure functions of their input and a seed.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import TypeVar
 
 from lcf_lightning.data.example import Example, Passage
@@ -59,27 +60,41 @@ def partition(
     )
 
 
-def mismatched_partners(examples: Sequence[Example], seed: int) -> list[int]:
+def sharer_passages(example: Example) -> tuple[str, ...]:
+    """What only the sharer reads, sentence by sentence."""
+    return tuple(sentence for passage in example.sharer for sentence in passage)
+
+
+def shared_text(example: Example) -> tuple[str, ...]:
+    """What both models read where they read the same."""
+    return (*chain(*example.history), *sharer_passages(example), example.question)
+
+
+def mismatched_partners(
+    examples: Sequence[Example], seed: int, reads: Callable[[Example], tuple[str, ...]] = sharer_passages
+) -> list[int]:
     """For every example the index of another one whose message is the wrong message for it.
 
-    Examples are ordered by the length of the sharer's text, equal lengths at random, and each takes the next one that
-    holds other passages: a fixed, length-matched derangement under the seed, but for the rare skip over a twin.
+    Examples are ordered by the length of the text that the sharer ``reads``, equal lengths at random, and each takes
+    the next one that holds another text: a fixed, length-matched derangement under the seed, but for the rare skip over
+    a twin.
 
     Raises:
-        DataError: If all examples hold the same passages.
+        DataError: If all examples hold the same text.
     """
+    texts = [reads(example) for example in examples]
     order = shuffled(range(len(examples)), f"mismatch/{seed}")
-    order.sort(key=lambda i: sum(len(sentence) for passage in examples[i].sharer for sentence in passage))
+    order.sort(key=lambda i: sum(map(len, texts[i])))
     partners = [-1] * len(examples)
     for place, index in enumerate(order):
         for offset in range(1, len(order)):
             candidate = order[(place + offset) % len(order)]
-            if examples[candidate].sharer != examples[index].sharer:
+            if texts[candidate] != texts[index]:
                 partners[index] = candidate
                 break
         else:
             raise DataError(
-                f"{len(examples)} evaluation examples hold the same sharer passages; the mismatched arm needs two "
+                f"{len(examples)} evaluation examples hold the same sharer text; the mismatched arm needs two "
                 "that differ."
             )
     return partners

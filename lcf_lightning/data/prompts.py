@@ -6,17 +6,21 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate, count
+from itertools import accumulate, chain, count
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lcf_lightning.data.example import Passage
+from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.errors import DataError, SettingError
+from lcf_lightning.models.pairing import STRATEGIES, Layout
 
 _NONE, _QUESTION = -1, -2  # labels of text that belongs to no span, and of the question before it is numbered
+History = Sequence[tuple[str, str]]
+"""Earlier turns of a chat: what the user said and what was answered."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,11 @@ class PromptSettings:
         share_question: Whether the sharer sees the question, after its passages and as a span of its own.
         spans: What the sharer's message is pooled over: ``paragraph``, ``sentence`` or ``window:N`` (N tokens).
         max_sharer_tokens: Limit of the sharer's prompt; whole spans are dropped from the end of its context until the
-            prompt fits, never the question. Null for none.
+            prompt fits, never the question. Where both models read the same text nothing is dropped from it: training
+            and validation leave longer examples out. Null for none.
         max_receiver_tokens: Limit of the receiver's prompt; likewise.
+        max_answer_tokens: Score only so many tokens of a longer answer. Null for all.
+        alignment: Where both models read the same text in different tokens: ``first`` or ``longest``, see `align`.
         text_request: After the sharer's context where it is asked to write a text instead (T2T); may hold
             ``{question}``, which is the question where ``share_question`` and empty where not.
         text_chat: Whether that request is a user turn of the sharer's chat template, even where ``chat`` is false.
@@ -49,6 +56,8 @@ class PromptSettings:
     spans: str = "paragraph"
     max_sharer_tokens: int | None = None
     max_receiver_tokens: int | None = None
+    max_answer_tokens: int | None = None
+    alignment: str = "longest"
     text_request: str = "Question: {question}\nSummary of the text above, for somebody who has to answer:\n"
     text_chat: bool = False
     text: str = "{text}\n"
@@ -59,7 +68,9 @@ class PromptSettings:
             if getattr(self, name).count(slot) != 1:
                 raise SettingError(f"{name}={getattr(self, name)!r} must hold {slot} exactly once.")
         parse_span_mode(self.spans)
-        for name in ("max_sharer_tokens", "max_receiver_tokens"):
+        if self.alignment not in STRATEGIES:
+            raise SettingError(f"alignment={self.alignment!r} must be one of {', '.join(STRATEGIES)}.")
+        for name in ("max_sharer_tokens", "max_receiver_tokens", "max_answer_tokens"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 raise SettingError(f"{name}={limit} must be at least 1, or null for no limit.")
@@ -136,45 +147,94 @@ class PromptEncoder:
         tokenizer = self.tokenizer
         return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
-    def prompt(self, passages: Sequence[Passage], question: str | None, text: str | None = None) -> Encoded:
-        """The prompt of some passages and, where given, a question and the text that another model wrote.
+    def prompt(
+        self, passages: Sequence[Passage], question: str | None, text: str | None = None, history: History = ()
+    ) -> Encoded:
+        """The prompt of some passages and, where given, a question, another model's text and earlier turns.
 
         Raises:
             DataError: If the prompt without any context exceeds the limit; a question is never cut.
         """
-        written = [] if text is None else [(self.settings.text.replace("{text}", text), _NONE)]
-        ending = [] if question is None else [(self.settings.question.replace("{question}", question), _QUESTION)]
-        return self._encoded([*written, *self._context(passages), *ending])
+        return self._limited(*self._encoded(self._segments(passages, question, text), history)[:2])
 
-    def text_prompt(self, passages: Sequence[Passage], question: str) -> Encoded:
+    def shared_prompt(self, example: Example) -> tuple[Encoded, Layout]:
+        """The prompt of an example that both models read alike, without a limit, and where its tokens stand."""
+        segments = self._segments(example.sharer, example.question)
+        ids, spans, layout = self._encoded(segments, example.history)
+        return Encoded(ids, spans), layout
+
+    def text_prompt(self, passages: Sequence[Passage], question: str, history: History = ()) -> Encoded:
         """The prompt that asks for a text about some passages (T2T)."""
         shown = question if self.settings.share_question else ""
         request = self.settings.text_request.replace("{question}", shown)
         asked = replace(self, settings=replace(self.settings, chat=self.settings.chat or self.settings.text_chat))
-        return asked._encoded([*self._context(passages), (request, _QUESTION)])
+        return asked._limited(*asked._encoded([*self._context(passages), (request, _QUESTION)], history)[:2])
 
     def unlimited(self) -> PromptEncoder:
         """This encoder without its token limit."""
         return replace(self, settings=replace(self.settings, max_sharer_tokens=None, max_receiver_tokens=None))
 
-    def _encoded(self, segments: list[tuple[str, int]]) -> Encoded:
-        text, head, shift = self._wrapped("".join(segment for segment, _ in segments))
-        encoding = self.tokenizer(text, add_special_tokens=not self.settings.chat, return_offsets_mapping=True)
+    def _segments(
+        self, passages: Sequence[Passage], question: str | None, text: str | None = None
+    ) -> list[tuple[str, int]]:
+        """The last turn as stretches of text, each with its label."""
+        written = [] if text is None else [(self.settings.text.replace("{text}", text), _NONE)]
+        ending = [] if question is None else [(self.settings.question.replace("{question}", question), _QUESTION)]
+        return [*written, *self._context(passages), *ending]
+
+    def _encoded(self, segments: list[tuple[str, int]], history: History) -> tuple[list[int], list[int], Layout]:
+        """Token ids, span ids and layout of a chat whose last turn is ``segments``."""
+        if not self.settings.chat:  # one text, the earlier turns before the last
+            segments = [(self._turn(*turn), _NONE) for turn in history] + segments
+        text = "".join(segment for segment, _ in segments)
+        contents = [part.strip() for part in chain(*history, [text])] if self.settings.chat else [text]
+        ids, layout = self._tokenized(self._wrapped(contents))
         ends = list(accumulate(len(segment) for segment, _ in segments))
         labels = [label for _, label in segments]
-        labels.append(_QUESTION if _QUESTION in labels else _NONE)  # what a chat template adds behind
+        after = _QUESTION if _QUESTION in labels else _NONE  # the label of what a chat template adds behind
+        stripped = text.find(contents[-1])
         spans = []
+        for piece, start, end in zip(*(array.tolist() for array in layout), strict=True):
+            last = piece - (2 * len(contents) - 1)  # 0 in the last content, above 0 behind it
+            if start == end or last < 0:  # a special token, an earlier turn, or a template's head
+                spans.append(_NONE)
+            else:
+                spans.append(after if last > 0 else labels[bisect_right(ends, end - 1 + stripped)])
+        return ids, self._windows(spans), layout
+
+    def _tokenized(self, pieces: list[str]) -> tuple[list[int], Layout]:
+        """Token ids of a text in pieces, and where they stand in them; a token belongs where its last character is."""
+        encoding = self.tokenizer(
+            "".join(pieces), add_special_tokens=not self.settings.chat, return_offsets_mapping=True
+        )
+        borders = [0, *accumulate(map(len, pieces))]
+        places, here = [], (0, 0, 0)
         for start, end in encoding["offset_mapping"]:
-            outside = start == end or end - 1 < head  # a special token, or the chat template's head
-            spans.append(_NONE if outside else labels[bisect_right(ends, end - 1 - shift)])
-        return self._limited(encoding["input_ids"], self._windows(spans))
+            if end > start:
+                piece = bisect_right(borders, end - 1) - 1
+                here = (piece, max(start - borders[piece], 0), end - borders[piece])
+                places.append(here)
+            else:  # a special token, or a blank that the tokenizer leaves out of offsets
+                places.append((here[0], here[2], here[2]))
+        columns = np.array(places, dtype=np.int64).reshape(-1, 3).T
+        return encoding["input_ids"], Layout(*columns)
 
     def answer(self, text: str) -> list[int]:
-        """Token ids of an answer as it follows a prompt, with the end-of-sequence token."""
+        """Token ids of an answer as it follows a prompt, with the end-of-sequence token, up to the limit."""
+        return [*self.candidate(text), self.tokenizer.eos_token_id][: self.settings.max_answer_tokens]
+
+    def candidate(self, text: str) -> list[int]:
+        """Token ids of a possible answer, whole and without an end."""
         content = self.settings.answer.replace("{answer}", text)
         content = content.lstrip() if self.settings.chat else content
         ids: list[int] = self.tokenizer(content, add_special_tokens=False)["input_ids"]
-        return [*ids, self.tokenizer.eos_token_id]
+        return ids
+
+    def _turn(self, question: str, answer: str) -> str:
+        """An earlier turn where there is no chat template."""
+        settings = self.settings
+        written = settings.question.replace("{question}", question) + settings.answer.replace("{answer}", answer)
+        return written + settings.separator
 
     def _context(self, passages: Sequence[Passage]) -> list[tuple[str, int]]:
         """The passages as stretches of text, each with its span or `_NONE`."""
@@ -191,21 +251,28 @@ class PromptEncoder:
             segments.append((after, _NONE))
         return segments
 
-    def _wrapped(self, text: str) -> tuple[str, int, int]:
-        """``text`` as the model reads it, the length of what now precedes it, and how far it moved to the right."""
+    def _wrapped(self, contents: list[str]) -> list[str]:
+        """Turns as the model reads them: by turns what its chat template writes and what was said."""
         if not self.settings.chat:
-            return text, 0, 0
-        content = text.strip()  # many chat templates strip
-        turn = [{"role": "user", "content": content}]
-        rendered = str(
+            return ["", *contents, ""]
+        marks = [f"\x02{number}\x03" for number in range(len(contents))]
+        pieces = re.split("\x02\\d+\x03", self._rendered(marks))
+        if len(pieces) == len(contents) + 1:
+            wrapped = [*chain(*zip(pieces, contents, strict=False)), pieces[-1]]
+            if "".join(wrapped) == self._rendered(contents):
+                return wrapped
+        raise DataError("chat=true: the tokenizer's chat template changes the text it is given; use chat=false.")
+
+    def _rendered(self, contents: list[str]) -> str:
+        turns = [
+            {"role": "assistant" if number % 2 else "user", "content": content}
+            for number, content in enumerate(contents)
+        ]
+        return str(
             self.tokenizer.apply_chat_template(
-                turn, tokenize=False, add_generation_prompt=True, enable_thinking=False
+                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
             )  # an answer is expected at once, not after a chain of thought
         )
-        start = rendered.find(content)
-        if start < 0:
-            raise DataError("chat=true: the tokenizer's chat template changes the text it is given; use chat=false.")
-        return rendered, start, start - text.find(content)
 
     def _windows(self, spans: list[int]) -> list[int]:
         """In window mode, the context's tokens counted off by windows; else ``spans`` as they are."""

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lcf_lightning.channel import Channel
-from lcf_lightning.data.batch import Batch, split_last
+from lcf_lightning.data.batch import Batch, pad_right, split_last
 from lcf_lightning.data.example import Example, Passage
-from lcf_lightning.data.prompts import Tokens, pad_left
+from lcf_lightning.data.prompts import PromptEncoder, Tokens
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.answers import score
 from lcf_lightning.evaluation.text_baseline import decoded, reading_prompts, text_prompts, write_texts
@@ -32,11 +33,13 @@ class Reading(NamedTuple):
         cache: Its cache of all prompt tokens but the last.
         last: ``[batch, 1]``, int64: the last prompt token.
         texts: What the sharer wrote in words; in the T2T arms only.
+        by_sharer: Whether it is the sharer that answers, not the receiver.
     """
 
     cache: KVCache
     last: Tensor
     texts: tuple[str, ...] = ()
+    by_sharer: bool = False
 
 
 class ArmCaches:
@@ -49,6 +52,7 @@ class ArmCaches:
 
     def __init__(self, channel: Channel, batch: Batch) -> None:
         self.channel, self.batch = channel, batch
+        self.collator = channel.collator(batch.prompts)
         self._budget, self._written = 0, torch.empty(len(batch), 0, dtype=torch.long)  # the longest text so far
 
     @cached_property
@@ -57,9 +61,14 @@ class ArmCaches:
         return Reading(self.channel.read_receiver(self.batch.receiver), self.batch.last)
 
     @cached_property
+    def sharer(self) -> KVCache:
+        """The sharer's cache of all that it reads."""
+        return self.channel.read_sharer(self.batch.sharer)
+
+    @cached_property
     def sent(self) -> KV:
-        """This example's message, ``[layers, batch, heads, 1, head size]``."""
-        return self.channel.pool(self.channel.read_sharer(self.batch.sharer), self.batch.sharer.spans)
+        """This example's message, ``[layers, batch, heads, 1 or receiver tokens, head size]``."""
+        return self.channel.pool(self.sharer, self.batch.index)
 
     @cached_property
     def message(self) -> Reading:
@@ -78,10 +87,9 @@ class ArmCaches:
 
     def sent_of(self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]]) -> KV:
         """What the sharer sends where it reads ``passages`` of other examples."""
-        collator = self.channel.collator(self.batch.prompts)
-        prompts = [collator.sharer_prompt(example.id, passages(example), example.question) for example in examples]
-        tokens = pad_left(prompts, collator.sharer.pad_id).to(self.channel.sharer.device)
-        return self.channel.pool(self.channel.read_sharer(tokens), tokens.spans)
+        tokens, index = self.collator.message_of(examples, passages, self.batch.receiver)
+        device = self.channel.sharer.device
+        return self.channel.pool(self.channel.read_sharer(tokens.to(device)), index.to(device))
 
     def reads(self, passages: Callable[[Example], tuple[Passage, ...]]) -> Reading:
         """The receiver reads ``passages`` of each example as text, however long."""
@@ -119,6 +127,14 @@ def _mismatched(caches: ArmCaches) -> Reading:
     return caches.receives(caches.sent_of(partners, lambda example: example.sharer))
 
 
+def _sharer_alone(caches: ArmCaches) -> Reading:
+    if not caches.channel.shared and not caches.batch.prompts.share_question:
+        raise SettingError(
+            "share_question=false: the sharer cannot answer alone (arm sharer_alone) what it never reads."
+        )
+    return Reading(caches.sharer.without_last(), caches.batch.sharer.ids[:, -1:], by_sharer=True)
+
+
 def _zero(caches: ArmCaches) -> Reading:
     return caches.receives(KV(*(torch.zeros_like(tensor) for tensor in caches.sent)))
 
@@ -139,14 +155,18 @@ _ARMS: dict[str, Callable[[ArmCaches], Reading]] = {
     "question_only": lambda caches: caches.reads(TEXT_ARMS["question_only"]),
     "own_context": lambda caches: caches.own_context,
     "full_context": lambda caches: caches.reads(TEXT_ARMS["full_context"]),
+    "sharer_alone": _sharer_alone,
     "message": lambda caches: caches.message,
     "mismatched": _mismatched,
     "zero": _zero,
     "self": _self,
     "noise": _noise,
 }
-ARMS = (*tuple(_ARMS)[:3], "t2t_50", "t2t_100", "t2t_150", "t2t_200", *tuple(_ARMS)[3:])
-"""Every arm, in the order in which reports name them; ``t2t_N`` is an arm for any N ≥ 1."""
+ARMS = (*tuple(_ARMS)[:3], "t2t_50", "t2t_100", "t2t_150", "t2t_200", *tuple(_ARMS)[4:])
+"""The arms of an evaluation where the two read different texts; ``t2t_N`` is an arm for any N ≥ 1."""
+SHARED_ARMS = ("sharer_alone", "own_context", "message", "mismatched", "zero", "noise")
+"""The arms of an evaluation where both read the same text: own context is the receiver alone."""
+_DIFFERENT_TEXTS = (*TEXT_ARMS, "self")  # arms that mean something only where the two read different texts
 
 
 def text_budget(arm: str) -> int:
@@ -173,7 +193,13 @@ def require_arms(arms: Sequence[str], setting: str = "arms") -> None:
 
 
 def receiver_reading(caches: ArmCaches, arm: str) -> Reading:
-    """What the receiver answers from under an arm."""
+    """What the receiver answers from under an arm.
+
+    Raises:
+        SettingError: If the arm means nothing for this adapter.
+    """
+    if caches.channel.shared and arm in _DIFFERENT_TEXTS:
+        raise SettingError(f"arm {arm!r} needs a sharer and a receiver that read different texts (pooler=span).")
     budget = text_budget(arm)
     return caches.reads_text(budget) if budget else _ARMS[arm](caches)
 
@@ -212,10 +238,12 @@ class Answer:
         exact_match: 0 or 1.
         f1: In [0, 1].
         listening: Jensen–Shannon divergence between the first token's distributions under this arm and under own
-            context, in nats (at most ln 2).
-        partner_answers: In the mismatched arm, what would have been accepted for the example whose message it was.
+            context, in nats (at most ln 2); null where it is the sharer that answers.
+        partner_answers: In the mismatched arm, what would have been accepted for the example whose message it was;
+            nothing where the answer is chosen, since the choices do not hold it.
         partner_needs_sharer: In the mismatched arm, whether that example's message can hold its answer at all.
         text: In the T2T arms, what the sharer wrote.
+        benchmark: The example's data set, where several are evaluated together.
     """
 
     id: str
@@ -226,10 +254,11 @@ class Answer:
     loss: float
     exact_match: float
     f1: float
-    listening: float
+    listening: float | None
     partner_answers: tuple[str, ...] = ()
     partner_needs_sharer: bool = True
     text: str = ""
+    benchmark: str = ""
 
 
 def by_arm(answers: Iterable[Answer], needs_sharer: bool) -> dict[str, dict[str, Answer]]:
@@ -249,33 +278,82 @@ def run_arms(caches: ArmCaches, arms: Sequence[str], max_new_tokens: int) -> lis
 
 
 def _run_arm(caches: ArmCaches, arm: str, max_new_tokens: int) -> list[Answer]:
-    channel, batch, reading = caches.channel, caches.batch, receiver_reading(caches, arm)
-    logits = channel.logits(reading.cache, reading.last, batch.answers, batch.answer_mask)
-    losses = _answer_losses(logits, batch).tolist()
-    listening = jensen_shannon(logits[:, 0].log_softmax(-1), caches.first_tokens).tolist()
-    predictions = channel.decode(reading.cache, reading.last, max_new_tokens)
+    batch, reading = caches.batch, receiver_reading(caches, arm)
+    encoder = caches.collator.sharer if reading.by_sharer else caches.collator.receiver
+    ids, mask = _tokens(caches, encoder, [example.answers[0] for example in batch.examples])
+    logits = _logits(caches.channel, reading, ids, mask)
+    losses = _mean_loss(logits, ids, mask).tolist()
+    listening = [None] * len(batch)
+    if not reading.by_sharer:
+        listening = jensen_shannon(logits[:, 0].log_softmax(-1), caches.first_tokens).tolist()
+    predictions = _predictions(caches, reading, encoder, max_new_tokens)
     answers = []
-    for row, example in enumerate(batch.examples):
+    for row, (example, prediction) in enumerate(zip(batch.examples, predictions, strict=True)):
+        chosen = float(prediction == example.answers[0])  # a choice is right or wrong, with no normalisation
+        scores = (chosen, chosen) if example.choices else score(prediction, example.answers)
+        partner = batch.partners[row] if arm == "mismatched" else None
         answers.append(
             Answer(
-                example.id, arm, example.needs_sharer, predictions[row], example.answers, losses[row],
-                *score(predictions[row], example.answers), listening[row],
-                batch.partners[row].answers if arm == "mismatched" else (),
-                batch.partners[row].needs_sharer if arm == "mismatched" else True,
+                example.id, arm, example.needs_sharer, prediction, example.answers, losses[row], *scores,
+                listening[row],
+                partner.answers if partner and not example.choices else (),
+                partner.needs_sharer if partner else True,
                 reading.texts[row] if reading.texts else "",
+                example.benchmark,
             )
         )  # fmt: skip
     return answers
 
 
+def _predictions(caches: ArmCaches, reading: Reading, encoder: PromptEncoder, max_new_tokens: int) -> list[str]:
+    """What is said or, where there are choices, chosen."""
+    examples, said = caches.batch.examples, [""] * len(caches.batch)
+    if not all(example.choices for example in examples):
+        reader = caches.channel.sharer if reading.by_sharer else caches.channel.receiver
+        said = caches.channel.decode(reading.cache, reading.last, max_new_tokens, reader)
+    most = max(len(example.choices) for example in examples)
+    scores = [_choice_scores(caches, reading, encoder, place) for place in range(most)]
+    return [
+        max(zip(example.choices, own, strict=False), key=itemgetter(1))[0] if example.choices else words
+        for example, words, *own in zip(examples, said, *scores, strict=True)
+    ]
+
+
+def _choice_scores(caches: ArmCaches, reading: Reading, encoder: PromptEncoder, place: int) -> list[float]:
+    """Log probability of every example's choice number ``place``, in nats per byte of its text.
+
+    Per byte, so that neither a choice's length nor the tokenizer's cut of it counts against it.
+    """
+    choices = [(*example.choices, *[" "] * (place + 1))[place] for example in caches.batch.examples]
+    ids, mask = _tokens(caches, encoder, choices, ended=False)
+    losses = _mean_loss(_logits(caches.channel, reading, ids, mask), ids, mask) * mask.sum(-1)
+    return [-loss / len(choice.encode()) for loss, choice in zip(losses.tolist(), choices, strict=True)]
+
+
+def _tokens(
+    caches: ArmCaches, encoder: PromptEncoder, texts: Sequence[str], ended: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Texts as answers, ``[batch, tokens]``, and their mask; with the end of sequence where ``ended``."""
+    rows = [encoder.answer(text) if ended else encoder.candidate(text) for text in texts]
+    ids, mask = pad_right(rows, encoder.pad_id)
+    device = caches.batch.last.device
+    return ids.to(device), mask.to(device)
+
+
 def answer_losses(channel: Channel, reading: Reading, batch: Batch) -> Tensor:
     """Cross entropy of each example's answer: ``[batch]``, float32, mean over its tokens, in nats."""
-    return _answer_losses(channel.logits(reading.cache, reading.last, batch.answers, batch.answer_mask), batch)
+    logits = _logits(channel, reading, batch.answers, batch.answer_mask)
+    return _mean_loss(logits, batch.answers, batch.answer_mask)
 
 
-def _answer_losses(logits: Tensor, batch: Batch) -> Tensor:
-    losses = F.cross_entropy(logits.transpose(1, 2), batch.answers, reduction="none")
-    return (losses * batch.answer_mask).sum(-1) / batch.answer_mask.sum(-1)
+def _logits(channel: Channel, reading: Reading, ids: Tensor, mask: Tensor) -> Tensor:
+    reader = channel.sharer if reading.by_sharer else channel.receiver
+    return channel.logits(reading.cache, reading.last, ids, mask, reader)
+
+
+def _mean_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
+    losses = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
+    return (losses * mask).sum(-1) / mask.sum(-1)
 
 
 def jensen_shannon(one: Tensor, other: Tensor) -> Tensor:

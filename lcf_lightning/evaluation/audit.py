@@ -17,6 +17,7 @@ COMPARISONS = {
     "gain_over_noise": ("message", "noise"),
     "gain_over_own_context": ("message", "own_context"),
     "gap_to_full_context": ("full_context", "message"),
+    "gain_over_sharer_alone": ("message", "sharer_alone"),
 }
 """What is called how: the first arm's score less the second's, over the examples answered under both."""
 
@@ -57,7 +58,11 @@ def audit(answers: Iterable[Answer]) -> Audit:
             for name, (one, other) in pairs.items()
             if {one, other} <= set(arms)
         },
-        listening={arm: estimate([answer.listening for answer in rows.values()]) for arm, rows in arms.items()},
+        listening={
+            arm: estimate([answer.listening for answer in rows.values() if answer.listening is not None])
+            for arm, rows in arms.items()
+            if arm != "sharer_alone"
+        },
         follow_rate=estimate(followed) if followed else None,
         follow_n=len(followed),
     )
@@ -78,7 +83,7 @@ def paired(first: dict[str, Answer], second: dict[str, Answer]) -> Comparison:
 def _tells_apart(answer: Answer) -> bool:
     """Whether the partner's message can hold an answer, and none of them is the example's own."""
     shared = any(score(theirs, answer.answers).exact_match for theirs in answer.partner_answers)
-    return answer.partner_needs_sharer and not shared
+    return bool(answer.partner_answers) and answer.partner_needs_sharer and not shared
 
 
 def _followed(answer: Answer) -> float:

@@ -172,7 +172,7 @@ def _message(channel: Channel, batch: Batch, watch: Stopwatch) -> tuple[KVCache,
     with watch("sharer_prefill"):
         sharer = channel.read_sharer(batch.sharer)
     with watch("pool"):
-        message = channel.pool(sharer, batch.sharer.spans)
+        message = channel.pool(sharer, batch.index)
     watch.sent_bytes = sum(tensor.numel() * tensor.element_size() for tensor in message)
     with watch("receiver_prefill"):
         own = channel.read_receiver(batch.receiver)

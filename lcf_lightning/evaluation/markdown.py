@@ -90,8 +90,12 @@ def _arms(arms: Mapping[str, ArmFigures], audit: Audit | None = None) -> str:
     rows = []
     for arm, row in arms.items():
         cells = [label(arm), _estimate(row["exact_match"]), _estimate(row["f1"]), f"{row['loss']:.3f}", str(row["n"])]
-        rows.append([*cells, *([f"{audit['listening'][arm]['value']:.3f}"] if audit else [])])
+        rows.append([*cells, *([_listening(audit, arm)] if audit else [])])
     return _table(columns, rows)
+
+
+def _listening(audit: Audit, arm: str) -> str:
+    return f"{audit['listening'][arm]['value']:.3f}" if arm in audit["listening"] else "–"
 
 
 def _audit(audit: Audit) -> str:

@@ -16,7 +16,7 @@ from lcf_lightning.models.cache import KVCache, generate
 def text_prompts(channel: Channel, prompts: PromptSettings, examples: Sequence[Example]) -> tuple[Tokens, Tensor]:
     """What the sharer reads before it writes, its context and ``text_request``: all but the last token, and it."""
     encoder = channel.collator(prompts).sharer.unlimited()  # the request must not push the context out
-    encoded = [encoder.text_prompt(example.sharer, example.question) for example in examples]
+    encoded = [encoder.text_prompt(example.sharer, example.question, example.history) for example in examples]
     return split_last(encoded, encoder.pad_id, channel.sharer.device)
 
 
@@ -43,6 +43,7 @@ def reading_prompts(
     """
     encoder = channel.collator(prompts).receiver.unlimited()
     encoded = [
-        encoder.prompt(example.receiver, example.question, text) for example, text in zip(examples, texts, strict=True)
+        encoder.prompt(example.receiver, example.question, text, example.history)
+        for example, text in zip(examples, texts, strict=True)
     ]
     return split_last(encoded, encoder.pad_id, channel.receiver.device)

@@ -71,6 +71,11 @@ class KVCache:
             values[layer] = values[layer] + delta.values[index].to(values[layer].dtype)
         return replace(self, keys=tuple(keys), values=tuple(values))
 
+    def without_last(self) -> KVCache:
+        """The cache before the last token was read."""
+        keys, values = ([tensor[:, :, :-1] for tensor in tensors] for tensors in (self.keys, self.values))
+        return KVCache(tuple(keys), tuple(values), self.mask[:, :-1])
+
     def _to_transformers(self) -> DynamicCache:
         # No config: every layer is a plain one that keeps all tokens. `update` concatenates, so it never writes
         # into our tensors.

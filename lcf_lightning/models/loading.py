@@ -23,7 +23,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 QUANTIZATIONS = ("8bit", "nf4")
 ASSETS = Path(__file__).parent.parent / "assets"
 _UNREADABLE = (OSError, ValueError, KeyError, IndexError, ImportError, SafetensorError, struct.error)
-BUILTIN = {name: ASSETS / name for name in ("tiny-sharer", "tiny-receiver")}
+BUILTIN = {name: ASSETS / name for name in ("tiny-sharer", "tiny-receiver", "tiny-expert")}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ModelSpec:
     """Which frozen model to use and how to hold it in memory.
 
     Attributes:
-        path: Hub id (``Qwen/Qwen3-0.6B``), local folder, ``.gguf`` file, or ``tiny-sharer`` / ``tiny-receiver``.
+        path: Hub id (``Qwen/Qwen3-0.6B``), local folder, ``.gguf`` file, or an embedded ``tiny-…``.
         revision: Branch, tag or commit of a hub id; None takes the hub's default branch.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         quantization: ``8bit`` or ``nf4`` (bitsandbytes; needs the extra ``quant``), or None.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -32,9 +33,9 @@ class RowSource(Source):
     """A data set of rows, on the hub or in local files; validation rows are held out of the training rows.
 
     Args:
-        train: Hub id (``owner/name``), or a local JSON lines or parquet file, possibly gzipped.
-        test: The same, for the test split.
-        validation_size: Rows of the training split to hold out for validation.
+        train: Hub id (``owner/name``), or a local JSON lines or parquet file, possibly gzipped; null for none.
+        test: The same, for the test split; null if that is the validation split.
+        validation_size: Rows of the training split to hold out for validation, or, below 1, their fraction.
         train_limit: Use at most so many training rows; null for all.
         test_limit: Use at most so many test rows; null for all.
     """
@@ -44,27 +45,28 @@ class RowSource(Source):
 
     def __init__(
         self,
-        train: str,
-        test: str,
-        validation_size: int = 128,
+        train: str | None,
+        test: str | None,
+        validation_size: float = 128,
         train_limit: int | None = None,
         test_limit: int | None = None,
     ) -> None:
         for name, value in (("train_limit", train_limit), ("test_limit", test_limit)):
             if value is not None and value < 1:
                 raise SettingError(f"{name}={value} must be at least 1, or null for no limit.")
-        if validation_size < 1:
-            raise SettingError(f"validation_size={validation_size} must be at least 1.")
+        if validation_size <= 0 or (validation_size > 1 and validation_size % 1):
+            raise SettingError(f"validation_size={validation_size} must be a number of rows of at least 1, or a fraction.")
         self.train, self.test, self.validation_size = train, test, validation_size
         self.train_limit, self.test_limit = train_limit, test_limit
 
     def examples(self, split: Split, seed: int) -> Sequence[Example]:
-        if split == "test":
+        if split == "test" and self.test is not None:
             rows = self._kept_rows("test", self.test, self.hub_splits[1])[: self.test_limit]
         else:
             rows = shuffled(self._kept_rows("train", self.train, self.hub_splits[0]), f"validation/{seed}")
-            held_out = self.validation_size
-            rows = rows[:held_out] if split == "validation" else rows[held_out:][: self.train_limit]
+            held_out = math.ceil(self.validation_size * (len(rows) if self.validation_size < 1 else 1))
+            rows = rows[held_out:][: self.train_limit] if split == "train" else rows[:held_out]
+            rows = rows[: self.test_limit] if split == "test" else rows
         if not rows:
             raise DataError(f"{split} split of {type(self).__name__} is empty; give more rows.")
         return [self._understood(row, lambda row: _complete(self.to_example(row, seed))) for row in rows]
@@ -77,7 +79,9 @@ class RowSource(Source):
     def to_example(self, row: dict[str, Any], seed: int) -> Example:
         """The example of one row."""
 
-    def _kept_rows(self, setting: str, location: str, hub_split: str) -> list[dict[str, Any]]:
+    def _kept_rows(self, setting: str, location: str | None, hub_split: str) -> list[dict[str, Any]]:
+        if location is None:
+            raise DataError(f"{setting}=null of {type(self).__name__} must be a hub id or a file.")
         return [row for row in self._rows(setting, location, hub_split) if self._understood(row, self.keep)]
 
     def _understood(self, row: dict[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
@@ -101,7 +105,9 @@ class RowSource(Source):
             )
         try:
             if suffix is not None:
-                return list(datasets.load_dataset(FILE_LOADERS[suffix], data_files=location, split="train"))
+                # A local file is one split, whatever it holds; only a slice of one is meant as such.
+                part = "".join(hub_split.partition("[")[1:])
+                return list(datasets.load_dataset(FILE_LOADERS[suffix], data_files=location, split=f"train{part}"))
             return list(datasets.load_dataset(location, self.hub_config, split=hub_split))
         except (OSError, EOFError, StopIteration, ValueError, datasets.exceptions.DatasetsError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -87,7 +87,7 @@ def test_hotpotqa_filters_by_question_type(tmp_path: Path, kind: str | None, exp
         ({"question_type": "yesno"}, "question_type='yesno' must be bridge, comparison or null"),
         ({"train_limit": 0}, "train_limit=0 must be at least 1, or null"),
         ({"test_limit": -2}, "test_limit=-2 must be at least 1, or null"),
-        ({"validation_size": 0}, "validation_size=0 must be at least 1"),
+        ({"validation_size": 0}, "validation_size=0 must be a number of rows of at least 1"),
     ],
 )
 def test_hotpotqa_settings_out_of_range_are_refused(setting: dict[str, Any], match: str) -> None:

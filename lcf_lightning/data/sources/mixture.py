@@ -1,0 +1,28 @@
+"""Several sources as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.sources.source import Source, Split
+from lcf_lightning.errors import SettingError
+
+
+class Mixture(Source):
+    """The examples of several sources, one source after the other; training shuffles them.
+
+    Args:
+        sources: At least one.
+
+    Raises:
+        SettingError: If there is none.
+    """
+
+    def __init__(self, sources: list[Source]) -> None:
+        if not sources:
+            raise SettingError("sources=[] must name at least one source.")
+        self.sources = sources
+
+    def examples(self, split: Split, seed: int) -> Sequence[Example]:
+        return [example for source in self.sources for example in source.examples(split, seed)]

@@ -1,0 +1,94 @@
+"""Which token of the sharer stands where a token of the receiver stands, when both read the same text.
+
+C2C (arXiv 2510.03215) calls this token alignment. Two tokenizers cut a text differently and two chat templates wrap it
+differently, but the characters are the same.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lcf_lightning.errors import GeometryError
+
+STRATEGIES = ("first", "longest")
+Indexes = NDArray[np.int64]
+
+
+class Layout(NamedTuple):
+    """Where the tokens of one prompt stand in its text.
+
+    The text is cut into pieces: what both models read stands in the odd ones, what a tokenizer or its chat template
+    puts around it in the even ones.
+
+    Attributes:
+        pieces: ``[tokens]``, int64: each token's piece, never falling.
+        starts: ``[tokens]``, int64: the first character, counted within the piece.
+        ends: ``[tokens]``, int64: one past the last.
+    """
+
+    pieces: Indexes
+    starts: Indexes
+    ends: Indexes
+
+
+def align(sharer: Layout, receiver: Layout, strategy: str) -> Indexes:
+    """For every receiver token the sharer token that covers the same characters.
+
+    In what both read, a receiver token that several sharer tokens cover takes the ``first`` of them, or the one that
+    covers most of it (``longest``; the first of equals); one that stands on no character takes the token there. Tokens
+    of a template go by role and position: the first of a piece to the first, the last to the last. A piece that the
+    sharer's template lacks takes the token before it. Prompts that are cut alike align one to one.
+
+    Args:
+        sharer: The sharer's prompt.
+        receiver: The receiver's prompt, of the same texts.
+        strategy: ``first`` or ``longest``.
+
+    Returns:
+        ``[receiver tokens]``, int64, never falling.
+
+    Raises:
+        GeometryError: If the sharer's prompt has no token.
+    """
+    if not len(sharer.pieces):
+        raise GeometryError("a sharer's prompt without a token can be aligned with nothing.")
+    if all(np.array_equal(one, other) for one, other in zip(sharer, receiver, strict=True)):
+        return np.arange(len(receiver.pieces))
+    index = np.zeros(len(receiver.pieces), dtype=np.int64)
+    for piece in np.unique(receiver.pieces):
+        rows, columns = (np.flatnonzero(layout.pieces == piece) for layout in (receiver, sharer))
+        if not len(columns):
+            index[rows] = max(0, int(np.searchsorted(sharer.pieces, piece)) - 1)
+        elif piece % 2 == 0:
+            index[rows] = columns[by_position(len(columns), len(rows))]
+        else:
+            theirs, own = (
+                (layout.starts[here], layout.ends[here]) for layout, here in ((sharer, columns), (receiver, rows))
+            )
+            index[rows] = columns[_by_characters(*theirs, *own, strategy)]
+    return index
+
+
+def by_position(sharer: int, receiver: int) -> Indexes:
+    """For each of ``receiver`` tokens one of ``sharer`` tokens at the same relative place, ends on ends."""
+    return np.rint(np.arange(receiver) * (sharer - 1) / max(1, receiver - 1)).astype(np.int64)
+
+
+def _by_characters(starts: Indexes, ends: Indexes, begins: Indexes, stops: Indexes, strategy: str) -> Indexes:
+    """For each stretch ``begins … stops`` one of the tokens ``starts … ends``; both in ascending order."""
+    solid = np.flatnonzero(ends > starts)
+    there = np.maximum(np.searchsorted(starts, begins, side="right") - 1, 0)  # for want of a character in common
+    if not len(solid):
+        return there
+    first = np.searchsorted(ends[solid], begins, side="right")
+    last = np.searchsorted(starts[solid], stops, side="left") - 1
+    best, covered = there, np.zeros(len(begins), dtype=np.int64)
+    for step in range(1 if strategy == "first" else int((last - first).max(initial=0)) + 1):
+        token = solid[np.minimum(first + step, len(solid) - 1)]
+        shared = np.minimum(ends[token], stops) - np.maximum(starts[token], begins)
+        better = (shared > covered) & (first + step <= last)
+        best, covered = np.where(better, token, best), np.where(better, shared, covered)
+    return best
