@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import lightning.pytorch as pl
 from lcf_lightning.callbacks.accuracy import required_module
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lcf_lightning.data.datamodule import ContextMismatchDataModule
 from lcf_lightning.errors import SettingError
 
 
@@ -73,8 +71,4 @@ class AdapterExport(pl.Callback):
         module = required_module(pl_module, self)
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
-        metadata: dict[str, Any] = {"steps": trainer.global_step, "seed": module.seed, **metrics}
-        data = getattr(trainer, "datamodule", None)
-        if isinstance(data, ContextMismatchDataModule):
-            metadata |= {"prompts": asdict(data.prompts)}
-        module.adapter.save_pretrained(folder, metadata)
+        module.adapter.save_pretrained(folder, module.training_facts() | metrics)

@@ -57,15 +57,19 @@ class Channel:
         self._receiver_rotary = Rotary(receiver.model) if unrotate else None
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, device: torch.device | str = "cpu") -> Channel:
-        """The channel of an adapter folder, with the two models it names, in the dtypes it was trained with.
+    def from_pretrained(
+        cls, folder: str | Path, device: torch.device | str = "cpu", revision: str | None = None
+    ) -> Channel:
+        """The channel of an adapter folder, or of ``owner/name`` on the hub at ``revision``.
+
+        The two models are those the adapter names, in the dtypes it was trained with.
 
         Raises:
             AdapterFileError: If the folder is not a whole adapter.
             ModelError: If a model cannot be read.
             GeometryError: If a model is not the one the adapter was made for.
         """
-        adapter = CacheAdapter.from_pretrained(folder).to(device)
+        adapter = CacheAdapter.from_pretrained(folder, revision).to(device)
         config = adapter.config
         specs = [
             ModelSpec(model.path, model.revision, model.dtype, model.quantization)
@@ -137,8 +141,16 @@ class Channel:
 
     def fuse(self, receiver: KVCache, message: KV, temperature: float | None = None) -> KVCache:
         """The receiver's cache, edited by the message; ``temperature`` is the gates' in training."""
+        return self.edit(receiver, self.adapter.config.receiver_layers, self.delta(receiver, message, temperature))
+
+    def delta(self, receiver: KVCache, message: KV, temperature: float | None = None) -> KV:
+        """What the message adds to the receiver's cache, ``[layers, batch, heads, tokens, head size]``."""
         layers = self.adapter.config.receiver_layers
-        delta = self.adapter(message, receiver.read(layers, self._receiver_rotary), temperature)
+        delta: KV = self.adapter(message, receiver.read(layers, self._receiver_rotary), temperature)
+        return delta
+
+    def edit(self, receiver: KVCache, layers: tuple[int, ...], delta: KV) -> KVCache:
+        """The receiver's cache with ``delta`` added to some layers."""
         return receiver.edit(layers, delta, self._receiver_rotary)
 
     def logits(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,7 +17,7 @@ from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings, ModelIdentity
 from lcf_lightning.channel import Channel, load_pair
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.data.datamodule import ContextMismatchDataModule, SharedContextDataModule
+from lcf_lightning.data.datamodule import ContextMismatchDataModule, PairDataModule, SharedContextDataModule
 from lcf_lightning.errors import AdapterFileError, DivergedError, SettingError
 from lcf_lightning.evaluation.arms import ArmCaches, Reading, answer_losses, run_arms
 from lcf_lightning.models.loading import ModelSpec, geometry_of
@@ -179,8 +179,16 @@ class LCFModule(pl.LightningModule):
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def training_facts(self) -> dict[str, Any]:
+        """What travels with the adapter, JSON-ready: steps, seed, source, and how prompts were written."""
+        facts: dict[str, Any] = {"steps": self.trainer.global_step, "seed": self.seed}
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, PairDataModule):
+            facts |= {"source": str(data.source), "prompts": asdict(data.prompts)}
+        return facts
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["adapter_config"] = self.adapter.config.to_dict()
+        checkpoint["adapter_config"] = replace(self.adapter.config, metadata=self.training_facts()).to_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another adapter, since Lightning will not."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.adapter.fusers import FUSERS
 from lcf_lightning.adapter.gates import LayerGates
+from lcf_lightning.adapter.hub import CARD_FILE, card, fetch, is_hub_id, upload
 from lcf_lightning.adapter.poolers import SpanPooler, aligned
 from lcf_lightning.errors import AdapterFileError, GeometryError
 from lcf_lightning.models.geometry import KV
@@ -115,10 +116,10 @@ class CacheAdapter(nn.Module):
         return {"total": total, "per_layer": (total - pool) // len(self.config.receiver_layers), "pool": pool}
 
     def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
-        """Write the adapter folder: ``adapter_config.json`` and ``adapter_model.safetensors``.
+        """Write the adapter folder: ``adapter_config.json``, ``adapter_model.safetensors`` and a model card.
 
-        ``metadata`` (JSON-ready) replaces the config's where it is given. Both files are
-        written aside and renamed, so that neither is ever seen half-written.
+        ``metadata`` (JSON-ready) replaces the config's where it is given. All files are
+        written aside and renamed, so that none is ever seen half-written.
         """
         folder = Path(folder)
         config = self.config if metadata is None else replace(self.config, metadata=metadata)
@@ -128,21 +129,38 @@ class CacheAdapter(nn.Module):
             tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
             save_file(tensors, aside / WEIGHTS_FILE, metadata={"format": "pt"})
             (aside / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+            size = (aside / WEIGHTS_FILE).stat().st_size
+            (aside / CARD_FILE).write_text(card(config, self.parameter_counts()["total"], size), encoding="utf-8")
             folder.mkdir(exist_ok=True)
-            for name in (WEIGHTS_FILE, CONFIG_FILE):
+            for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
                 os.replace(aside / name, folder / name)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
 
+    def push_to_hub(self, repository: str, private: bool = False) -> str:
+        """Upload the adapter folder to ``owner/name`` on the hub, as `save_pretrained` writes it.
+
+        Returns:
+            The address of the commit.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return upload(Path(folder), repository, private)
+
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> CacheAdapter:
+    def from_pretrained(cls, folder: str | Path, revision: str | None = None) -> CacheAdapter:
         """Read an adapter folder, in ``eval()`` mode and in the dtype it was saved in.
+
+        Args:
+            folder: A local folder, or ``owner/name`` on the hub.
+            revision: Branch, tag or commit on the hub; null for its default branch.
 
         Raises:
             AdapterFileError: If a file is missing or damaged, the format version is unknown, a tensor is missing, too
                 much, or of the wrong shape or dtype. Nothing is used before all is checked.
         """
-        folder = Path(folder)
+        fetched = is_hub_id(str(folder))
+        folder = fetch(str(folder), revision, (CONFIG_FILE, WEIGHTS_FILE)) if fetched else Path(folder)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise AdapterFileError(f"adapter={str(folder)!r} has no {name}; both files of an adapter are needed.")

@@ -1,18 +1,27 @@
-"""The command line: ``fit``, ``validate``, ``test``, ``predict``, ``evaluate`` and ``params``."""
+"""The command line: Lightning's ``fit``, ``validate``, ``test`` and ``predict``, and what needs no Trainer."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
+from lcf_lightning.cli.compare import compare
 from lcf_lightning.cli.evaluate import EvaluateCLI
+from lcf_lightning.cli.export import export
 from lcf_lightning.cli.params import ParamsCLI
+from lcf_lightning.cli.prune import PruneCLI
 from lcf_lightning.cli.run import LCFCLI
 from lcf_lightning.errors import DivergedError, LCFError
 
-COMMANDS: dict[str, type[LCFCLI]] = {"params": ParamsCLI, "evaluate": EvaluateCLI}
+COMMANDS: dict[str, Callable[[list[str]], object]] = {
+    "params": ParamsCLI,
+    "evaluate": EvaluateCLI,
+    "compare": compare,
+    "prune": PruneCLI,
+    "export": export,
+}
 """Commands that need no Trainer; all others are Lightning's."""
 
 

@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
-from lightning.fabric import Fabric
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 from rich.markdown import Markdown
@@ -24,72 +21,60 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader
 
 from lcf_lightning.adapter.adapter import WEIGHTS_FILE, CacheAdapter
-from lcf_lightning.channel import Channel, load_pair
-from lcf_lightning.cli.run import LCFCLI
-from lcf_lightning.data.datamodule import ContextMismatchDataModule
+from lcf_lightning.channel import Channel
+from lcf_lightning.cli.adapter import AdapterCLI
+from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import ARMS, Answer, require_arms
+from lcf_lightning.evaluation.arms import ARMS, SHARED_ARMS, Answer, require_arms
 from lcf_lightning.evaluation.evaluate import answer_all
 from lcf_lightning.evaluation.latency import Latency, batches_of_one, measure
 from lcf_lightning.evaluation.markdown import conclusions, to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
 from lcf_lightning.evaluation.report import arms_table, build_report, summarise
 from lcf_lightning.files import move_aside, write_text
-from lcf_lightning.models.loading import geometry_of
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
 _OWN = {PREDICTIONS, REPORT, "settings.json", "report.md", "arms.png", "frontier.png"}
 _ANYHOW = ("batch_size", "eval_batch_size", "num_workers")  # data settings that change no answer
 
 
-class EvaluateCLI(LCFCLI):
+class EvaluateCLI(AdapterCLI):
     """Answers the test split under every arm, in one process on one device, and reports."""
 
     def __init__(self, args: list[str]) -> None:
         self.command = f"python -m lcf_lightning evaluate {shlex.join(args)}"
-        super().__init__(args, run=False)
+        super().__init__(args)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--adapter", type=str | None, help="Adapter folder; by default the run's own.")
-        parser.add_argument("--arms", type=list[str], default=list(ARMS), help="Arms to run; t2t_N for any N ≥ 1.")
-        parser.add_argument("--limit", type=int | None, help="Only so many examples of the test split.")
+        parser.add_argument("--arms", type=list[str] | None, help="Arms to run, t2t_N for any N ≥ 1; by default all.")
         parser.add_argument("--output", type=str | None, help="Folder to write to; by default the run's evaluation/.")
         parser.add_argument("--repeats", type=int, default=10, help="Measurements of each arm's latency; 0 for none.")
 
     def instantiate_classes(self) -> None:
+        super().instantiate_classes()
         config = self.config
-        require_arms(config["arms"])
-        if config["limit"] is not None and config["limit"] < 1:
-            raise SettingError(f"limit={config['limit']} must be at least 1, or null for all.")
+        if config["arms"] is not None:
+            require_arms(config["arms"])
         if config["repeats"] < 0:
             raise SettingError(f"repeats={config['repeats']} must be at least 0.")
-        data = self._data()
-        folder = Path(config["adapter"] or self.run_folder / "adapter")
-        adapter = CacheAdapter.from_pretrained(folder)
-        if adapter.pooler is None:
-            raise SettingError(f"adapter={str(folder)!r} has no pooler; evaluate needs one for cross context (LCF-X).")
-        adapter.config.require_geometry(geometry_of(data.sharer), geometry_of(data.receiver))
+        adapter, data = self.adapter_and_data()
+        folder = self.adapter_folder
         data.setup("test")
         output = self._begin(folder, adapter, data)
-        device = Fabric(accelerator=config["trainer"]["accelerator"], devices=1).device
-        channel = Channel(*load_pair(data.sharer, data.receiver, device), adapter.to(device))
+        channel = self.channel(adapter, data)
         loader = data.evaluation_loader("test", config["limit"])
         answers = self._answers(channel, loader, output / PREDICTIONS)
         latency = self._latency(channel, data.prompts, loader)
         self._report(answers, latency, self._facts(folder, data, channel), output)
 
-    def _data(self) -> ContextMismatchDataModule:
-        parser = LightningArgumentParser()
-        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-        self._require_data()
-        data = parser.instantiate_classes(Namespace(data=self.config["data"]))["data"]
-        if not isinstance(data, ContextMismatchDataModule):
-            raise SettingError(f"data={type(data).__name__} must be a ContextMismatchDataModule.")
-        return data
+    @property
+    def _arms(self) -> list[str]:
+        shared = self.config["model"]["adapter"]["pooler"] is None
+        return list(self.config["arms"] or (SHARED_ARMS if shared else ARMS))
 
-    def _begin(self, folder: Path, adapter: CacheAdapter, data: ContextMismatchDataModule) -> Path:
+    def _begin(self, folder: Path, adapter: CacheAdapter, data: PairDataModule) -> Path:
         """The output folder, with nothing in it but what belongs to this adapter and these settings."""
         differing = self._differing_prompts(adapter, data)
         if differing:
@@ -116,20 +101,20 @@ class EvaluateCLI(LCFCLI):
         return output
 
     @staticmethod
-    def _differing_prompts(adapter: CacheAdapter, data: ContextMismatchDataModule) -> list[str]:
+    def _differing_prompts(adapter: CacheAdapter, data: PairDataModule) -> list[str]:
         """Prompt settings that are not those of the adapter's training; those of the text baseline are nobody's."""
         trained, own = adapter.config.metadata.get("prompts", {}), asdict(data.prompts)
         return [name for name, value in trained.items() if own.get(name) != value and not name.startswith("text")]
 
     def _answers(self, channel: Channel, loader: DataLoader[Any], file: Path) -> list[Answer]:
-        arms = self.config["arms"]
+        arms = self._arms
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         quiet = self.config["trainer"]["enable_progress_bar"] is False
         with Progress(*columns, TimeRemainingColumn(), disable=quiet) as progress:
             task = progress.add_task("answers", total=len(loader.dataset) * len(arms))  # type: ignore[arg-type]
             try:
                 return answer_all(
-                    channel, loader, arms, self._max_new_tokens, file, lambda count: progress.advance(task, count)
+                    channel, loader, arms, self.max_new_tokens, file, lambda count: progress.advance(task, count)
                 )
             except KeyboardInterrupt:
                 sys.stderr.write(f"interrupted; the same command goes on from {file}.\n")
@@ -141,13 +126,9 @@ class EvaluateCLI(LCFCLI):
             return None
         examples = [example for example, _ in islice(loader.dataset, repeats)]  # type: ignore[call-overload]
         batches = batches_of_one(channel, prompts, examples)
-        return measure(channel, batches, self.config["arms"], self._max_new_tokens, repeats)
+        return measure(channel, batches, self._arms, self.max_new_tokens, repeats)
 
-    @property
-    def _max_new_tokens(self) -> int:
-        return int(self.config["model"]["max_new_tokens"])
-
-    def _facts(self, folder: Path, data: ContextMismatchDataModule, channel: Channel) -> dict[str, Any]:
+    def _facts(self, folder: Path, data: PairDataModule, channel: Channel) -> dict[str, Any]:
         trained = channel.adapter.config.metadata
         packages = ("lcf-lightning", "torch", "transformers", "lightning")
         return {
@@ -160,9 +141,9 @@ class EvaluateCLI(LCFCLI):
             "sharer": data.sharer.path,
             "receiver": data.receiver.path,
             "dtype": data.receiver.dtype,
-            "source": type(data.source).__name__,
+            "source": str(data.source),
             "seed": data.seed,
-            "max_new_tokens": self._max_new_tokens,
+            "max_new_tokens": self.max_new_tokens,
             "hardware": f"{channel.receiver.device}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
             "versions": ", ".join(f"{name} {version(name)}" for name in packages),
             "prompts": asdict(data.prompts),

@@ -274,11 +274,13 @@ def by_arm(answers: Iterable[Answer], needs_sharer: bool) -> dict[str, dict[str,
 def run_arms(caches: ArmCaches, arms: Sequence[str], max_new_tokens: int) -> list[Answer]:
     """Every example of a batch answered under every arm: same prompt, decoding, stopping and scoring."""
     caches.write(longest_text(arms))
-    return [answer for arm in arms for answer in _run_arm(caches, arm, max_new_tokens)]
+    readings = ((arm, receiver_reading(caches, arm)) for arm in arms)
+    return [answer for arm, reading in readings for answer in answer_reading(caches, reading, arm, max_new_tokens)]
 
 
-def _run_arm(caches: ArmCaches, arm: str, max_new_tokens: int) -> list[Answer]:
-    batch, reading = caches.batch, receiver_reading(caches, arm)
+def answer_reading(caches: ArmCaches, reading: Reading, arm: str, max_new_tokens: int) -> list[Answer]:
+    """Every example of a batch answered from a reading, which is called ``arm``."""
+    batch = caches.batch
     encoder = caches.collator.sharer if reading.by_sharer else caches.collator.receiver
     ids, mask = _tokens(caches, encoder, [example.answers[0] for example in batch.examples])
     logits = _logits(caches.channel, reading, ids, mask)

@@ -8,6 +8,7 @@ from typing import Any
 from lcf_lightning.evaluation.arms import label
 from lcf_lightning.evaluation.audit import Audit
 from lcf_lightning.evaluation.latency import STAGES, Latency, Spread
+from lcf_lightning.evaluation.pruning import Pruning
 from lcf_lightning.evaluation.report import ArmFigures, Report
 from lcf_lightning.evaluation.statistics import RESAMPLES, Estimate
 
@@ -21,6 +22,11 @@ content-attributable gain is free of that. *Listening*: Jensen–Shannon diverge
 own context, in nats (≤ 0.693)."""
 
 
+_OPTIMAL_ROUTING = """\
+*Own context* is the receiver alone. *Optimal routing*: the sharer alone or the receiver alone is right; what one would
+reach who always asked the right one of the two. *All*: every question counts once, the average weighted by size."""
+
+
 def to_markdown(report: Report) -> str:
     """The whole report: facts, arms, audit and latency."""
     parts = [
@@ -32,6 +38,8 @@ def to_markdown(report: Report) -> str:
         _HOW_TO_READ,
         "![Arms](arms.png)",
     ]
+    if report["optimal_routing"]:
+        parts += ["## Benchmarks", _benchmarks(report), _OPTIMAL_ROUTING]
     if report["own_questions"]:
         parts += ["## Arms, on questions that the receiver can answer alone", _arms(report["own_questions"])]
     parts += ["## Audit, on questions that need the sharer", _audit(report["audit"])]
@@ -94,6 +102,19 @@ def _arms(arms: Mapping[str, ArmFigures], audit: Audit | None = None) -> str:
     return _table(columns, rows)
 
 
+def _benchmarks(report: Report) -> str:
+    """Exact match of every arm on every benchmark and on all, and of optimal routing."""
+    groups = {"all": report["arms"], **report["benchmarks"]}
+    counted = [f"{name} (n = {max(row['n'] for row in arms.values())})" for name, arms in groups.items()]
+    rows = [
+        [label(arm), *(_estimate(arms[arm]["exact_match"]) if arm in arms else "–" for arms in groups.values())]
+        for arm in report["arms"]
+    ]
+    routing = report["optimal_routing"]
+    rows.append(["optimal routing", *(_estimate(routing[name]) if name in routing else "–" for name in groups)])
+    return _table(["arm", *counted], rows)
+
+
 def _listening(audit: Audit, arm: str) -> str:
     return f"{audit['listening'][arm]['value']:.3f}" if arm in audit["listening"] else "–"
 
@@ -140,5 +161,29 @@ def latency_page(latency: Latency) -> str:
             f"{_spread(latency['floor_side_by_side'])}. Bytes and tokens: what the sharer sends.",
             _table(columns, rows),
             _table(["stage", *(stage.replace("_", " ") for stage in STAGES)], stages),
+        ]
+    )
+
+
+def pruning_page(found: Pruning) -> str:
+    """What each number of layers is worth, and what each layer is."""
+    rows = [
+        [
+            str(len(point["layers"])) + (" (kept)" if point["layers"] == found["kept"] else ""),
+            f"{point['megabytes']:.2f}", f"{point['exact_match']:.3f}", f"{point['loss']:.3f}", str(point["n"]),
+        ]
+        for point in found["curve"]
+    ]  # fmt: skip
+    ranked = sorted(found["importance"].items(), key=lambda item: -item[1])
+    return "\n\n".join(
+        [
+            "Message arm, validation split; the most important layers first, 0 layers are the receiver alone.",
+            _table(["layers", "MB", "exact match", "loss (nats)", "n"], rows),
+            f"Layers kept: {', '.join(map(str, found['kept']))}. Closed gates, so without effect: "
+            f"{', '.join(map(str, found['closed'])) or 'none'}.",
+            "Importance, the rise of the loss without the layer (nats): "
+            + ", ".join(f"{layer}: {rise:+.4f}" for layer, rise in ranked)
+            + ".",
+            "![Pruning](pruning.png)",
         ]
     )

@@ -11,6 +11,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from lcf_lightning.evaluation.arms import label, text_budget
 from lcf_lightning.evaluation.latency import Latency
+from lcf_lightning.evaluation.pruning import Point
 from lcf_lightning.evaluation.report import ArmFigures
 from lcf_lightning.files import write_file
 
@@ -71,6 +72,29 @@ def frontier_figure(arms: dict[str, ArmFigures], latency: Latency) -> Figure:
     axes.margins(x=0.05, y=0.08)
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
+    return figure
+
+
+def pruning_figure(points: list[Point], kept: list[int]) -> Figure:
+    """Exact match and loss against the number of layers kept, with the size of the adapter above."""
+    figure = Figure(figsize=(8, 4.2), layout="constrained")
+    left: Axes = figure.subplots()
+    right = left.twinx()
+    layers = [len(point["layers"]) for point in points]
+    left.plot(layers, [point["exact_match"] for point in points], "o-", color=_ACCENT, label="exact match")
+    right.plot(layers, [point["loss"] for point in points], "s--", color=_TEXT, label="loss")
+    left.axvline(len(kept), color=_CONTROL, linewidth=1)
+    left.annotate(
+        f" {len(kept)} kept", (len(kept), 1), xycoords=("data", "axes fraction"), va="top", fontsize=8, color="#555555"
+    )
+    left.set_xlabel("layers kept, the most important first (0: the receiver alone)")
+    left.set_ylabel("exact match, message arm, validation split", color=_ACCENT)
+    right.set_ylabel("loss, nats", color=_TEXT)
+    sizes = left.secondary_xaxis("top")
+    sizes.set_xticks(layers, [f"{point['megabytes']:.1f}" for point in points], fontsize=8)
+    sizes.set_xlabel("adapter, MB")
+    for axes in (left, right):
+        axes.margins(y=0.1)
     return figure
 
 

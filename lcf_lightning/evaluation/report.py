@@ -11,7 +11,8 @@ from rich.table import Table
 from lcf_lightning.evaluation.arms import Answer, by_arm
 from lcf_lightning.evaluation.audit import Audit, audit
 from lcf_lightning.evaluation.latency import Latency
-from lcf_lightning.evaluation.statistics import Estimate, estimate
+from lcf_lightning.evaluation.pruning import Pruning
+from lcf_lightning.evaluation.statistics import Comparison, Estimate, estimate
 
 
 class Figures(TypedDict):
@@ -44,7 +45,10 @@ class Report(TypedDict):
 
     Attributes:
         facts: What was evaluated, on what, how.
-        arms: Scores on questions that need the sharer.
+        arms: Scores on questions that need the sharer; over several benchmarks the average weighted by their sizes.
+        benchmarks: The same for each benchmark, where there are several.
+        optimal_routing: How often the sharer alone or the receiver alone is right: what one would reach who always
+            asked the right one. Under ``all`` and each benchmark; empty where one of the two arms was not run.
         own_questions: Scores on questions that the receiver's own passages answer.
         audit: Communication or tuning, over questions that need the sharer.
         latency: Times; null where none were taken.
@@ -52,6 +56,8 @@ class Report(TypedDict):
 
     facts: dict[str, Any]
     arms: dict[str, ArmFigures]
+    benchmarks: dict[str, dict[str, ArmFigures]]
+    optimal_routing: dict[str, Estimate]
     own_questions: dict[str, ArmFigures]
     audit: Audit
     latency: Latency | None
@@ -60,19 +66,38 @@ class Report(TypedDict):
 def build_report(answers: Iterable[Answer], latency: Latency | None, facts: dict[str, Any]) -> Report:
     """The report of some answers; an example that occurs twice counts once."""
     answers = list(answers)
+    names = sorted({answer.benchmark for answer in answers} - {""})
+    benchmarks = {name: [answer for answer in answers if answer.benchmark == name] for name in names}
+    routing = {name: _optimal_routing(rows) for name, rows in {"all": answers, **benchmarks}.items()}
+    return Report(
+        facts=facts,
+        arms=_figures(answers, needs_sharer=True),
+        benchmarks={name: _figures(rows, needs_sharer=True) for name, rows in benchmarks.items()},
+        optimal_routing={name: found for name, found in routing.items() if found is not None},
+        own_questions=_figures(answers, needs_sharer=False),
+        audit=audit(answers),
+        latency=latency,
+    )
 
-    def group(needs_sharer: bool) -> dict[str, ArmFigures]:
-        return {
-            arm: ArmFigures(
-                exact_match=estimate([answer.exact_match for answer in rows.values()]),
-                f1=estimate([answer.f1 for answer in rows.values()]),
-                loss=fmean(answer.loss for answer in rows.values()),
-                n=len(rows),
-            )
-            for arm, rows in by_arm(answers, needs_sharer).items()
-        }
 
-    return Report(facts=facts, arms=group(True), own_questions=group(False), audit=audit(answers), latency=latency)
+def _figures(answers: list[Answer], needs_sharer: bool) -> dict[str, ArmFigures]:
+    return {
+        arm: ArmFigures(
+            exact_match=estimate([answer.exact_match for answer in rows.values()]),
+            f1=estimate([answer.f1 for answer in rows.values()]),
+            loss=fmean(answer.loss for answer in rows.values()),
+            n=len(rows),
+        )
+        for arm, rows in by_arm(answers, needs_sharer).items()
+    }
+
+
+def _optimal_routing(answers: list[Answer]) -> Estimate | None:
+    """How often one of the two models alone is right; None if there is no example that both have answered."""
+    arms = by_arm(answers, needs_sharer=True)
+    sharer, receiver = arms.get("sharer_alone", {}), arms.get("own_context", {})
+    right = [max(sharer[id].exact_match, receiver[id].exact_match) for id in sharer if id in receiver]
+    return estimate(right) if right else None
 
 
 def summarise(answers: Iterable[Answer]) -> Summary:
@@ -102,4 +127,29 @@ def arms_table(summary: Summary, title: str, caption: str | None = None) -> Tabl
         for arm, row in group.items():
             scores = (f"{row[key]:.3f}" for key in ("exact_match", "f1", "loss"))
             table.add_row(label, arm, *scores, str(row["n"]))
+    return table
+
+
+def comparison_table(found: dict[str, Comparison], first: str, second: str, arm: str) -> Table:
+    """Two evaluations against each other, as one table for the terminal."""
+    table = Table(title=f"{arm}: {first} against {second}", caption="McNemar: exact, one-sided; is the first better?")
+    for column in ("questions", "n", "difference", "only first right", "only second right", "McNemar p"):
+        table.add_column(column, justify="left" if column == "questions" else "right")
+    for name, row in found.items():
+        gain = row["gain"]
+        difference = f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+        counts = (str(row[key]) for key in ("only_first", "only_second"))
+        table.add_row(name, str(row["n"]), difference, *counts, f"{row['mcnemar_p']:.2g}")
+    return table
+
+
+def pruning_table(found: Pruning, caption: str) -> Table:
+    """Scores against the number of layers kept, as one table for the terminal."""
+    table = Table(title="message arm, validation split", caption=caption)
+    for column in ("layers", "MB", "exact match", "loss (nats)", "n"):
+        table.add_column(column, justify="right")
+    for point in found["curve"]:
+        mark = " ←" if point["layers"] == found["kept"] else ""
+        scores = (f"{point['megabytes']:.2f}", f"{point['exact_match']:.3f}", f"{point['loss']:.3f}")
+        table.add_row(f"{len(point['layers'])}{mark}", *scores, str(point["n"]))
     return table

@@ -24,5 +24,8 @@ class Mixture(Source):
             raise SettingError("sources=[] must name at least one source.")
         self.sources = sources
 
+    def __str__(self) -> str:
+        return f"Mixture of {', '.join(map(str, self.sources))}"
+
     def examples(self, split: Split, seed: int) -> Sequence[Example]:
         return [example for source in self.sources for example in source.examples(split, seed)]

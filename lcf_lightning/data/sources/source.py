@@ -20,6 +20,9 @@ FILE_LOADERS = {".json": "json", ".jsonl": "json", ".json.gz": "json", ".jsonl.g
 class Source(ABC):
     """Examples of one data set, with the split already decided who reads what."""
 
+    def __str__(self) -> str:
+        return type(self).__name__
+
     @abstractmethod
     def examples(self, split: Split, seed: int) -> Sequence[Example]:
         """The examples of a split; the same for the same seed.
@@ -55,7 +58,9 @@ class RowSource(Source):
             if value is not None and value < 1:
                 raise SettingError(f"{name}={value} must be at least 1, or null for no limit.")
         if validation_size <= 0 or (validation_size > 1 and validation_size % 1):
-            raise SettingError(f"validation_size={validation_size} must be a number of rows of at least 1, or a fraction.")
+            raise SettingError(
+                f"validation_size={validation_size} must be a number of rows of at least 1, or a fraction."
+            )
         self.train, self.test, self.validation_size = train, test, validation_size
         self.train_limit, self.test_limit = train_limit, test_limit
 

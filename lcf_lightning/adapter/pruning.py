@@ -1,0 +1,40 @@
+"""A smaller adapter: only some of the layers, and nothing of the others (method.md §6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.errors import SettingError
+
+
+def open_layers(adapter: CacheAdapter) -> tuple[int, ...]:
+    """The receiver layers that the hard gates of evaluation edit: those whose key or value logit is above 0."""
+    edits = (adapter.gates.logits > 0).any(-1).tolist()
+    return tuple(layer for layer, edited in zip(adapter.config.receiver_layers, edits, strict=True) if edited)
+
+
+def keep_layers(adapter: CacheAdapter, layers: Sequence[int]) -> CacheAdapter:
+    """An adapter that holds only ``layers`` of ``adapter``: the same edits there, none elsewhere.
+
+    Args:
+        adapter: The adapter; it stays as it is.
+        layers: Receiver layers, in any order.
+
+    Raises:
+        SettingError: If there is none, or one that the adapter does not edit.
+    """
+    config, kept = adapter.config, sorted(set(layers))
+    unknown = sorted(set(kept) - set(config.receiver_layers))
+    if unknown or not kept:
+        raise SettingError(f"layers={kept} must be one or more of {list(config.receiver_layers)}.")
+    places = torch.tensor([config.receiver_layers.index(layer) for layer in kept])
+    # Every parameter's first dimension counts the edited layers.
+    tensors = {name: tensor[places].clone() for name, tensor in adapter.state_dict().items()}
+    with torch.device("meta"):
+        pruned = CacheAdapter(replace(config, settings=replace(config.settings, layers=tuple(kept))))
+    pruned.load_state_dict(tensors, strict=True, assign=True)
+    return pruned.train(adapter.training)

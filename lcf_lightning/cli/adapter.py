@@ -1,0 +1,66 @@
+"""What commands on a trained adapter share: they need the config's data and models, and no Trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+from lightning.fabric import Fabric
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.channel import Channel, load_pair
+from lcf_lightning.cli.run import LCFCLI
+from lcf_lightning.data.datamodule import PairDataModule, SharedContextDataModule
+from lcf_lightning.errors import SettingError
+from lcf_lightning.models.loading import geometry_of
+
+
+class AdapterCLI(LCFCLI):
+    """A command that reads an adapter folder, in one process on one device."""
+
+    def __init__(self, args: list[str]) -> None:
+        super().__init__(args, run=False)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--adapter", type=str | None, help="Adapter folder; by default the run's own.")
+        parser.add_argument("--limit", type=int | None, help="Only so many examples.")
+
+    def instantiate_classes(self) -> None:
+        if self.config["limit"] is not None and self.config["limit"] < 1:
+            raise SettingError(f"limit={self.config['limit']} must be at least 1, or null for all.")
+
+    @property
+    def adapter_folder(self) -> Path:
+        return Path(self.config["adapter"] or self.run_folder / "adapter")
+
+    def adapter_and_data(self) -> tuple[CacheAdapter, PairDataModule]:
+        """The adapter and the data it belongs to; no model is loaded yet."""
+        self._require_data()
+        parser = LightningArgumentParser()
+        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
+        data = parser.instantiate_classes(Namespace(data=self.config["data"]))["data"]
+        if not isinstance(data, PairDataModule):
+            raise SettingError(
+                f"data={type(data).__name__} must be a ContextMismatchDataModule or a SharedContextDataModule."
+            )
+        adapter = CacheAdapter.from_pretrained(self.adapter_folder)
+        if isinstance(data, SharedContextDataModule) != (adapter.pooler is None):
+            kinds = ("no pooler", "SharedContext") if adapter.pooler is None else ("a pooler", "ContextMismatch")
+            raise SettingError(
+                f"adapter={str(self.adapter_folder)!r} has {kinds[0]} and needs a {kinds[1]}DataModule, "
+                f"not a {type(data).__name__}."
+            )
+        adapter.config.require_geometry(geometry_of(data.sharer), geometry_of(data.receiver))
+        return adapter, data
+
+    def channel(self, adapter: CacheAdapter, data: PairDataModule) -> Channel:
+        """The pair, loaded on the trainer's device."""
+        device = Fabric(accelerator=self.config["trainer"]["accelerator"], devices=1).device
+        return Channel(*load_pair(data.sharer, data.receiver, device), adapter.to(device))
+
+    @property
+    def max_new_tokens(self) -> int:
+        return int(self.config["model"]["max_new_tokens"])

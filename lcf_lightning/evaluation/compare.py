@@ -1,0 +1,29 @@
+"""Two evaluations against each other, question by question."""
+
+from __future__ import annotations
+
+from lcf_lightning.errors import DataError
+from lcf_lightning.evaluation.arms import Answer
+from lcf_lightning.evaluation.audit import paired
+from lcf_lightning.evaluation.statistics import Comparison
+
+
+def compare_reports(first: list[Answer], second: list[Answer], arm: str) -> dict[str, Comparison]:
+    """One arm of two evaluations, paired by id; under ``all`` and each benchmark.
+
+    Raises:
+        DataError: If either has no answer under that arm, or they did not answer the same questions.
+    """
+    one, other = ({row.id: row for row in answers if row.arm == arm} for answers in (first, second))
+    if not one or not other:
+        arms = sorted({row.arm for row in first} & {row.arm for row in second})
+        raise DataError(f"arm={arm!r} must be one that both evaluations have: {', '.join(arms) or 'they share none'}.")
+    unpaired = sorted(one.keys() ^ other.keys())
+    if unpaired:
+        raise DataError(
+            f"the evaluations did not answer the same questions: {len(one.keys() - other.keys())} only in the first, "
+            f"{len(other.keys() - one.keys())} only in the second, such as {unpaired[0]!r}."
+        )
+    names = sorted({row.benchmark for row in one.values()} - {""})
+    groups = {"all": one, **{name: {id: row for id, row in one.items() if row.benchmark == name} for name in names}}
+    return {name: paired(rows, other) for name, rows in groups.items()}

@@ -1,0 +1,130 @@
+"""Which layers of an adapter matter, measured on held-out data (method.md §6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import TypedDict
+
+import torch
+
+from lcf_lightning.adapter.pruning import keep_layers, open_layers
+from lcf_lightning.channel import Channel
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.errors import SettingError
+from lcf_lightning.evaluation.arms import ArmCaches, Reading, answer_losses, answer_reading
+from lcf_lightning.models.geometry import KV
+
+
+class Point(TypedDict):
+    """The adapter with only some of its layers.
+
+    Attributes:
+        layers: The receiver layers kept.
+        exact_match: Of the message arm, on the held-out examples.
+        loss: Likewise, in nats.
+        n: Examples.
+        megabytes: Size of the tensors, in millions of bytes.
+    """
+
+    layers: list[int]
+    exact_match: float
+    loss: float
+    n: int
+    megabytes: float
+
+
+class Pruning(TypedDict):
+    """What pruning an adapter found.
+
+    Attributes:
+        closed: Layers whose gates are closed: they do nothing.
+        importance: Per open layer, by how much the loss rises without it, in nats; a negative one helps by its absence.
+        kept: The layers to keep.
+        curve: From no layer to every open one, the most important first.
+    """
+
+    closed: list[int]
+    importance: dict[int, float]
+    kept: list[int]
+    curve: list[Point]
+
+
+@torch.no_grad()
+def rank_layers(channel: Channel, batches: Iterable[Batch]) -> dict[int, float]:
+    """Importance of every open layer: mean answer loss without it, less that with all, in nats."""
+    layers = open_layers(channel.adapter)
+    with_all: list[float] = []
+    without: dict[int, list[float]] = {layer: [] for layer in layers}
+    for batch in batches:
+        edits = _Edits(channel, batch)
+        with_all += answer_losses(channel, edits.reading(layers), edits.caches.batch).tolist()
+        for layer in layers:
+            others = [other for other in layers if other != layer]
+            without[layer] += answer_losses(channel, edits.reading(others), edits.caches.batch).tolist()
+    return {layer: fmean(losses) - fmean(with_all) for layer, losses in without.items()}
+
+
+def choose(importance: dict[int, float], keep: int) -> list[int]:
+    """The ``keep`` most important layers, in ascending order; fewer where the others are better absent.
+
+    Raises:
+        SettingError: If ``keep`` is below 1, or no layer helps.
+    """
+    if keep < 1:
+        raise SettingError(f"keep={keep} must be at least 1.")
+    helpful = [layer for layer in _by_importance(importance) if importance[layer] > 0]
+    if not helpful:
+        raise SettingError("no layer of this adapter helps on the held-out data; there is nothing to keep.")
+    return sorted(helpful[:keep])
+
+
+@torch.no_grad()
+def curve(
+    channel: Channel, batches: Iterable[Batch], importance: dict[int, float], sizes: Sequence[int], max_new_tokens: int
+) -> list[Point]:
+    """Scores with the ``sizes`` most important layers; 0 layers are the receiver alone."""
+    ranked = _by_importance(importance)
+    kept = [sorted(ranked[:size]) for size in sizes]
+    answers: list[list[tuple[float, float]]] = [[] for _ in sizes]
+    for batch in batches:
+        edits = _Edits(channel, batch)
+        for found, layers in zip(answers, kept, strict=True):
+            rows = answer_reading(edits.caches, edits.reading(layers), "message", max_new_tokens)
+            found += [(row.exact_match, row.loss) for row in rows]
+    return [
+        Point(
+            layers=layers,
+            exact_match=fmean(score for score, _ in found),
+            loss=fmean(loss for _, loss in found),
+            n=len(found),
+            megabytes=_megabytes(channel, layers),
+        )
+        for layers, found in zip(kept, answers, strict=True)
+    ]
+
+
+class _Edits:
+    """One batch under any choice of layers: both prefills and all layers' edits are made once."""
+
+    def __init__(self, channel: Channel, batch: Batch) -> None:
+        self.channel, self.caches = channel, ArmCaches(channel, batch.to(channel.receiver.device))
+        self.delta = channel.delta(self.caches.own_context.cache, self.caches.sent)
+
+    def reading(self, layers: Sequence[int]) -> Reading:
+        own, places = self.caches.own_context, [self.channel.adapter.config.receiver_layers.index(at) for at in layers]
+        if not places:
+            return own
+        delta = KV(*(tensor[places] for tensor in self.delta))
+        return Reading(self.channel.edit(own.cache, tuple(layers), delta), own.last)
+
+
+def _by_importance(importance: dict[int, float]) -> list[int]:
+    return sorted(importance, key=lambda layer: (-importance[layer], layer))
+
+
+def _megabytes(channel: Channel, layers: Sequence[int]) -> float:
+    if not layers:
+        return 0.0
+    tensors = keep_layers(channel.adapter, layers).state_dict().values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6
