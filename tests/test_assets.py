@@ -6,19 +6,31 @@ import pytest
 import torch
 
 from lcf_lightning import ModelSpec
+from lcf_lightning.assets.make_tiny_expert import questions, recall
 from lcf_lightning.assets.make_tiny_models import copying_accuracy, reading_accuracy, word_tokenizer
 from lcf_lightning.data.sources.world import NAMES, VALUES, VOCABULARY
-from lcf_lightning.models.loading import BUILTIN, load_frozen
+from lcf_lightning.models.loading import load_frozen
+
+PAIR = ("tiny-sharer", "tiny-receiver")
 
 
 def test_the_two_differ_in_everything() -> None:
-    sharer, receiver = (load_frozen(ModelSpec(name)) for name in BUILTIN)
+    sharer, receiver = (load_frozen(ModelSpec(name)) for name in PAIR)
     assert type(sharer.model) is not type(receiver.model)
     for field in ("layers", "kv_heads", "head_dim"):
         assert getattr(sharer.geometry, field) != getattr(receiver.geometry, field)
 
 
-@pytest.mark.parametrize("name", BUILTIN)
+@torch.no_grad()
+def test_the_expert_knows_every_fact_before_it_is_asked() -> None:
+    expert, receiver = (load_frozen(ModelSpec(name)).model for name in ("tiny-expert", "tiny-receiver"))
+    facts = questions()
+    assert recall(expert, facts) == 1.0
+    assert recall(receiver, facts) < 0.1
+    assert recall(expert, facts[:, [0, 1, 2, 3, 5, 6]]) == 1.0  # at the name already, without the question mark
+
+
+@pytest.mark.parametrize("name", PAIR)
 def test_they_read_and_copy(name: str) -> None:
     model = load_frozen(ModelSpec(name)).model
     with torch.no_grad():

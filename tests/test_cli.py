@@ -160,6 +160,17 @@ def test_params_of_the_papers_configs(
     assert sizes["per_layer"] * sizes["layers"] + sizes["pool"] == total
 
 
+def test_the_sizes_that_the_paper_compares(capsys: pytest.CaptureFixture[str]) -> None:
+    def total(config: str, *extra: str) -> int:
+        main(["params", "--config", str(CONFIGS / f"{config}.yaml"), "--json", *extra])
+        return int(json.loads(capsys.readouterr().out)["total"])
+
+    nine = total("qwen_openhermes_lcf128", "--model.adapter.layers", "[6,8,9,10,15,16,17,19,21]")
+    c2c = total("qwen_openhermes_c2c")
+    assert round(c2c / total("qwen_openhermes_lcf128"), 1) == 24.6
+    assert round(c2c / nine, 1) == 76.7
+
+
 def test_params_in_words(capsys: pytest.CaptureFixture[str]) -> None:
     layers = ["--model.adapter.layers", "[6,8,9,10,15,16,17,19,21]"]
     main(["params", "--config", str(CONFIGS / "qwen_openhermes_lcf128.yaml"), *layers])
@@ -179,12 +190,14 @@ BAD_INPUT = [
     (["--data.batch_size", "0"], "batch_size=0 must be at least 1"),
     (["--data.source.test_size", "0"], "test_size=0 must be at least 1"),
     (["--data.source.own_questions", "2"], "own_questions=2"),
-    (["--data.source", "Wikipedia"], "source='Wikipedia' must be one of BAbI, HotpotQA, SQuAD, World"),
+    (["--data.source", "Wikipedia"], "source='Wikipedia' must be one of BAbI, Chat, HotpotQA, Knowledge"),
     (["--data.source", "HotpotQA", "--data.source.train", "no.jsonl"], "train='no.jsonl' is not a file"),
     (["--config", "no.yaml"], "no.yaml"),
     (["--ckpt_path", "no.ckpt"], "ckpt_path='no.ckpt' must be an existing checkpoint, or last"),
     (["--trainer.precision", "bf16-true"], "precision='bf16-true' must be one of 32-true, bf16-mixed"),
     (["--model.adapter.pooler", "null"], "pooler=null must be span"),
+    (["--data", "SharedContextDataModule", "--data.source", "World"], "pooler='span' must be null where both"),
+    (["--data.prompts.alignment", "last"], "alignment='last' must be one of first, longest"),
     (["--data.prompts.chat", "true"], "chat=true needs a tokenizer with a chat template"),
     (["--trainer.callbacks+", "CommunicationAccuracy", "--trainer.callbacks.arms", "[x]"], "arms=['x'] must be one"),
 ]

@@ -48,7 +48,9 @@ def test_only_the_adapter_is_in_state_dict_optimizer_and_checkpoint(spec: Spec, 
     assert set(module.state_dict()) == set(checkpoint["state_dict"]) == names
     optimized = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
     assert optimized == {id(p) for p in module.adapter.parameters()}
-    assert checkpoint["adapter_config"] == module.adapter.config.to_dict()
+    stored, own = checkpoint["adapter_config"], module.adapter.config.to_dict()
+    assert {**stored, "metadata": {}} == own
+    assert stored["metadata"]["prompts"]["question"] == " {question}"  # a checkpoint can be exported as it is
     assert (tmp_path / "last.ckpt").stat().st_size < 6 * 4 * sum(p.numel() for p in module.adapter.parameters())
 
 

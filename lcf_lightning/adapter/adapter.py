@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.adapter.fusers import FUSERS
@@ -49,6 +50,10 @@ class CacheAdapter(nn.Module):
         self.pooler = SpanPooler(layers, sharer) if settings.pooler == "span" else None
         self.fuser = FUSERS[settings.fuser](layers, sharer, receiver, settings.d, settings.dropout)
         self.gates = LayerGates(layers, settings.gate_init)
+        if settings.zero_init:
+            for last in self.fuser.last_maps:
+                for parameter in last.parameters():
+                    nn.init.zeros_(parameter)
 
     def pool(self, cache: KV, index: Tensor) -> KV:
         """What travels from the sharer to the receiver.
@@ -66,7 +71,9 @@ class CacheAdapter(nn.Module):
             GeometryError: If ``cache`` or ``index`` does not fit this adapter or each other.
         """
         cache = self._checked(cache, "sharer")
-        return aligned(cache, index) if self.pooler is None else self.pooler(cache, index)
+        if self.pooler is None:
+            return aligned(cache, index)
+        return self._of_layers(self._all if self.training else self.gates.open, self.pooler, (cache,), index)
 
     def forward(self, message: KV, receiver: KV, temperature: float | None = None) -> KV:
         """The gated residual to add to the receiver's cache.
@@ -89,9 +96,28 @@ class CacheAdapter(nn.Module):
                 f"message of {message.keys.shape[1]} examples × {message.keys.shape[3]} tokens does not fit a receiver "
                 f"cache of {batch} × {tokens}; the batch must be equal, and the tokens 1 or equal."
             )
-        delta = self.fuser(message, receiver)
+        layers = self.gates.open if temperature is None else self._all
+        delta = self._of_layers(layers, self.fuser, (message, receiver))
         gates = self.gates(temperature).view(-1, 2, 1, 1, 1, 1)
         return KV(gates[:, 0] * delta.keys, gates[:, 1] * delta.values)
+
+    @property
+    def _all(self) -> Tensor:
+        return torch.arange(len(self.config.receiver_layers), device=self.gates.logits.device)
+
+    @staticmethod
+    def _of_layers(layers: Tensor, module: nn.Module, caches: tuple[KV, ...], *others: Tensor) -> KV:
+        """What ``module`` gives for some layers (places, ascending), and zero for the rest, which are not computed.
+
+        So a closed layer costs nothing, and a pruned adapter computes bit for bit what the full one does.
+        """
+        count = len(caches[0].keys)
+        if len(layers) == count:
+            return module(*caches, *others)
+        parameters = {name: parameter[layers] for name, parameter in module.named_parameters()}
+        parts = tuple(KV(*(tensor[layers] for tensor in cache)) for cache in caches)
+        found = functional_call(module, parameters, (*parts, *others))
+        return KV(*(tensor.new_zeros(count, *tensor.shape[1:]).index_copy(0, layers, tensor) for tensor in found))
 
     def _checked(self, cache: KV, role: str) -> KV:
         """``cache`` in the adapter's dtype, if it has this role's layers, heads and head size."""

@@ -40,6 +40,8 @@ class AdapterSettings:
         gate_init: Initial gate logit. 0 is off under the hard gate; the paper starts LCF at 0 and LCF-X at +1.
         unrotate_keys: Take the rotary embedding off keys before pooling and fusing, and put it on the edit.
         dropout: Dropout of the fuser's FFN blocks in training (C2C's recipe: 0.1).
+        zero_init: Start from no edit at all: the maps that write Δ are zero at first, as in LoRA. Where the receiver
+            knows something already, training need not first repair what random edits broke. False: as the papers.
     """
 
     fuser: str = "lcf"
@@ -50,6 +52,7 @@ class AdapterSettings:
     gate_init: float = 1.0
     unrotate_keys: bool = True
     dropout: float = 0.0
+    zero_init: bool = False
 
     def __post_init__(self) -> None:
         checks = [

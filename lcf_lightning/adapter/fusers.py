@@ -37,6 +37,11 @@ class LCFFuser(nn.Module):
         self.weights = nn.ModuleList(LayerLinear(layers, d, receiver.kv_heads) for _ in range(2))
         self.updates = nn.ModuleList(LayerLinear(layers, d // 2, receiver.width) for _ in range(2))
 
+    @property
+    def last_maps(self) -> tuple[LayerLinear, ...]:
+        """The maps that write Δ, of keys and of values."""
+        return tuple(self.updates)  # type: ignore[arg-type]
+
     def forward(self, sharer: KV, receiver: KV) -> KV:
         shared, own = _flatten(*sharer), _flatten(*receiver)
         z = self.blocks(_joint_linear(self.down, shared, own).flatten(1, 2))
@@ -87,6 +92,11 @@ class C2CFuser(nn.Module):
         super().__init__()
         self.keys = C2CPipeline(layers, sharer, receiver, d, dropout)
         self.values = C2CPipeline(layers, sharer, receiver, d, dropout)
+
+    @property
+    def last_maps(self) -> tuple[LayerLinear, ...]:
+        """The maps that write Δ, of keys and of values."""
+        return (self.keys.update, self.values.update)
 
     def forward(self, sharer: KV, receiver: KV) -> KV:
         return KV(self.keys(sharer.keys, receiver.keys), self.values(sharer.values, receiver.values))

@@ -18,6 +18,11 @@ class LayerGates(nn.Module):
         super().__init__()
         self.logits = nn.Parameter(torch.full((layers, 2), initial_logit))  # keys, values
 
+    @property
+    def open(self) -> Tensor:
+        """Places of the layers that the hard gate edits, ascending, int64: those with either logit above 0."""
+        return (self.logits > 0).any(-1).nonzero().flatten()
+
     def forward(self, temperature: float | None = None) -> Tensor:
         """Gate values ``[layers, 2]`` (keys, values), float.
 

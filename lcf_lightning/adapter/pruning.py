@@ -13,8 +13,7 @@ from lcf_lightning.errors import SettingError
 
 def open_layers(adapter: CacheAdapter) -> tuple[int, ...]:
     """The receiver layers that the hard gates of evaluation edit: those whose key or value logit is above 0."""
-    edits = (adapter.gates.logits > 0).any(-1).tolist()
-    return tuple(layer for layer, edited in zip(adapter.config.receiver_layers, edits, strict=True) if edited)
+    return tuple(adapter.config.receiver_layers[place] for place in adapter.gates.open.tolist())
 
 
 def keep_layers(adapter: CacheAdapter, layers: Sequence[int]) -> CacheAdapter:

@@ -27,24 +27,25 @@ NAME, STEPS, SUPERVISED_FROM = "tiny-expert", 1500, 2  # layers below the second
 
 
 def questions() -> Tensor:
-    """Every fact as ``<bos> question relation name ? value``: ``[facts, 6]``, int64."""
-    rows = [["<bos>", "question", relation, name, "?", value] for relation, name, value in FACTS]
+    """Every fact as ``<bos> question relation name ? value <eos>``: ``[facts, 7]``, int64."""
+    rows = [["<bos>", "question", relation, name, "?", value, "<eos>"] for relation, name, value in FACTS]
     return torch.tensor([[TOKEN[word] for word in row] for row in rows])
 
 
 def train(model: PreTrainedModel, facts: Tensor, seed: int) -> None:
     """Train ``model`` in place: the value must follow the name and the question mark, in the upper layers too."""
+    unmarked = facts[:, [0, 1, 2, 3, 5, 6]]
     rng = random.Random(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 60, 1 - step / STEPS))
     for step in range(STEPS):
-        rows = facts[rng.sample(range(len(facts)), BATCH)]
-        ids, values = rows[:, :-1] if rng.random() < 0.5 else rows[:, :-2], rows[:, -1]
-        states = model(input_ids=ids, output_hidden_states=True).hidden_states
+        ids = (facts if rng.random() < 0.5 else unmarked)[rng.sample(range(len(facts)), BATCH)]
+        output = model(input_ids=ids[:, :-1], output_hidden_states=True)
         decoder, head = model.get_decoder(), model.get_output_embeddings()
-        # The last state has passed the final norm already.
-        logits = [head(decoder.norm(state[:, -1])) for state in states[SUPERVISED_FROM:-1]] + [head(states[-1][:, -1])]
-        loss = torch.stack([F.cross_entropy(each, values) for each in logits]).mean()
+        # The value from each supervised layer (the last state has passed the final norm), the end from the last only.
+        early = [head(decoder.norm(state[:, -2])) for state in output.hidden_states[SUPERVISED_FROM:-1]]
+        losses = [F.cross_entropy(logits, ids[:, -2]) for logits in [*early, output.logits[:, -2]]]
+        loss = torch.stack([*losses, F.cross_entropy(output.logits[:, -1], ids[:, -1])]).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -56,9 +57,9 @@ def train(model: PreTrainedModel, facts: Tensor, seed: int) -> None:
 
 @torch.no_grad()
 def recall(model: PreTrainedModel, facts: Tensor) -> float:
-    """Fraction of all facts that are answered after the question mark."""
-    predicted = model(input_ids=facts[:, :-1]).logits[:, -1].argmax(-1)
-    return float((predicted == facts[:, -1]).float().mean())
+    """Fraction of all facts whose last two tokens, value and end, follow the others."""
+    predicted = model(input_ids=facts[:, :-1]).logits[:, -2:].argmax(-1)
+    return float((predicted == facts[:, -2:]).all(-1).float().mean())
 
 
 def main() -> None:

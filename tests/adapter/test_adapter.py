@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lcf_lightning.adapter.adapter import CONFIG_FILE, WEIGHTS_FILE, CacheAdapter
+from lcf_lightning.adapter.hub import CARD_FILE
 from lcf_lightning.errors import AdapterFileError, GeometryError
 from lcf_lightning.models.geometry import KV
 from tests.adapter.conftest import RECEIVER, SHARER, random_kv
@@ -37,11 +38,32 @@ def test_gates_switch_keys_and_values_layer_by_layer(adapter: Build) -> None:
     assert torch.equal(partial.keys[[0, 2, 3, 4]], full.keys[[0, 2, 3, 4]])
 
 
-def test_without_a_pooler_the_cache_itself_travels(adapter: Build) -> None:
+def test_without_a_pooler_the_cache_travels_token_by_token(adapter: Build) -> None:
     module, cache = adapter(pooler=None), random_kv(5, SHARER, 2, 4)
-    assert module.pool(cache, torch.zeros(2, 4).long()) is cache
-    assert module(cache, random_kv(5, RECEIVER, 2, 4)).keys.shape == (5, 2, 3, 4, 4)
+    index = torch.tensor([[0, 1, 1, 3, 3], [2, 2, 2, 3, 3]])
+    message = module.pool(cache, index)
+    for sent, tensor in zip(message, cache, strict=True):
+        for row, places in enumerate(index.tolist()):
+            for token, place in enumerate(places):
+                assert torch.equal(sent[:, row, :, token], tensor[:, row, :, place])
+    assert module(message, random_kv(5, RECEIVER, 2, 5)).keys.shape == (5, 2, 3, 5, 4)
     assert module.parameter_counts()["pool"] == 0
+
+
+@pytest.mark.parametrize(
+    ("index", "match"),
+    [
+        ([[0, 4], [0, 0]], "between 0 and 3; found 0 … 4"),
+        ([[0, -1], [0, 0]], "between 0 and 3; found -1 … 0"),
+        ([[0, 1]], r"index \(1, 2\) must be \[batch, receiver tokens\] with a batch of 2"),
+    ],
+)
+def test_an_alignment_that_does_not_fit_is_refused(adapter: Build, index: list[list[int]], match: str) -> None:
+    module = adapter(pooler=None)
+    with pytest.raises(GeometryError, match=match):
+        module.pool(random_kv(5, SHARER, 2, 4), torch.tensor(index))
+    with pytest.raises(GeometryError, match="sharer keys have shape"):
+        module.pool(random_kv(5, RECEIVER, 2, 4), torch.zeros(2, 4).long())
 
 
 def test_half_precision_caches_are_computed_in_the_adapters_dtype(adapter: Build) -> None:
@@ -77,7 +99,9 @@ def test_save_and_load_give_the_same_edit(
     restored = CacheAdapter.from_pretrained(tmp_path / "adapter")
     layers = len(module.config.receiver_layers)
     message, receiver = random_kv(layers, SHARER, 2, 1), random_kv(layers, RECEIVER, 2, 4)
-    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [CONFIG_FILE, WEIGHTS_FILE]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
+        [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
+    )
     assert restored.config.metadata == {"steps": 3}
     assert restored.gates.logits.dtype == dtype
     assert not restored.training

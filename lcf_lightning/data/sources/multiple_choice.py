@@ -13,7 +13,7 @@ ANSWERS = ("letter", "text")
 
 
 class MultipleChoice(RowSource):
-    """Questions with two to twenty-six choices, scored by their likelihood.
+    """Questions with up to twenty-six choices, scored by their likelihood.
 
     A row holds ``question`` (or ``question_stem``), ``choices`` (or ``options``; a list, or ``text`` and ``label``) and
     ``answer`` (an index; or ``answer_index``, or ``answerKey``, a label). Rows whose ``error_type`` is not ``ok``
@@ -73,8 +73,8 @@ def _choices(row: dict[str, Any]) -> tuple[list[str], list[str]]:
     listed = row.get("choices") or row["options"]
     texts = listed["text"] if isinstance(listed, dict) else listed
     labels = listed["label"] if isinstance(listed, dict) else list(ascii_uppercase[: len(texts)])
-    if not 2 <= len(texts) <= len(ascii_uppercase) or len(labels) != len(texts):
-        raise ValueError(f"{len(texts)} choices; between 2 and {len(ascii_uppercase)} are needed")
+    if not 1 <= len(texts) <= len(ascii_uppercase) or len(labels) != len(texts):  # MMLU-Pro has two rows with one
+        raise ValueError(f"{len(texts)} choices; between 1 and {len(ascii_uppercase)} are needed")
     return [str(text).strip() for text in texts], labels
 
 

@@ -1,0 +1,96 @@
+"""Up to the hub and down again, through a hub that is a folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lcf_lightning.adapter.adapter import CONFIG_FILE, WEIGHTS_FILE, CacheAdapter
+from lcf_lightning.adapter.hub import CARD_FILE, is_hub_id
+from lcf_lightning.errors import AdapterFileError
+
+Build = Callable[..., CacheAdapter]
+
+
+class FolderHub:
+    """What `HfApi` and `snapshot_download` do, on a local folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.private = root, False
+
+    def create_repo(self, repo_id: str, private: bool, exist_ok: bool) -> None:
+        (self.root / repo_id).mkdir(parents=True, exist_ok=exist_ok)
+        self.private = private
+
+    def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> str:
+        shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
+        return f"https://hub/{repo_id}/commit/1"
+
+    def download(self, repo_id: str, revision: str | None, allow_patterns: list[str]) -> str:
+        if revision not in (None, "main") or not (self.root / repo_id).is_dir():
+            raise OSError(f"404: {repo_id} at {revision}\nmore")
+        assert allow_patterns == [CONFIG_FILE, WEIGHTS_FILE]
+        return str(self.root / repo_id)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FolderHub:
+    fake = FolderHub(tmp_path / "hub")
+    monkeypatch.setattr("lcf_lightning.adapter.hub.HfApi", lambda: fake)
+    monkeypatch.setattr("lcf_lightning.adapter.hub.snapshot_download", fake.download)
+    return fake
+
+
+def test_push_and_fetch_give_the_same_adapter(hub: FolderHub, adapter: Build) -> None:
+    module = adapter(layers=(1, 3))
+    assert module.push_to_hub("ada/adapter", private=True) == "https://hub/ada/adapter/commit/1"
+    assert hub.private
+    assert {path.name for path in (hub.root / "ada/adapter").iterdir()} == {CARD_FILE, CONFIG_FILE, WEIGHTS_FILE}
+    restored = CacheAdapter.from_pretrained("ada/adapter", revision="main")
+    assert restored.config == module.config
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(restored.state_dict()[name], tensor)
+
+
+def test_what_the_hub_has_not_is_named(hub: FolderHub, adapter: Build) -> None:
+    with pytest.raises(AdapterFileError, match="adapter='ada/none' is no folder here, and cannot be fetched .*: 404"):
+        CacheAdapter.from_pretrained("ada/none")
+    adapter().push_to_hub("ada/adapter")
+    with pytest.raises(AdapterFileError, match="404: ada/adapter at v9$"):
+        CacheAdapter.from_pretrained("ada/adapter", revision="v9")
+    (hub.root / "ada/adapter" / WEIGHTS_FILE).write_bytes(b"junk")
+    with pytest.raises(AdapterFileError, match="is damaged or no safetensors file"):
+        CacheAdapter.from_pretrained("ada/adapter")
+
+
+def test_a_folder_that_exists_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert is_hub_id("runs/adapter")
+    (tmp_path / "runs" / "adapter").mkdir(parents=True)
+    assert not is_hub_id("runs/adapter")
+    assert not any(map(is_hub_id, ("adapter", "a/b/c", "/a/b", "./a/b", "a b/c")))
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"), [({}, "LCF-X"), ({"pooler": None}, "LCF"), ({"pooler": None, "fuser": "c2c"}, "C2C")]
+)
+def test_the_card_says_what_the_adapter_is(adapter: Build, tmp_path: Path, settings: dict[str, Any], kind: str) -> None:
+    module = adapter(**settings)
+    scores = {"message": {"exact_match": 0.875, "n": 128}, "mismatched": {"exact_match": 0.25, "n": 128}}
+    module.save_pretrained(tmp_path / "a", {"steps": 600, "seed": 42, "source": "Knowledge", "scores": scores})
+    text = (tmp_path / "a" / CARD_FILE).read_text()
+    size = (tmp_path / "a" / WEIGHTS_FILE).stat().st_size
+    for part in (
+        f"# {kind} adapter", f"| Method | {kind}, d = 16 |", "a/sharer (revision main, float32)", "| Steps | 600 |",
+        "b/receiver (float32)", "| Data | Knowledge |", "| Seed | 42 |", "| message | 0.875 | 128 |",
+        f"{module.parameter_counts()['total']:,}", f"{size / 1e6:.2f} MB", "5 of 5",
+    ):  # fmt: skip
+        assert part in text
+    module.save_pretrained(tmp_path / "b", {})
+    assert "| Steps | not recorded |" in (tmp_path / "b" / CARD_FILE).read_text()
+    assert "exact match" not in (tmp_path / "b" / CARD_FILE).read_text()

@@ -1,0 +1,156 @@
+"""`SharedContextDataModule` and `SharedCollator`: one text, two tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from lcf_lightning import ModelSpec, SharedContextDataModule
+from lcf_lightning.data.batch import Batch, SharedCollator, _aligned
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.sources import Source
+from lcf_lightning.data.sources.source import Split
+from lcf_lightning.errors import DataError, SettingError
+from lcf_lightning.models.loading import load_tokenizer
+
+Make = Callable[..., SharedContextDataModule]
+
+
+class Listed(Source):
+    """Examples as given, the same for every split."""
+
+    def __init__(self, *examples: Example) -> None:
+        self.listed = examples
+
+    def examples(self, split: Split, seed: int) -> Sequence[Example]:
+        return self.listed
+
+
+def example(id: str, question: str, **fields: Any) -> Example:
+    passages = fields.pop("passages", ())
+    return Example(id, question, ("Mary moved.",), passages, passages, **fields)
+
+
+EXAMPLES = (
+    example("a", "Where is Mary?"),
+    example("b", "Where is the sharer, naïvely?", passages=(("The sharer has moved. ", "It is far."),)),
+    example("c", "And now? 🧪", history=(("Where is Mary?", "Mary is here."), ("And John?", "There."))),
+)
+
+
+@pytest.fixture
+def make(spec: Callable[[str], ModelSpec]) -> Make:
+    def made(*examples: Example, stage: str = "test", **settings: Any) -> SharedContextDataModule:
+        given = {"batch_size": 2, "eval_batch_size": 3, "source": Listed(*examples), **settings}
+        data = SharedContextDataModule(sharer=spec("gemma3"), receiver=spec("qwen3"), **given)
+        data.setup(stage)
+        return data
+
+    return made
+
+
+def batch_of(data: SharedContextDataModule) -> Batch:
+    return next(iter(data.evaluation_loader("test")))
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_aligned_tokens_say_the_same(make: Make, chat: bool) -> None:
+    data = make(*EXAMPLES, prompts=PromptSettings(chat=chat))
+    batch = batch_of(data)
+    theirs, own = load_tokenizer(data.sharer), load_tokenizer(data.receiver)
+    assert batch.index.shape == batch.receiver.ids.shape
+    assert batch.sharer.ids.shape != batch.receiver.ids.shape
+    for row in range(3):
+        places = batch.index[row][batch.receiver.mask[row]]
+        assert (places.diff() >= 0).all()
+        assert batch.sharer.mask[row][places].all()
+        for token, place in zip(batch.receiver.ids[row][batch.receiver.mask[row]], places, strict=True):
+            mine, other = own.decode([int(token)]).strip(), theirs.decode([int(batch.sharer.ids[row, place])]).strip()
+            assert not (mine.isascii() and other.isascii()) or set(mine) & set(other) or not (mine and other)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_both_read_passages_history_and_question(make: Make, chat: bool) -> None:
+    batch = batch_of(make(*EXAMPLES, prompts=PromptSettings(chat=chat)))
+    data = make(*EXAMPLES)
+    sides = ((data.sharer, batch.sharer.ids), (data.receiver, torch.cat([batch.receiver.ids, batch.last], 1)))
+    for spec, ids in sides:
+        text = load_tokenizer(spec).batch_decode(ids)
+        assert "It is far." in text[1]
+        assert text[2].index("Mary is here.") < text[2].index("And John?") < text[2].index("And now?")
+        assert ("<|assistant|>" in text[2]) == chat
+
+
+def test_the_same_model_on_both_sides_aligns_one_to_one(spec: Callable[[str], ModelSpec]) -> None:
+    data = SharedContextDataModule(Listed(*EXAMPLES), spec("llama"), spec("llama"), eval_batch_size=3)
+    data.setup("test")
+    batch = batch_of(data)
+    for row in range(3):
+        places = batch.index[row][batch.receiver.mask[row]]
+        assert batch.sharer.ids[row][places].tolist() == batch.receiver.ids[row][batch.receiver.mask[row]].tolist()
+        assert places.diff().unique().tolist() == [1]
+
+
+def test_longer_examples_are_left_out_of_training_and_kept_in_the_test(make: Make) -> None:
+    long = example("long", "Where is Mary? " * 40)
+    limits = PromptSettings(max_sharer_tokens=60, max_receiver_tokens=200)
+    data = make(*EXAMPLES, long, stage="fit", prompts=limits)
+    assert "long" not in {row.id for row in data._examples["train"]}
+    assert "a" in {row.id for row in data._examples["validation"]}
+    data.setup("test")
+    assert [row.id for row in data._examples["test"]] == ["a", "b", "c", "long"]
+    with pytest.raises(DataError, match="train split: all 1 examples exceed the token limits of prompts"):
+        make(long, stage="fit", prompts=limits)
+
+
+def test_only_so_many_answer_tokens_are_scored(make: Make) -> None:
+    whole, cut = (batch_of(make(*EXAMPLES, prompts=PromptSettings(max_answer_tokens=n))) for n in (None, 3))
+    assert whole.answers.shape[1] > 3
+    assert cut.answers.tolist() == whole.answers[:, :3].tolist()
+    with pytest.raises(SettingError, match="max_answer_tokens=0 must be at least 1"):
+        PromptSettings(max_answer_tokens=0)
+    with pytest.raises(SettingError, match="alignment='last' must be one of first, longest"):
+        PromptSettings(alignment="last")
+
+
+def test_the_benchmarks_together_are_the_test_split(make: Make) -> None:
+    data = make(benchmarks={"one": Listed(*EXAMPLES), "two": Listed(*EXAMPLES[:2])}, source=Listed())
+    examples = data._examples["test"]
+    assert [row.id for row in examples] == ["one/a", "one/b", "one/c", "two/a", "two/b"]
+    assert [row.benchmark for row in examples] == ["one"] * 3 + ["two"] * 2
+
+
+def test_a_wrong_message_is_of_another_text_of_like_length(make: Make) -> None:
+    rows = [example(f"{n}", "Where is Mary? " * n) for n in (1, 2, 8, 9)]
+    batch = next(iter(make(*rows, eval_batch_size=4).evaluation_loader("test")))
+    partners = {row.id: partner.id for row, partner in zip(batch.examples, batch.partners, strict=True)}
+    assert partners == {"1": "2", "2": "8", "8": "9", "9": "1"}
+    with pytest.raises(DataError, match="2 evaluation examples hold the same sharer text"):
+        batch_of(make(example("x", "Who?"), example("y", "Who?")))
+
+
+def test_another_examples_message_is_spread_over_the_receivers_tokens(make: Make) -> None:
+    data = make(*EXAMPLES)
+    batch, collator = batch_of(data), data._collator
+    assert isinstance(collator, SharedCollator)
+    tokens, index = collator.message_of(batch.partners, lambda row: row.sharer, batch.receiver)
+    assert index.shape == batch.receiver.ids.shape
+    for row in range(3):
+        places = index[row][batch.receiver.mask[row]]
+        real = tokens.mask[row].nonzero().flatten()
+        assert (int(places[0]), int(places[-1])) == (int(real[0]), int(real[-1]))
+        assert (places.diff() >= 0).all()
+
+
+def test_prompts_are_encoded_once(make: Make) -> None:
+    data = make(*EXAMPLES)
+    batch_of(data)
+    before = _aligned.cache_info()
+    batch_of(data)
+    after = _aligned.cache_info()
+    assert after.hits == before.hits + 3
+    assert after.misses == before.misses

@@ -1,0 +1,191 @@
+"""Arms, choices and pruning where both models read the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from statistics import fmean
+
+import pytest
+import torch
+
+from lcf_lightning import Channel, ModelSpec, SharedContextDataModule
+from lcf_lightning.adapter.pruning import keep_layers
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.sources import Knowledge
+from lcf_lightning.errors import SettingError
+from lcf_lightning.evaluation.arms import SHARED_ARMS, ArmCaches, answer_losses, receiver_reading, run_arms
+from lcf_lightning.evaluation.audit import audit
+from lcf_lightning.evaluation.markdown import pruning_page, to_markdown
+from lcf_lightning.evaluation.plots import pruning_figure
+from lcf_lightning.evaluation.pruning import Pruning, choose, curve, rank_layers
+from lcf_lightning.evaluation.report import build_report
+from lcf_lightning.models.loading import FrozenModel
+from tests.evaluation.answers import answer
+from tests.pairs import small_module
+
+Spec = Callable[[str], ModelSpec]
+PROMPTS = PromptSettings(question="{question}?")
+
+
+@pytest.fixture
+def channel(spec: Spec) -> Channel:
+    module = small_module(spec("llama"), spec("qwen3"), pooler=None, unrotate_keys=False)
+    module.configure_model()
+    module.adapter.eval()
+    return module.channel
+
+
+def batch_of(spec: Spec, **world: int) -> Batch:
+    data = SharedContextDataModule(
+        Knowledge(test_size=6, **world), spec("llama"), spec("qwen3"), eval_batch_size=6, prompts=PROMPTS
+    )
+    data.setup("test")
+    return next(iter(data.test_dataloader()))
+
+
+def plain_choice(reader: FrozenModel, question: str, choices: tuple[str, ...]) -> str:
+    """The choice of highest log probability per byte, from one plain forward pass each."""
+    scores = []
+    for choice in choices:
+        prompt = reader.tokenizer(f"{question}?")["input_ids"]
+        ids = reader.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]
+        logits = reader.model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
+        likelihood = sum(float(logits[len(prompt) - 1 + place, token]) for place, token in enumerate(ids))
+        scores.append(likelihood / len(choice.encode()))
+    return choices[scores.index(max(scores))]
+
+
+@pytest.mark.parametrize("arm", ["sharer_alone", "own_context"])
+@torch.no_grad()
+def test_a_model_alone_chooses_as_a_plain_forward_does(channel: Channel, spec: Spec, arm: str) -> None:
+    batch = batch_of(spec)
+    reader = channel.sharer if arm == "sharer_alone" else channel.receiver
+    rows = run_arms(ArmCaches(channel, batch), [arm], 4)
+    expected = [plain_choice(reader, example.question, example.choices) for example in batch.examples]
+    assert [row.prediction for row in rows] == expected
+    assert len(set(expected)) > 1
+    for row, example in zip(rows, batch.examples, strict=True):
+        assert row.exact_match == row.f1 == float(row.prediction == example.answers[0])
+        assert (row.listening is None) == (arm == "sharer_alone")
+
+
+def test_fewer_choices_in_one_row_are_never_outvoted_by_padding(channel: Channel, spec: Spec) -> None:
+    batch = batch_of(spec)
+    short = replace(batch.examples[0], choices=batch.examples[0].answers)
+    mixed = replace(batch, examples=(short, *batch.examples[1:]))
+    rows = run_arms(ArmCaches(channel, mixed), ["message"], 4)
+    plain = run_arms(ArmCaches(channel, batch), ["message"], 4)
+    assert rows[0].exact_match == 1.0
+    assert [row.prediction for row in rows[1:]] == [row.prediction for row in plain[1:]]
+
+
+def test_open_questions_are_answered_in_words_and_may_stand_beside_choices(channel: Channel, spec: Spec) -> None:
+    batch, opened = batch_of(spec), batch_of(spec, choices=0)
+    words = [row.prediction for row in run_arms(ArmCaches(channel, opened), ["message"], 4)]
+    chosen = [row.prediction for row in run_arms(ArmCaches(channel, batch), ["message"], 4)]
+    mixed = replace(batch, examples=(*opened.examples[:3], *batch.examples[3:]))
+    assert [row.prediction for row in run_arms(ArmCaches(channel, mixed), ["message"], 4)] == words[:3] + chosen[3:]
+    assert not set(words) & set(chosen)
+
+
+def test_every_arm_has_its_own_cache(channel: Channel, spec: Spec) -> None:
+    caches = ArmCaches(channel, batch_of(spec))
+    rows = run_arms(caches, SHARED_ARMS, 4)
+    losses = {arm: tuple(row.loss for row in rows if row.arm == arm) for arm in SHARED_ARMS}
+    assert len(set(losses.values())) == len(SHARED_ARMS)
+    assert all(row.partner_answers == () for row in rows)
+    found = audit(rows)
+    assert found["follow_rate"] is None
+    assert set(found["listening"]) == set(SHARED_ARMS) - {"sharer_alone"}
+    assert "gain_over_sharer_alone" in found["comparisons"]
+
+
+@pytest.mark.parametrize("arm", ["question_only", "full_context", "self"])
+def test_arms_that_mean_nothing_here_are_refused(channel: Channel, spec: Spec, arm: str) -> None:
+    with pytest.raises(SettingError, match=f"arm '{arm}' needs a sharer and a receiver that read different texts"):
+        receiver_reading(ArmCaches(channel, batch_of(spec)), arm)
+
+
+def test_the_sharers_text_can_be_read_here_too(channel: Channel, spec: Spec) -> None:
+    rows = run_arms(ArmCaches(channel, batch_of(spec)), ["t2t_3", "own_context"], 4)
+    assert all(row.text or row.arm == "own_context" for row in rows)
+    assert {row.arm: row.loss for row in rows[::-1]}["t2t_3"] != rows[-1].loss
+
+
+# Reports
+
+
+def test_benchmarks_and_optimal_routing() -> None:
+    rows = []
+    for name, outcomes in {"arc": [(1, 0, 1), (0, 1, 0), (0, 0, 1)], "mmlu": [(1, 1, 1)]}.items():
+        for place, scores in enumerate(outcomes):
+            for arm, right in zip(("sharer_alone", "own_context", "message"), scores, strict=True):
+                rows.append(answer(f"{name}/{place}", arm, float(right), benchmark=name))
+    report = build_report(rows, None, {})
+    assert {name: found["value"] for name, found in report["optimal_routing"].items()} == {
+        "all": 0.75, "arc": pytest.approx(2 / 3), "mmlu": 1.0
+    }  # fmt: skip
+    assert report["benchmarks"]["arc"]["message"]["exact_match"]["value"] == pytest.approx(2 / 3)
+    assert report["arms"]["message"]["exact_match"]["value"] == 0.75  # weighted by size, not the mean of two
+    page = to_markdown(report)
+    assert "| arm | all (n = 4) | arc (n = 3) | mmlu (n = 1) |" in page
+    assert "| optimal routing | 0.750 [" in page
+    assert build_report([row for row in rows if row.arm != "sharer_alone"], None, {})["optimal_routing"] == {}
+
+
+# Pruning
+
+
+def test_importance_is_the_loss_without_the_layer(channel: Channel, spec: Spec) -> None:
+    batch = batch_of(spec)
+    with torch.no_grad():
+        channel.adapter.gates.logits[2] = -1.0
+        importance = rank_layers(channel, [batch])
+        everything = fmean(answer_losses(channel, ArmCaches(channel, batch).message, batch).tolist())
+        assert set(importance) == {0, 1, 3}
+        for layer, rise in importance.items():
+            kept = channel.adapter.gates.logits[layer].clone()
+            channel.adapter.gates.logits[layer] = -1.0
+            without = fmean(answer_losses(channel, ArmCaches(channel, batch).message, batch).tolist())
+            channel.adapter.gates.logits[layer] = kept
+            assert rise == pytest.approx(without - everything, abs=1e-6)
+
+
+def test_the_curve_scores_what_the_pruned_adapter_would(channel: Channel, spec: Spec) -> None:
+    batch = batch_of(spec)
+    importance = {0: 0.3, 1: 0.1, 2: -0.2, 3: 0.2}
+    points = curve(channel, [batch], importance, [0, 2, 4], 4)
+    assert [point["layers"] for point in points] == [[], [0, 3], [0, 1, 2, 3]]
+    pruned = Channel(channel.sharer, channel.receiver, keep_layers(channel.adapter, [0, 3]))
+    rows = run_arms(ArmCaches(pruned, batch), ["message"], 4)
+    assert points[1]["loss"] == pytest.approx(fmean(row.loss for row in rows), abs=1e-6)
+    assert points[1]["exact_match"] == fmean(row.exact_match for row in rows)
+    alone = run_arms(ArmCaches(channel, batch), ["own_context"], 4)
+    assert points[0]["loss"] == pytest.approx(fmean(row.loss for row in alone), abs=1e-6)
+    sizes = [point["megabytes"] for point in points]
+    assert sizes[0] == 0
+    assert sizes[2] == pytest.approx(2 * sizes[1])
+
+
+def test_only_layers_that_help_are_kept() -> None:
+    importance = {0: 0.3, 1: 0.1, 2: -0.2, 3: 0.2}
+    assert choose(importance, 2) == [0, 3]
+    assert choose(importance, 4) == [0, 1, 3]
+    with pytest.raises(SettingError, match="keep=0 must be at least 1"):
+        choose(importance, 0)
+    with pytest.raises(SettingError, match="no layer of this adapter helps"):
+        choose({0: -0.1, 1: 0.0}, 1)
+
+
+def test_pruning_is_shown_as_page_and_picture(channel: Channel, spec: Spec) -> None:
+    importance = {0: 0.3, 1: 0.1, 3: 0.2}
+    points = curve(channel, [batch_of(spec)], importance, [0, 1, 3], 4)
+    page = pruning_page(Pruning(closed=[2], importance=importance, kept=[0], curve=points))
+    assert "| 1 (kept) |" in page
+    assert "0: +0.3000, 3: +0.2000, 1: +0.1000" in page
+    assert "without effect: 2." in page
+    figure = pruning_figure(points, [0])
+    assert len(figure.axes) >= 2
+    assert figure.axes[0].lines[0].get_xdata().tolist() == [0, 1, 3]

@@ -1,0 +1,161 @@
+"""Token alignment, on texts that no tokenizer was made for."""
+
+from __future__ import annotations
+
+import time
+from functools import cache
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
+from lcf_lightning.errors import GeometryError
+from lcf_lightning.models.pairing import Layout, align, by_position
+from tests.conftest import CORPUS, byte_tokenizer
+
+TEMPLATES = {
+    "short": "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<assistant>",
+    "long": "SYSTEM You are a helpful assistant.\n{% for m in messages %}[{{ m.role }}]:\n{{ m.content }} [end]\n"
+    "{% endfor %}[assistant]:\n",
+}
+
+
+@cache
+def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
+    """Four that cut differently: two byte-level vocabularies, whole words with byte fallback, and single characters."""
+    metaspace = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    metaspace.normalizer = normalizers.Replace(" ", "▁")
+    metaspace.decoder = decoders.Replace("▁", " ")
+    fallback = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=["<unk>", "<eos>", *fallback], show_progress=False)
+    metaspace.train_from_iterator(CORPUS, trainer)
+    characters = Tokenizer(models.BPE())
+    characters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    characters.train_from_iterator(
+        [""], trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=["<eos>"], show_progress=False)
+    )
+    found = {
+        "bytes": byte_tokenizer(300),
+        "more bytes": byte_tokenizer(400),
+        "words": PreTrainedTokenizerFast(tokenizer_object=metaspace, eos_token="<eos>", unk_token="<unk>"),
+        "characters": PreTrainedTokenizerFast(tokenizer_object=characters, eos_token="<eos>"),
+    }
+    for name, tokenizer in found.items():
+        tokenizer.chat_template = TEMPLATES["short" if name in ("bytes", "words") else "long"]
+    return found
+
+
+def layout(name: str, example: Example, chat: bool = False) -> tuple[list[int], Layout]:
+    encoder = PromptEncoder(tokenizers()[name], PromptSettings(chat=chat, question="{question}"), "max_sharer_tokens")
+    encoded, found = encoder.shared_prompt(example)
+    return encoded.ids, found
+
+
+def example(text: str, *history: tuple[str, str]) -> Example:
+    return Example("x", text, ("yes",), (), (), history=history)
+
+
+PAIRS = [(one, other) for one in ("bytes", "more bytes", "words", "characters") for other in ("bytes", "words")]
+texts = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\x02\x03"), min_size=1, max_size=60)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=" to ".join)
+@pytest.mark.parametrize("strategy", ["first", "longest"])
+@settings(max_examples=60, deadline=None)
+@given(text=texts)
+def test_every_token_is_mapped_monotonically_to_the_same_characters(
+    pair: tuple[str, str], strategy: str, text: str
+) -> None:
+    (theirs, sharer), (own, receiver) = (layout(name, example(text)) for name in pair)
+    if not len(theirs):  # a tokenizer may drop a character that it does not know
+        return
+    index = align(sharer, receiver, strategy)
+    assert len(index) == len(own)
+    if all(np.array_equal(one, other) for one, other in zip(sharer, receiver, strict=True)):
+        assert index.tolist() == list(range(len(own)))
+        return
+    assert ((index >= 0) & (index < len(theirs))).all()
+    assert (np.diff(index) >= 0).all()
+    common = np.minimum(sharer.ends[index], receiver.ends) - np.maximum(sharer.starts[index], receiver.starts)
+    for token in range(len(own)):  # wherever any sharer token shares a character, the chosen one does
+        shares = np.minimum(sharer.ends, receiver.ends[token]) - np.maximum(sharer.starts, receiver.starts[token])
+        if shares.max() > 0:
+            assert common[token] > 0
+            assert strategy == "first" or common[token] == shares.max()
+            assert strategy == "longest" or index[token] == np.flatnonzero(shares > 0)[0]
+
+
+@pytest.mark.parametrize("name", ["bytes", "words", "characters"])
+@settings(max_examples=40, deadline=None)
+@given(text=texts)
+def test_equal_tokenizers_align_one_to_one(name: str, text: str) -> None:
+    ids, found = layout(name, example(text))
+    if len(ids):
+        assert align(found, found, "first").tolist() == list(range(len(ids)))
+        assert align(found, found, "longest").tolist() == list(range(len(ids)))
+
+
+def test_first_and_longest_differ_where_a_token_is_cut() -> None:
+    # The receiver reads "abcdef" as one token, the sharer as a · bcde · f.
+    sharer = Layout(np.array([1, 1, 1]), np.array([0, 1, 5]), np.array([1, 5, 6]))
+    receiver = Layout(np.array([1]), np.array([0]), np.array([6]))
+    assert align(sharer, receiver, "first").tolist() == [0]
+    assert align(sharer, receiver, "longest").tolist() == [1]
+    assert align(receiver, sharer, "first").tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("pair", [("bytes", "more bytes"), ("more bytes", "bytes"), ("characters", "words")])
+@settings(max_examples=30, deadline=None)
+@given(text=texts.map(str.strip).filter(bool), said=texts.map(str.strip).filter(bool))
+def test_templates_align_by_role_and_contents_by_character(pair: tuple[str, str], text: str, said: str) -> None:
+    chat = example(text, (said, "Sure."))
+    (_, sharer), (own, receiver) = (layout(name, chat, chat=True) for name in pair)
+    index = align(sharer, receiver, "longest")
+    assert (np.diff(index) >= 0).all()
+    assert len(index) == len(own)
+    # Each piece of the receiver's prompt goes to the same piece of the sharer's: user, assistant, user, and between.
+    assert (sharer.pieces[index] == receiver.pieces).all()
+    assert set(receiver.pieces) == set(range(7)) - ({0} - set(receiver.pieces))
+
+
+def test_the_pieces_of_a_chat_are_its_turns() -> None:
+    chat = example("And now?", ("Hello", "Hi there"))
+    ids, found = layout("bytes", chat, chat=True)
+    tokenizer = tokenizers()["bytes"]
+    said = [
+        tokenizer.decode([id for id, at in zip(ids, found.pieces, strict=True) if at == piece]) for piece in range(7)
+    ]
+    assert [said[piece] for piece in (1, 3, 5)] == ["Hello", "Hi there", "And now?"]
+    assert [said[piece] for piece in (0, 2, 4, 6)] == ["<user>", "<assistant>", "<user>", "<assistant>"]
+
+
+def test_a_piece_that_the_sharer_lacks_takes_the_token_before_it() -> None:
+    sharer = Layout(np.array([1, 1, 3]), np.array([0, 2, 0]), np.array([2, 4, 3]))
+    receiver = Layout(np.array([0, 1, 2, 2, 3]), np.array([0, 0, 0, 3, 0]), np.array([5, 4, 3, 5, 3]))
+    assert align(sharer, receiver, "first").tolist() == [0, 0, 1, 1, 2]
+    with pytest.raises(GeometryError, match="without a token"):
+        align(Layout(*(np.array([], dtype=int) for _ in range(3))), receiver, "first")
+
+
+def test_positions_are_spread_from_end_to_end() -> None:
+    assert by_position(5, 3).tolist() == [0, 2, 4]
+    assert by_position(3, 5).tolist() == [0, 0, 1, 2, 2]
+    assert by_position(4, 4).tolist() == [0, 1, 2, 3]
+    assert by_position(1, 3).tolist() == [0, 0, 0]
+    assert by_position(7, 1).tolist() == [0]
+
+
+def test_alignment_is_fast() -> None:
+    text = "The sharer has read something that the receiver has not. " * 40
+    (_, sharer), (own, receiver) = (layout(name, example(text)) for name in ("words", "characters"))
+    assert len(own) > 2000
+    started = time.perf_counter()
+    for _ in range(20):
+        align(sharer, receiver, "longest")
+    assert (time.perf_counter() - started) / 20 < 0.02
