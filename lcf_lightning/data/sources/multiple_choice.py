@@ -57,7 +57,8 @@ class MultipleChoice(RowSource):
         choices = texts
         if self.answer_with == "letter":
             choices = list(ascii_uppercase[: len(texts)])
-            question += "".join(f"\n{letter}. {text}" for letter, text in zip(choices, texts, strict=True))
+            listed = [f"{letter}. {text}" for letter, text in zip(choices, texts, strict=True)]
+            question = "\n".join([question, *listed, "Answer with the letter of the right choice."])
         return Example(
             id=str(row["id"] if "id" in row else row["question_id"]),
             question=question,

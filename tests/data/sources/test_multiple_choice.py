@@ -23,7 +23,7 @@ SHAPES: list[dict[str, Any]] = [
 def test_every_shape_gives_the_same_example(tmp_path: Path, row: dict[str, Any]) -> None:
     file = write(tmp_path / "rows.jsonl", [row])
     (letters,) = MultipleChoice(test=file).examples("test", 0)
-    assert letters.question == "Why?\nA. Because\nB. No reason\nC. Who knows"
+    assert letters.question.startswith("Why?\nA. Because\nB. No reason\nC. Who knows\n")
     assert (letters.id, letters.choices, letters.answers) == ("q1", ("A", "B", "C"), ("B",))
     (texts,) = MultipleChoice(test=file, answer_with="text").examples("test", 0)
     assert (texts.question, texts.answers) == ("Why?", ("No reason",))
@@ -35,7 +35,7 @@ def test_ten_choices_have_ten_letters(tmp_path: Path) -> None:
     (example,) = MultipleChoice(test=write(tmp_path / "rows.jsonl", [row])).examples("test", 0)
     assert example.choices == tuple("ABCDEFGHIJ")
     assert example.answers == ("J",)
-    assert example.question.endswith("\nJ. choice 9")
+    assert "\nJ. choice 9\n" in example.question
 
 
 def test_rows_with_an_error_are_left_out(tmp_path: Path) -> None:
