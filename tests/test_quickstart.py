@@ -40,3 +40,18 @@ def test_the_quickstart_communicates(tmp_path: Path, monkeypatch: pytest.MonkeyP
     channel = Channel.from_pretrained("runs/quickstart/adapter")
     message = channel.send(["likes ada tea .", "owns bob lamp .", "seeks cleo ruby .", "sells dan soup ."], "likes ada")
     assert channel.receive(message, "likes ada", ["finds eva bell .", "hides finn kite .", "fears gia wolf ."]) == "tea"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["quickstart_shared", "quickstart_shared_c2c"])
+def test_the_expert_tells_what_it_knows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of facts that no training example held: chance is 0.25, the sharer alone knows all."""
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", str(CONFIGS / f"{name}.yaml"), "--trainer.enable_progress_bar", "false"])
+    summary = json.loads(Path(f"runs/{name}/summary.json").read_text())
+    arms = {arm: figures["exact_match"] for arm, figures in summary["arms"].items()}
+    assert {figures["n"] for figures in summary["arms"].values()} == {128}
+    assert arms["sharer_alone"] >= 0.99
+    assert arms["own_context"] <= 0.40
+    assert arms["mismatched"] <= 0.40
+    assert arms["message"] >= 0.70
