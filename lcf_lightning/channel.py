@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.adapter.pruning import without_closed_layers
 from lcf_lightning.data.batch import Collator, SharedCollator, split_last
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings, Tokens, pad_left
@@ -76,7 +77,7 @@ class Channel:
             for model in (config.sharer, config.receiver)
         ]
         config.require_geometry(*(geometry_of(spec) for spec in specs))
-        return cls(*load_pair(specs[0], specs[1], device), adapter)
+        return cls(*load_pair(specs[0], specs[1], device), without_closed_layers(adapter))
 
     @property
     def shared(self) -> bool:

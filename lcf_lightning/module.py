@@ -192,8 +192,8 @@ class LCFModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another adapter, since Lightning will not."""
-        stored, own = checkpoint.get("adapter_config"), self.adapter.config.to_dict()
-        differing = [key for key in ("sharer", "receiver", "settings") if (stored or {}).get(key) != own[key]]
+        stored, own = AdapterConfig.from_dict(checkpoint.get("adapter_config", {})), self.adapter.config
+        differing = [key for key in ("sharer", "receiver", "settings") if getattr(stored, key) != getattr(own, key)]
         if differing:
             raise AdapterFileError(f"checkpoint belongs to another adapter: {', '.join(differing)} differ.")
         if checkpoint["state_dict"].keys() != self.state_dict().keys():

@@ -92,6 +92,27 @@ def test_export_in_fewer_bits(run: Path, tmp_path: Path, dtype: str, size: int) 
     assert bytes_ == pytest.approx(size * adapter.parameter_counts()["total"], rel=0.02)
 
 
+def test_a_checkpoint_from_before_a_setting_can_be_continued(run: Path, tmp_path: Path) -> None:
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    del content["adapter_config"]["settings"]["zero_init"]
+    torch.save(content, tmp_path / "old.ckpt")
+    before = (run / "summary.json").read_text()
+    main(["validate", *SHARED, "--trainer.default_root_dir", str(run), "--ckpt_path", str(tmp_path / "old.ckpt")])
+    assert (run / "summary.json").read_text() == before
+    assert (run / "validate" / "metrics.csv").is_file()
+
+
+def test_an_adapter_of_the_hub_is_evaluated(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lcf_lightning.adapter.hub.snapshot_download", lambda *_, **__: str(run / "adapter"))
+    evaluate(run, tmp_path / "e", "--adapter", "ada/adapter", "--arms", "[message]")
+    report = json.loads((tmp_path / "e" / "report.json").read_text())
+    own = json.loads((run / "evaluation" / "report.json").read_text())
+    assert report["arms"]["message"] == own["arms"]["message"]
+    assert report["facts"]["adapter_bytes"] == own["facts"]["adapter_bytes"]
+
+
 def test_export_refuses_what_is_no_checkpoint(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def export(file: Path, *extra: str) -> str:
         return refused(capsys, "export", "--checkpoint", str(file), "--output", str(tmp_path / "o"), *extra)

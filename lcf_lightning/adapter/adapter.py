@@ -109,7 +109,8 @@ class CacheAdapter(nn.Module):
     def _of_layers(layers: Tensor, module: nn.Module, caches: tuple[KV, ...], *others: Tensor) -> KV:
         """What ``module`` gives for some layers (places, ascending), and zero for the rest, which are not computed.
 
-        So a closed layer costs nothing, and a pruned adapter computes bit for bit what the full one does.
+        So a pruned adapter computes bit for bit what the full one does with the other gates closed. The parameters of
+        the rest are copied for it; whoever loads an adapter for use takes the closed layers out (`Channel`).
         """
         count = len(caches[0].keys)
         if len(layers) == count:
@@ -185,8 +186,7 @@ class CacheAdapter(nn.Module):
             AdapterFileError: If a file is missing or damaged, the format version is unknown, a tensor is missing, too
                 much, or of the wrong shape or dtype. Nothing is used before all is checked.
         """
-        fetched = is_hub_id(str(folder))
-        folder = fetch(str(folder), revision, (CONFIG_FILE, WEIGHTS_FILE)) if fetched else Path(folder)
+        folder = local_folder(folder, revision)
         for name in (CONFIG_FILE, WEIGHTS_FILE):
             if not (folder / name).is_file():
                 raise AdapterFileError(f"adapter={str(folder)!r} has no {name}; both files of an adapter are needed.")
@@ -199,6 +199,17 @@ class CacheAdapter(nn.Module):
         tensors = _read_tensors(folder / WEIGHTS_FILE, adapter.state_dict())
         adapter.load_state_dict(tensors, strict=True, assign=True)
         return adapter.requires_grad_(True).eval()
+
+
+def local_folder(location: str | Path, revision: str | None = None) -> Path:
+    """``location`` as a folder here: itself, or where the files of ``owner/name`` were fetched to from the hub.
+
+    Raises:
+        AdapterFileError: If it is no folder here and cannot be fetched.
+    """
+    if is_hub_id(str(location)):
+        return fetch(str(location), revision, (CONFIG_FILE, WEIGHTS_FILE))
+    return Path(location)
 
 
 def _read_tensors(file: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:

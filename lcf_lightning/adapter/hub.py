@@ -85,4 +85,4 @@ def _scores(arms: dict[str, dict[str, Any]]) -> list[str]:
     if not arms:
         return []
     rows = [f"| {arm} | {row['exact_match']:.3f} | {row['n']} |" for arm, row in arms.items()]
-    return ["| arm, test split | exact match | n |", "|---|---|---|", *rows, ""]
+    return ["| arm, test split, before any change of dtype | exact match | n |", "|---|---|---|", *rows, ""]

@@ -16,6 +16,12 @@ def open_layers(adapter: CacheAdapter) -> tuple[int, ...]:
     return tuple(adapter.config.receiver_layers[place] for place in adapter.gates.open.tolist())
 
 
+def without_closed_layers(adapter: CacheAdapter) -> CacheAdapter:
+    """The same edits from fewer parameters, for whoever trains no more; ``adapter`` itself if all or none are open."""
+    layers = open_layers(adapter)
+    return adapter if len(layers) in (0, len(adapter.config.receiver_layers)) else keep_layers(adapter, layers)
+
+
 def keep_layers(adapter: CacheAdapter, layers: Sequence[int]) -> CacheAdapter:
     """An adapter that holds only ``layers`` of ``adapter``: the same edits there, none elsewhere.
 

@@ -9,7 +9,8 @@ from lightning.fabric import Fabric
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.adapter.adapter import CacheAdapter, local_folder
+from lcf_lightning.adapter.pruning import without_closed_layers
 from lcf_lightning.channel import Channel, load_pair
 from lcf_lightning.cli.run import LCFCLI
 from lcf_lightning.data.datamodule import PairDataModule, SharedContextDataModule
@@ -25,7 +26,9 @@ class AdapterCLI(LCFCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--adapter", type=str | None, help="Adapter folder; by default the run's own.")
+        parser.add_argument(
+            "--adapter", type=str | None, help="Adapter folder, or owner/name on the hub; by default the run's own."
+        )
         parser.add_argument("--limit", type=int | None, help="Only so many examples.")
 
     def instantiate_classes(self) -> None:
@@ -34,7 +37,7 @@ class AdapterCLI(LCFCLI):
 
     @property
     def adapter_folder(self) -> Path:
-        return Path(self.config["adapter"] or self.run_folder / "adapter")
+        return local_folder(self.config["adapter"] or self.run_folder / "adapter")
 
     def adapter_and_data(self) -> tuple[CacheAdapter, PairDataModule]:
         """The adapter and the data it belongs to; no model is loaded yet."""
@@ -59,7 +62,8 @@ class AdapterCLI(LCFCLI):
     def channel(self, adapter: CacheAdapter, data: PairDataModule) -> Channel:
         """The pair, loaded on the trainer's device."""
         device = Fabric(accelerator=self.config["trainer"]["accelerator"], devices=1).device
-        return Channel(*load_pair(data.sharer, data.receiver, device), adapter.to(device))
+        adapter = without_closed_layers(adapter).to(device)
+        return Channel(*load_pair(data.sharer, data.receiver, device), adapter)
 
     @property
     def max_new_tokens(self) -> int:

@@ -65,14 +65,10 @@ class EvaluateCLI(AdapterCLI):
         output = self._begin(folder, adapter, data)
         channel = self.channel(adapter, data)
         loader = data.evaluation_loader("test", config["limit"])
-        answers = self._answers(channel, loader, output / PREDICTIONS)
-        latency = self._latency(channel, data.prompts, loader)
-        self._report(answers, latency, self._facts(folder, data, channel), output)
-
-    @property
-    def _arms(self) -> list[str]:
-        shared = self.config["model"]["adapter"]["pooler"] is None
-        return list(self.config["arms"] or (SHARED_ARMS if shared else ARMS))
+        arms = list(config["arms"] or (SHARED_ARMS if channel.shared else ARMS))
+        answers = self._answers(channel, loader, arms, output / PREDICTIONS)
+        latency = self._latency(channel, data.prompts, loader, arms)
+        self._report(answers, latency, self._facts(folder, adapter, data, channel), output)
 
     def _begin(self, folder: Path, adapter: CacheAdapter, data: PairDataModule) -> Path:
         """The output folder, with nothing in it but what belongs to this adapter and these settings."""
@@ -106,8 +102,7 @@ class EvaluateCLI(AdapterCLI):
         trained, own = adapter.config.metadata.get("prompts", {}), asdict(data.prompts)
         return [name for name, value in trained.items() if own.get(name) != value and not name.startswith("text")]
 
-    def _answers(self, channel: Channel, loader: DataLoader[Any], file: Path) -> list[Answer]:
-        arms = self._arms
+    def _answers(self, channel: Channel, loader: DataLoader[Any], arms: list[str], file: Path) -> list[Answer]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         quiet = self.config["trainer"]["enable_progress_bar"] is False
         with Progress(*columns, TimeRemainingColumn(), disable=quiet) as progress:
@@ -120,23 +115,25 @@ class EvaluateCLI(AdapterCLI):
                 sys.stderr.write(f"interrupted; the same command goes on from {file}.\n")
                 raise SystemExit(130) from None
 
-    def _latency(self, channel: Channel, prompts: PromptSettings, loader: DataLoader[Any]) -> Latency | None:
+    def _latency(
+        self, channel: Channel, prompts: PromptSettings, loader: DataLoader[Any], arms: list[str]
+    ) -> Latency | None:
         repeats = self.config["repeats"]
         if repeats == 0:
             return None
         examples = [example for example, _ in islice(loader.dataset, repeats)]  # type: ignore[call-overload]
         batches = batches_of_one(channel, prompts, examples)
-        return measure(channel, batches, self._arms, self.max_new_tokens, repeats)
+        return measure(channel, batches, arms, self.max_new_tokens, repeats)
 
-    def _facts(self, folder: Path, data: PairDataModule, channel: Channel) -> dict[str, Any]:
-        trained = channel.adapter.config.metadata
+    def _facts(self, folder: Path, adapter: CacheAdapter, data: PairDataModule, channel: Channel) -> dict[str, Any]:
+        trained = adapter.config.metadata
         packages = ("lcf-lightning", "torch", "transformers", "lightning")
         return {
             "command": self.command,
             "adapter": str(folder),
             "training_steps": trained.get("steps"),
             "training_seed": trained.get("seed"),
-            "adapter_parameters": channel.adapter.parameter_counts()["total"],
+            "adapter_parameters": adapter.parameter_counts()["total"],
             "adapter_bytes": (folder / WEIGHTS_FILE).stat().st_size,
             "sharer": data.sharer.path,
             "receiver": data.receiver.path,

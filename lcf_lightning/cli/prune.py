@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
+import tempfile
 from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -40,7 +42,7 @@ class PruneCLI(AdapterCLI):
         if keep is None or keep < 1:
             raise SettingError(f"keep={keep} must be a number of layers of at least 1.")
         folder = self.adapter_folder
-        output = Path(self.config["output"] or folder.with_name(f"{folder.name}_pruned_{keep}"))
+        output = Path(self.config["output"] or f"{self.config['adapter'] or folder}_pruned_{keep}")
         if output.exists():
             raise SettingError(f"output={str(output)!r} exists; name a folder that does not.")
         adapter, data = self.adapter_and_data()
@@ -59,9 +61,13 @@ class PruneCLI(AdapterCLI):
             kept=kept,
             curve=curve(channel, batches, importance, sorted(steps | {len(kept)}), self.max_new_tokens),
         )
-        self._write(found, output)
         metadata = adapter.config.metadata | {"pruned": {"from": str(folder), "command": self.command}}
-        keep_layers(adapter, kept).save_pretrained(output, {k: v for k, v in metadata.items() if k != "scores"})
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".pruning-") as aside:
+            written = Path(aside) / output.name
+            keep_layers(adapter, kept).save_pretrained(written, {k: v for k, v in metadata.items() if k != "scores"})
+            self._write(found, written)
+            os.rename(written, output)
         Console().print(pruning_table(found, str(output)))
         if len(kept) < keep:
             sys.stderr.write(f"only {len(kept)} layers help on the validation split; {keep} were asked for.\n")

@@ -150,20 +150,18 @@ class SharedCollator(Collator):
     ) -> tuple[Tokens, Tensor]:
         # Another example's text has no character in common with the receiver's: only the relative place is left.
         tokens = pad_left([self.sharer.shared_prompt(example)[0] for example in examples], self.sharer.pad_id)
+        # As in training the receiver's last token counts, though it is read on the edited cache only.
         lengths = zip(tokens.mask.sum(1).tolist(), receiver.mask.sum(1).tolist(), strict=True)
-        return tokens, _padded([by_position(*pair) for pair in lengths], tokens)
+        return tokens, _padded([by_position(theirs, own + 1)[:-1] for theirs, own in lengths], tokens)
 
     def fits(self, example: Example) -> bool:
         """Whether both models' prompts of an example keep to their limits."""
         settings = self.sharer.settings
-        limits = (settings.max_sharer_tokens, settings.max_receiver_tokens)
-        if limits == (None, None):
-            return True
-        prompts = _aligned(self, example)[:2]
-        return all(limit is None or len(prompt.ids) <= limit for limit, prompt in zip(limits, prompts, strict=True))
+        limits = ((self.sharer, settings.max_sharer_tokens), (self.receiver, settings.max_receiver_tokens))
+        return all(limit is None or len(side.shared_prompt(example)[0].ids) <= limit for side, limit in limits)
 
 
-@lru_cache(maxsize=16_384)
+@lru_cache(maxsize=4_096)
 def _aligned(collator: SharedCollator, example: Example) -> tuple[Encoded, Encoded, Indexes]:
     """Both prompts of an example, and the sharer token of every receiver token; kept, for the epochs to come."""
     (sharer, theirs), (receiver, own) = (side.shared_prompt(example) for side in (collator.sharer, collator.receiver))

@@ -144,7 +144,8 @@ def _self(caches: ArmCaches) -> Reading:
 
 
 def _noise(caches: ArmCaches) -> Reading:
-    return caches.receives(moment_matched_noise(caches.sent, caches.batch.ids))
+    tokens = caches.batch.receiver.mask if caches.channel.shared else None
+    return caches.receives(moment_matched_noise(caches.sent, caches.batch.ids, tokens))
 
 
 TEXT_ARMS: dict[str, Callable[[Example], tuple[Passage, ...]]] = {
@@ -204,22 +205,27 @@ def receiver_reading(caches: ArmCaches, arm: str) -> Reading:
     return caches.reads_text(budget) if budget else _ARMS[arm](caches)
 
 
-def moment_matched_noise(message: KV, ids: Sequence[str]) -> KV:
+def moment_matched_noise(message: KV, ids: Sequence[str], mask: Tensor | None = None) -> KV:
     """Normal noise with the mean and standard deviation of each layer and head of each example's message.
 
     Args:
         message: ``[layers, batch, heads, tokens, head size]``.
         ids: The examples' ids; noise is a function of them, whatever the batch.
+        mask: ``[batch, tokens]``, bool, False on padding, which stays zero; null where there is none.
     """
 
     def matched(tensor: Tensor, name: str) -> Tensor:
-        rows = []
-        for example, id in zip(tensor.unbind(1), ids, strict=True):
+        found = torch.zeros_like(tensor)
+        for row, id in enumerate(ids):
+            real = slice(None) if mask is None else mask[row]
+            example = tensor[:, row][:, :, real]
             generator = torch.Generator().manual_seed(zlib.crc32(f"noise/{name}/{id}".encode()))
             noise = torch.randn(example.shape, generator=generator).to(example)
             noise = (noise - noise.mean((-2, -1), keepdim=True)) / noise.std((-2, -1), keepdim=True)
-            rows.append(noise * example.std((-2, -1), keepdim=True) + example.mean((-2, -1), keepdim=True))
-        return torch.stack(rows, dim=1)
+            found[:, row][:, :, real] = noise * example.std((-2, -1), keepdim=True) + example.mean(
+                (-2, -1), keepdim=True
+            )
+        return found
 
     return KV(matched(message.keys, "keys"), matched(message.values, "values"))
 

@@ -12,7 +12,8 @@ def compare_reports(first: list[Answer], second: list[Answer], arm: str) -> dict
     """One arm of two evaluations, paired by id; under ``all`` and each benchmark.
 
     Raises:
-        DataError: If either has no answer under that arm, or they did not answer the same questions.
+        DataError: If either has no answer under that arm, or they did not answer the same questions, or not in the same
+            form.
     """
     one, other = ({row.id: row for row in answers if row.arm == arm} for answers in (first, second))
     if not one or not other:
@@ -24,6 +25,9 @@ def compare_reports(first: list[Answer], second: list[Answer], arm: str) -> dict
             f"the evaluations did not answer the same questions: {len(one.keys() - other.keys())} only in the first, "
             f"{len(other.keys() - one.keys())} only in the second, such as {unpaired[0]!r}."
         )
+    unlike = [id for id, row in one.items() if row.answers != other[id].answers]
+    if unlike:
+        raise DataError(f"the evaluations accept other answers to {len(unlike)} questions, such as {unlike[0]!r}.")
     names = sorted({row.benchmark for row in one.values()} - {""})
     groups = {"all": one, **{name: {id: row for id, row in one.items() if row.benchmark == name} for name in names}}
     return {name: paired(rows, other) for name, rows in groups.items()}

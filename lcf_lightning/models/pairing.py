@@ -40,7 +40,7 @@ def align(sharer: Layout, receiver: Layout, strategy: str) -> Indexes:
     In what both read, a receiver token that several sharer tokens cover takes the ``first`` of them, or the one that
     covers most of it (``longest``; the first of equals); one that stands on no character takes the token there. Tokens
     of a template go by role and position: the first of a piece to the first, the last to the last. A piece that the
-    sharer's template lacks takes the token before it. Prompts that are cut alike align one to one.
+    sharer's template lacks takes the token before it. Pieces that are cut alike align one to one.
 
     Args:
         sharer: The sharer's prompt.
@@ -55,8 +55,6 @@ def align(sharer: Layout, receiver: Layout, strategy: str) -> Indexes:
     """
     if not len(sharer.pieces):
         raise GeometryError("a sharer's prompt without a token can be aligned with nothing.")
-    if all(np.array_equal(one, other) for one, other in zip(sharer, receiver, strict=True)):
-        return np.arange(len(receiver.pieces))
     index = np.zeros(len(receiver.pieces), dtype=np.int64)
     for piece in np.unique(receiver.pieces):
         rows, columns = (np.flatnonzero(layout.pieces == piece) for layout in (receiver, sharer))
@@ -65,10 +63,10 @@ def align(sharer: Layout, receiver: Layout, strategy: str) -> Indexes:
         elif piece % 2 == 0:
             index[rows] = columns[by_position(len(columns), len(rows))]
         else:
-            theirs, own = (
-                (layout.starts[here], layout.ends[here]) for layout, here in ((sharer, columns), (receiver, rows))
-            )
-            index[rows] = columns[_by_characters(*theirs, *own, strategy)]
+            theirs = (sharer.starts[columns], sharer.ends[columns])
+            own = (receiver.starts[rows], receiver.ends[rows])
+            alike = all(np.array_equal(one, other) for one, other in zip(theirs, own, strict=True))
+            index[rows] = columns if alike else columns[_by_characters(*theirs, *own, strategy)]
     return index
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from lcf_lightning.adapter.adapter import WEIGHTS_FILE, CacheAdapter
-from lcf_lightning.adapter.pruning import keep_layers, open_layers
+from lcf_lightning.adapter.pruning import keep_layers, open_layers, without_closed_layers
 from lcf_lightning.errors import SettingError
 from lcf_lightning.models.geometry import KV
 from tests.adapter.conftest import RECEIVER, SHARER, random_kv
@@ -65,6 +65,17 @@ def test_pruning_twice_and_leaving_the_full_one_alone(adapter: Build) -> None:
         keep_layers(keep_layers(full, [0, 2, 4]), [1])
     with pytest.raises(SettingError, match=r"layers=\[\] must be one or more of \[0, 1, 2, 3, 4\]"):
         keep_layers(full, [])
+
+
+@torch.no_grad()
+def test_closed_layers_are_taken_out_for_use(adapter: Build) -> None:
+    module = adapter(pooler=None)
+    assert without_closed_layers(module) is module
+    module.gates.logits[1] = -1.0
+    assert without_closed_layers(module).config.receiver_layers == (0, 2, 3, 4)
+    module.gates.logits.fill_(-1.0)
+    assert without_closed_layers(module) is module  # an adapter has at least one layer
+    assert not any(t.any() for t in module(random_kv(5, SHARER, 1, 3), random_kv(5, RECEIVER, 1, 3)))
 
 
 @torch.no_grad()

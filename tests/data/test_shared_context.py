@@ -68,9 +68,10 @@ def test_aligned_tokens_say_the_same(make: Make, chat: bool) -> None:
         places = batch.index[row][batch.receiver.mask[row]]
         assert (places.diff() >= 0).all()
         assert batch.sharer.mask[row][places].all()
-        for token, place in zip(batch.receiver.ids[row][batch.receiver.mask[row]], places, strict=True):
-            mine, other = own.decode([int(token)]).strip(), theirs.decode([int(batch.sharer.ids[row, place])]).strip()
-            assert not (mine.isascii() and other.isascii()) or set(mine) & set(other) or not (mine and other)
+        said = [own.decode([int(token)]) for token in batch.receiver.ids[row][batch.receiver.mask[row]]]
+        heard = [theirs.decode([int(batch.sharer.ids[row, place])]) for place in places]
+        pairs = [pair for pair in zip(said, heard, strict=True) if all(part.isascii() for part in pair)]
+        assert sum(mine in other or other in mine for mine, other in pairs) > 0.9 * len(pairs)
 
 
 @pytest.mark.parametrize("chat", [False, True])
@@ -142,8 +143,22 @@ def test_another_examples_message_is_spread_over_the_receivers_tokens(make: Make
     for row in range(3):
         places = index[row][batch.receiver.mask[row]]
         real = tokens.mask[row].nonzero().flatten()
-        assert (int(places[0]), int(places[-1])) == (int(real[0]), int(real[-1]))
+        assert int(places[0]) == int(real[0])
+        assert 0.8 * len(real) < int(places[-1] - places[0]) < len(real)
         assert (places.diff() >= 0).all()
+
+
+def test_a_wrong_message_of_equal_length_stands_where_the_right_one_would(spec: Callable[[str], ModelSpec]) -> None:
+    """So that message and mismatched differ in content alone."""
+    rows = [example("x", "Who is Bob?"), example("y", "Who is Tim?")]
+    data = SharedContextDataModule(Listed(*rows), spec("llama"), spec("llama"), eval_batch_size=2)
+    data.setup("test")
+    batch, collator = batch_of(data), data._collator
+    assert isinstance(collator, SharedCollator)
+    assert batch.sharer.mask.all()  # equally many tokens, or this test says nothing
+    tokens, index = collator.message_of(batch.partners, lambda row: row.sharer, batch.receiver)
+    assert index.tolist() == batch.index.tolist()
+    assert int(index.max()) == tokens.ids.shape[1] - 2  # the last prompt token's place is nobody's
 
 
 def test_prompts_are_encoded_once(make: Make) -> None:

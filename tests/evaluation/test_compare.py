@@ -39,5 +39,7 @@ def test_other_questions_and_missing_arms_are_refused() -> None:
         compare_reports(first, [answer("a", "message", 1.0), answer("c", "message", 1.0)], "message")
     with pytest.raises(DataError, match="arm='noise' must be one that both evaluations have: message, zero"):
         compare_reports(first, first, "noise")
+    with pytest.raises(DataError, match="accept other answers to 1 questions, such as 'b'"):
+        compare_reports(first, [answer("a", "message", 1.0), answer("b", "message", 1.0, answers=("B",))], "message")
     with pytest.raises(DataError, match="they share none"):
         compare_reports(first, [answer("a", "self", 1.0)], "message")

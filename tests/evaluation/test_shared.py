@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from statistics import fmean
 
 import pytest
@@ -13,7 +15,7 @@ from lcf_lightning import Channel, ModelSpec, SharedContextDataModule
 from lcf_lightning.adapter.pruning import keep_layers
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompts import PromptSettings
-from lcf_lightning.data.sources import Knowledge
+from lcf_lightning.data.sources import Knowledge, MultipleChoice
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import SHARED_ARMS, ArmCaches, answer_losses, receiver_reading, run_arms
 from lcf_lightning.evaluation.audit import audit
@@ -45,12 +47,13 @@ def batch_of(spec: Spec, **world: int) -> Batch:
     return next(iter(data.test_dataloader()))
 
 
-def plain_choice(reader: FrozenModel, question: str, choices: tuple[str, ...]) -> str:
+def plain_choice(reader: FrozenModel, question: str, choices: tuple[str, ...], chat: bool = False) -> str:
     """The choice of highest log probability per byte, from one plain forward pass each."""
     scores = []
     for choice in choices:
-        prompt = reader.tokenizer(f"{question}?")["input_ids"]
-        ids = reader.tokenizer(f" {choice}", add_special_tokens=False)["input_ids"]
+        text = f"<|user|>\n{question}?\n<|assistant|>\n" if chat else f"{question}?"
+        prompt = reader.tokenizer(text)["input_ids"]
+        ids = reader.tokenizer(choice if chat else f" {choice}", add_special_tokens=False)["input_ids"]
         logits = reader.model(torch.tensor([prompt + ids])).logits[0].log_softmax(-1)
         likelihood = sum(float(logits[len(prompt) - 1 + place, token]) for place, token in enumerate(ids))
         scores.append(likelihood / len(choice.encode()))
@@ -69,6 +72,39 @@ def test_a_model_alone_chooses_as_a_plain_forward_does(channel: Channel, spec: S
     for row, example in zip(rows, batch.examples, strict=True):
         assert row.exact_match == row.f1 == float(row.prediction == example.answers[0])
         assert (row.listening is None) == (arm == "sharer_alone")
+
+
+@pytest.mark.parametrize("answer_with", ["letter", "text"])
+@pytest.mark.parametrize("arm", ["sharer_alone", "own_context"])
+@torch.no_grad()
+def test_letters_and_chats_are_scored_as_a_plain_forward_scores_them(
+    channel: Channel, spec: Spec, tmp_path: Path, arm: str, answer_with: str
+) -> None:
+    choices = ["a long way off", "far", "near the river", "here"]
+    rows = [{"id": f"{i}", "question": f"Where is {who}", "choices": choices[i % 3 :], "answer": 0}
+            for i, who in enumerate(["Mary", "the sharer", "John", "it", "the cat"])]  # fmt: skip
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = MultipleChoice(test=str(tmp_path / "rows.jsonl"), answer_with=answer_with)
+    prompts = PromptSettings(question="{question}?", chat=True)
+    data = SharedContextDataModule(source, spec("llama"), spec("qwen3"), eval_batch_size=5, prompts=prompts)
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    reader = channel.sharer if arm == "sharer_alone" else channel.receiver
+    expected = [plain_choice(reader, row.question, row.choices, chat=True) for row in batch.examples]
+    assert [row.prediction for row in run_arms(ArmCaches(channel, batch), [arm], 4)] == expected
+    assert {row.answers[0] for row in batch.examples} <= ({"A"} if answer_with == "letter" else set(choices))
+
+
+def test_noise_is_the_same_in_any_batch(channel: Channel, spec: Spec) -> None:
+    batch = batch_of(spec)
+    longer = replace(batch.examples[0], id="long", question="hides something for a long time " * 3)
+    examples = (*batch.examples[:2], longer)
+    collator = channel.collator(PROMPTS)
+    together = run_arms(ArmCaches(channel, collator.train(examples)), ["noise"], 4)
+    for row, single in zip(together, examples, strict=True):
+        (alone,) = run_arms(ArmCaches(channel, collator.train([single])), ["noise"], 4)
+        assert row.loss == pytest.approx(alone.loss, abs=1e-4)
+        assert row.prediction == alone.prediction
 
 
 def test_fewer_choices_in_one_row_are_never_outvoted_by_padding(channel: Channel, spec: Spec) -> None:

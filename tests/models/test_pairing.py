@@ -101,6 +101,32 @@ def test_equal_tokenizers_align_one_to_one(name: str, text: str) -> None:
         assert align(found, found, "longest").tolist() == list(range(len(ids)))
 
 
+def test_equal_tokenizers_align_one_to_one_in_contents_whatever_the_templates() -> None:
+    text = "naïve 🧪🧬 Ελλάδα 漢字 test"
+    found = []
+    for template in TEMPLATES.values():
+        tokenizer = byte_tokenizer(300)
+        tokenizer.chat_template = template
+        encoder = PromptEncoder(tokenizer, PromptSettings(chat=True, question="{question}"), "max_sharer_tokens")
+        encoded, at = encoder.shared_prompt(example(text))
+        found.append((np.array(encoded.ids), at))
+    (theirs, sharer), (own, receiver) = found
+    assert len(theirs) != len(own)
+    index, said = align(sharer, receiver, "first"), receiver.pieces == 1
+    assert theirs[index[said]].tolist() == own[said].tolist()
+    assert len(set(index[said])) == said.sum() > len(text)
+
+
+@pytest.mark.parametrize("name", ["bytes", "words", "characters"])
+def test_a_layout_says_where_each_token_stands(name: str) -> None:
+    text = "The sharer has read something that the receiver has not. Mary moved."
+    ids, found = layout(name, example(text))
+    decoded = [tokenizers()[name].decode([token]).replace("Ġ", " ") for token in ids]
+    stretches = [text[start:end] for start, end in zip(found.starts, found.ends, strict=True)]
+    assert [part.strip() for part in decoded] == [part.strip() for part in stretches]
+    assert "".join(stretches).replace(" ", "") == text.replace(" ", "")
+
+
 def test_first_and_longest_differ_where_a_token_is_cut() -> None:
     # The receiver reads "abcdef" as one token, the sharer as a · bcde · f.
     sharer = Layout(np.array([1, 1, 1]), np.array([0, 1, 5]), np.array([1, 5, 6]))
@@ -157,5 +183,8 @@ def test_alignment_is_fast() -> None:
     assert len(own) > 2000
     started = time.perf_counter()
     for _ in range(20):
+        layout("characters", example(text))
+    tokenised = time.perf_counter()
+    for _ in range(20):
         align(sharer, receiver, "longest")
-    assert (time.perf_counter() - started) / 20 < 0.02
+    assert time.perf_counter() - tokenised < tokenised - started  # less than the tokenisation that it follows

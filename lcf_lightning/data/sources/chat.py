@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.sources.source import RowSource
+from lcf_lightning.data.sources.source import RowSource, row_id
 from lcf_lightning.errors import SettingError
 
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
@@ -46,10 +44,9 @@ class Chat(RowSource):
         if len(turns) % 2 or any(role != ("user", "assistant")[place % 2] for place, (role, _) in enumerate(turns)):
             raise ValueError(f"turns {[role for role, _ in turns]}: user and assistant must take turns")
         said = [text.strip() for _, text in turns]
-        digest = hashlib.sha256(json.dumps([turns, context]).encode()).hexdigest()[:16]
         passages = ((context.strip(),),) if context.strip() else ()
         return Example(
-            id=str(row.get("id") or f"chat/{digest}"),
+            id=row_id(row, turns, context),
             question=said[-2],
             answers=(said[-1],),
             sharer=passages,
@@ -62,7 +59,8 @@ def _turns(row: dict[str, Any]) -> tuple[list[tuple[str, str]], str]:
     """Role and text of each turn from the user's first to the assistant's last, and the context."""
     listed = row.get("conversations") or row.get("messages")
     if not listed:
-        turns = [("user", row["instruction"]), ("assistant", row.get("output") or row["response"])]
+        instruction = row["instruction"]
+        turns = [("user", instruction), ("assistant", row["response"] if row.get("output") is None else row["output"])]
         return turns, row.get("input") or row.get("context") or ""
     turns = [
         (_ROLES[turn.get("from") or turn["role"]], turn["value"] if "from" in turn else turn["content"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.sources.source import Source, Split
@@ -28,4 +29,8 @@ class Mixture(Source):
         return f"Mixture of {', '.join(map(str, self.sources))}"
 
     def examples(self, split: Split, seed: int) -> Sequence[Example]:
-        return [example for source in self.sources for example in source.examples(split, seed)]
+        return [
+            replace(example, id=f"{place}/{example.id}")  # two sources may count their rows alike
+            for place, source in enumerate(self.sources)
+            for example in source.examples(split, seed)
+        ]

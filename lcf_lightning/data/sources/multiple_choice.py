@@ -6,7 +6,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.sources.source import RowSource
+from lcf_lightning.data.sources.source import RowSource, row_id
 from lcf_lightning.errors import SettingError
 
 ANSWERS = ("letter", "text")
@@ -60,7 +60,7 @@ class MultipleChoice(RowSource):
             listed = [f"{letter}. {text}" for letter, text in zip(choices, texts, strict=True)]
             question = "\n".join([question, *listed, "Answer with the letter of the right choice."])
         return Example(
-            id=str(row["id"] if "id" in row else row["question_id"]),
+            id=row_id(row, question, texts),
             question=question,
             answers=(choices[answer],),
             sharer=(),
@@ -76,12 +76,18 @@ def _choices(row: dict[str, Any]) -> tuple[list[str], list[str]]:
     labels = listed["label"] if isinstance(listed, dict) else list(ascii_uppercase[: len(texts)])
     if not 1 <= len(texts) <= len(ascii_uppercase) or len(labels) != len(texts):  # MMLU-Pro has two rows with one
         raise ValueError(f"{len(texts)} choices; between 1 and {len(ascii_uppercase)} are needed")
-    return [str(text).strip() for text in texts], labels
+    found = [str(text).strip() for text in texts]
+    if not all(found):
+        raise ValueError("an empty choice")
+    return found, labels
 
 
 def _answer(row: dict[str, Any], labels: list[str]) -> int:
     """Index of the right choice."""
-    key = next(row[name] for name in ("answer_index", "answer", "answerKey") if row.get(name) is not None)
+    keys = [row[name] for name in ("answer_index", "answer", "answerKey") if row.get(name) is not None]
+    if not keys:
+        raise KeyError("answer")
+    key = keys[0]
     index = labels.index(key) if isinstance(key, str) else int(key)
     if not 0 <= index < len(labels):
         raise ValueError(f"answer {index} of {len(labels)} choices")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -76,6 +78,10 @@ class RowSource(Source):
             raise DataError(f"{split} split of {type(self).__name__} is empty; give more rows.")
         return [self._understood(row, lambda row: _complete(self.to_example(row, seed))) for row in rows]
 
+    def __str__(self) -> str:
+        locations = dict.fromkeys(at for at in (self.train, self.test) if at is not None)
+        return f"{super().__str__()} ({', '.join(Path(at).name if Path(at).suffix else at for at in locations)})"
+
     def keep(self, row: dict[str, Any]) -> bool:
         """Whether a row belongs to the data set as configured."""
         return True
@@ -117,6 +123,12 @@ class RowSource(Source):
         except (OSError, EOFError, StopIteration, ValueError, datasets.exceptions.DatasetsError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise DataError(f"{setting}={location!r} cannot be read: {reason}") from error
+
+
+def row_id(row: dict[str, Any], *content: Any) -> str:
+    """The row's own ``id`` or ``question_id``; where it has none, a digest of its ``content``."""
+    own = next((row[name] for name in ("id", "question_id") if row.get(name) is not None), None)
+    return str(own) if own is not None else hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 def _complete(example: Example) -> Example:

@@ -51,11 +51,21 @@ def test_rows_with_an_error_are_left_out(tmp_path: Path) -> None:
         ({"answer": 3}, "answer 3 of 3 choices"),
         ({"answer": -1}, "answer -1 of 3 choices"),
         ({"answer": "Z"}, "ValueError 'Z' is not in list"),
+        ({"answer": None}, "KeyError 'answer'"),
+        ({"choices": ["one", " "]}, "an empty choice"),
     ],
 )
 def test_rows_that_make_no_sense_are_named(tmp_path: Path, change: dict[str, Any], match: str) -> None:
     with pytest.raises(DataError, match=f"MultipleChoice cannot understand row 'q1'.*{match}"):
         MultipleChoice(test=write(tmp_path / "rows.jsonl", [{**ROW, **change}])).examples("test", 0)
+
+
+def test_rows_without_an_id_get_one_of_their_own(tmp_path: Path) -> None:
+    rows = [{key: value for key, value in ROW.items() if key != "id"}, {**ROW, "id": None, "question": "How?"}]
+    source = MultipleChoice(test=write(tmp_path / "rows.jsonl", rows))
+    ids = [example.id for example in source.examples("test", 0)]
+    assert len(set(ids)) == 2
+    assert ids == [example.id for example in source.examples("test", 5)]
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:
@@ -69,9 +79,10 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
 def test_a_mixture_has_the_examples_of_all_its_sources(tmp_path: Path) -> None:
     files = [write(tmp_path / f"{n}.jsonl", [{**ROW, "id": f"{n}{i}"} for i in range(5)]) for n in "ab"]
     mixture = Mixture([MultipleChoice(file, file, validation_size=1) for file in files])
-    assert [example.id for example in mixture.examples("test", 0)] == [f"{n}{i}" for n in "ab" for i in range(5)]
+    ids = [example.id for example in mixture.examples("test", 0)]
+    assert ids == [f"{place}/{name}{i}" for place, name in enumerate("ab") for i in range(5)]
     assert [len(mixture.examples(split, 0)) for split in ("train", "validation")] == [8, 2]  # type: ignore[arg-type]
-    assert str(mixture) == "Mixture of MultipleChoice, MultipleChoice"
+    assert str(mixture) == "Mixture of MultipleChoice (a.jsonl), MultipleChoice (b.jsonl)"
     with pytest.raises(SettingError, match=r"sources=\[\] must name at least one"):
         Mixture([])
 
