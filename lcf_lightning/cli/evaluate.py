@@ -9,7 +9,6 @@ import shlex
 import sys
 from dataclasses import asdict
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +63,7 @@ class EvaluateCLI(AdapterCLI):
         data.setup("test")
         output = self._begin(folder, adapter, data)
         channel = self.channel(adapter, data)
-        loader = data.evaluation_loader("test", config["limit"])
+        loader = data.evaluation_loader("test", config["limit"], by_length=True)
         arms = list(config["arms"] or (SHARED_ARMS if channel.shared else ARMS))
         answers = self._answers(channel, loader, arms, output / PREDICTIONS)
         latency = self._latency(channel, data.prompts, loader, arms)
@@ -121,7 +120,8 @@ class EvaluateCLI(AdapterCLI):
         repeats = self.config["repeats"]
         if repeats == 0:
             return None
-        examples = [example for example, _ in islice(loader.dataset, repeats)]  # type: ignore[call-overload]
+        examples = [example for example, _ in loader.dataset]  # by length: so take short and long ones
+        examples = examples[:: max(1, len(examples) // repeats)][:repeats]
         batches = batches_of_one(channel, prompts, examples)
         return measure(channel, batches, arms, self.max_new_tokens, repeats)
 

@@ -113,9 +113,10 @@ class PairDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader("test")
 
-    def evaluation_loader(self, split: Split, limit: int | None = None) -> DataLoader[Any]:
+    def evaluation_loader(self, split: Split, limit: int | None = None, by_length: bool = False) -> DataLoader[Any]:
         """Batches of a split's first ``limit`` examples (null for all), each with the example whose message is wrong.
 
+        ``by_length`` puts examples of like length together, so that little is padding; else they keep their order.
         Under DDP every example is on one rank: none is repeated so that all have equally many.
 
         Raises:
@@ -125,6 +126,8 @@ class PairDataModule(pl.LightningDataModule):
         examples = list(self._examples[split])
         partners = self._partners(examples)
         pairs = [(example, examples[partner]) for example, partner in zip(examples, partners, strict=True)][:limit]
+        if by_length:
+            pairs.sort(key=lambda pair: sum(map(len, shared_text(pair[0]))))
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if len(pairs) < world_size:
             raise DataError(f"{split} split has {len(pairs)} examples; {world_size} processes need at least one each.")

@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -288,7 +287,10 @@ def answer_reading(caches: ArmCaches, reading: Reading, arm: str, max_new_tokens
     """Every example of a batch answered from a reading, which is called ``arm``."""
     batch = caches.batch
     encoder = caches.collator.sharer if reading.by_sharer else caches.collator.receiver
-    ids, mask = _tokens(caches, encoder, [example.answers[0] for example in batch.examples])
+    ids, mask = batch.answers, batch.answer_mask
+    if reading.by_sharer:  # in its own tokens
+        rows = [encoder.answer(example.answers[0]) for example in batch.examples]
+        ids, mask = (made.to(reading.last.device) for made in pad_right(rows, encoder.pad_id))
     logits = _logits(caches.channel, reading, ids, mask)
     losses = _mean_loss(logits, ids, mask).tolist()
     listening = [None] * len(batch)
@@ -319,33 +321,31 @@ def _predictions(caches: ArmCaches, reading: Reading, encoder: PromptEncoder, ma
     if not all(example.choices for example in examples):
         reader = caches.channel.sharer if reading.by_sharer else caches.channel.receiver
         said = caches.channel.decode(reading.cache, reading.last, max_new_tokens, reader)
-    most = max(len(example.choices) for example in examples)
-    scores = [_choice_scores(caches, reading, encoder, place) for place in range(most)]
+    scores = iter(_choice_scores(caches, reading, encoder))
     return [
-        max(zip(example.choices, own, strict=False), key=itemgetter(1))[0] if example.choices else words
-        for example, words, *own in zip(examples, said, *scores, strict=True)
+        max(((next(scores), -place, choice) for place, choice in enumerate(example.choices)), default=(0, 0, words))[2]
+        for example, words in zip(examples, said, strict=True)
     ]
 
 
-def _choice_scores(caches: ArmCaches, reading: Reading, encoder: PromptEncoder, place: int) -> list[float]:
-    """Log probability of every example's choice number ``place``, in nats per byte of its text.
+def _choice_scores(caches: ArmCaches, reading: Reading, encoder: PromptEncoder) -> list[float]:
+    """Log probability of every choice of every example, in nats per byte of its text.
 
     Per byte, so that neither a choice's length nor the tokenizer's cut of it counts against it.
     """
-    choices = [(*example.choices, *[" "] * (place + 1))[place] for example in caches.batch.examples]
-    ids, mask = _tokens(caches, encoder, choices, ended=False)
-    losses = _mean_loss(_logits(caches.channel, reading, ids, mask), ids, mask) * mask.sum(-1)
-    return [-loss / len(choice.encode()) for loss, choice in zip(losses.tolist(), choices, strict=True)]
-
-
-def _tokens(
-    caches: ArmCaches, encoder: PromptEncoder, texts: Sequence[str], ended: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Texts as answers, ``[batch, tokens]``, and their mask; with the end of sequence where ``ended``."""
-    rows = [encoder.answer(text) if ended else encoder.candidate(text) for text in texts]
-    ids, mask = pad_right(rows, encoder.pad_id)
-    device = caches.batch.last.device
-    return ids.to(device), mask.to(device)
+    choices = [(row, choice) for row, example in enumerate(caches.batch.examples) for choice in example.choices]
+    tokens = [encoder.candidate(choice) for _, choice in choices]
+    scores = [0.0] * len(choices)
+    order = sorted(range(len(choices)), key=lambda at: len(tokens[at]))  # like lengths together: little is padding
+    for start in range(0, len(order), len(caches.batch)):
+        part = order[start : start + len(caches.batch)]
+        ids, mask = (made.to(reading.last.device) for made in pad_right([tokens[at] for at in part], encoder.pad_id))
+        rows = torch.tensor([choices[at][0] for at in part], device=reading.last.device)
+        read = reading._replace(cache=reading.cache.rows(rows), last=reading.last[rows])
+        losses = _mean_loss(_logits(caches.channel, read, ids, mask), ids, mask) * mask.sum(-1)
+        for at, loss in zip(part, losses.tolist(), strict=True):
+            scores[at] = -loss / len(choices[at][1].encode())
+    return scores
 
 
 def answer_losses(channel: Channel, reading: Reading, batch: Batch) -> Tensor:

@@ -71,6 +71,11 @@ class KVCache:
             values[layer] = values[layer] + delta.values[index].to(values[layer].dtype)
         return replace(self, keys=tuple(keys), values=tuple(values))
 
+    def rows(self, index: Tensor) -> KVCache:
+        """The cache of some rows of the batch, ``index`` ``[rows]``, int64, in that order; a row may come twice."""
+        keys, values = (tuple(tensor[index] for tensor in tensors) for tensors in (self.keys, self.values))
+        return KVCache(keys, values, self.mask[index])
+
     def without_last(self) -> KVCache:
         """The cache before the last token was read."""
         keys, values = ([tensor[:, :, :-1] for tensor in tensors] for tensors in (self.keys, self.values))
