@@ -120,8 +120,8 @@ class EvaluateCLI(AdapterCLI):
         repeats = self.config["repeats"]
         if repeats == 0:
             return None
-        examples = [example for example, _ in loader.dataset]  # by length: so take short and long ones
-        examples = examples[:: max(1, len(examples) // repeats)][:repeats]
+        examples = [example for example, _ in loader.dataset]  # type: ignore[attr-defined]
+        examples = examples[:: max(1, len(examples) // repeats)][:repeats]  # they stand by length: short and long ones
         batches = batches_of_one(channel, prompts, examples)
         return measure(channel, batches, arms, self.max_new_tokens, repeats)
 

@@ -169,3 +169,17 @@ def test_prompts_are_encoded_once(make: Make) -> None:
     after = _aligned.cache_info()
     assert after.hits == before.hits + 3
     assert after.misses == before.misses
+
+
+def test_an_evaluation_may_put_like_lengths_together(make: Make) -> None:
+    rows = [example(f"{n}", "Where is Mary? " * n) for n in (9, 1, 8, 2, 7)]
+    data = make(*rows, eval_batch_size=2)
+    in_order, by_length = ([batch.ids for batch in data.evaluation_loader("test", 4, order)] for order in (False, True))
+    assert in_order == [["9", "1"], ["8", "2"]]
+    assert by_length == [["1", "2"], ["8", "9"]]  # of the first four
+    partners = [
+        {row.id: partner.id for batch in data.evaluation_loader("test", 4, order)
+         for row, partner in zip(batch.examples, batch.partners, strict=True)}
+        for order in (False, True)
+    ]  # fmt: skip
+    assert partners[0] == partners[1]

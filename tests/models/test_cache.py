@@ -201,3 +201,18 @@ def test_wrong_shapes_are_refused(spec: Callable[[str], ModelSpec]) -> None:
     ):
         cache.edit((0,), wrong)
     assert isinstance(cache, KVCache)
+
+
+def test_rows_and_the_cache_before_the_last_token(frozen: FrozenModel) -> None:
+    """A row of the cache, once or twice, and the cache without its last token continue as the whole would."""
+    cache = prefill(frozen.model, *left_padded(rows()))
+    tail, mask = torch.randint(2, 290, (3, 2)), torch.ones(3, 2, dtype=torch.bool)
+    with torch.no_grad():
+        whole = continue_from(frozen.model, cache, tail, mask)
+        index = torch.tensor([2, 0, 2])
+        some = continue_from(frozen.model, cache.rows(index), tail[index], mask)
+        torch.testing.assert_close(some, whole[index], atol=1e-5, rtol=1e-5)
+        last = left_padded(rows())[0][:, -1:]
+        again = continue_from(frozen.model, cache.without_last(), torch.cat([last, tail], 1), torch.ones(3, 3).bool())
+        torch.testing.assert_close(again[:, 1:], whole, atol=1e-4, rtol=1e-4)
+    assert cache.without_last().mask.shape[1] == cache.mask.shape[1] - 1
