@@ -10,7 +10,8 @@ import torch.distributed as dist
 
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import Answer, require_arms, run_arms
+from lcf_lightning.evaluation.answering import Answer, run_arms
+from lcf_lightning.evaluation.arms import require_arms
 from lcf_lightning.evaluation.report import Summary, summarise
 from lcf_lightning.module import LCFModule
 

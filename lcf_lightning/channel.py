@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.pruning import without_closed_layers
-from lcf_lightning.data.batch import Collator, SharedCollator, split_last
+from lcf_lightning.data.batch import Collator, SharedCollator
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptSettings, Tokens, pad_left
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.tokens import Tokens, pad_left, split_last
 from lcf_lightning.errors import AdapterFileError
 from lcf_lightning.models.cache import KVCache, Rotary, continue_from, generate, prefill
 from lcf_lightning.models.geometry import KV

@@ -19,7 +19,8 @@ from lcf_lightning.channel import Channel, load_pair
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.datamodule import ContextMismatchDataModule, PairDataModule, SharedContextDataModule
 from lcf_lightning.errors import AdapterFileError, DivergedError, SettingError
-from lcf_lightning.evaluation.arms import ArmCaches, Reading, answer_losses, run_arms
+from lcf_lightning.evaluation.answering import answer_losses, run_arms
+from lcf_lightning.evaluation.arms import ArmCaches, Reading
 from lcf_lightning.models.loading import ModelSpec, geometry_of
 
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")

@@ -10,7 +10,8 @@ from lcf_lightning.callbacks import AdapterExport
 
 from lcf_lightning import Channel, ModelSpec
 from lcf_lightning.errors import AdapterFileError, GeometryError
-from lcf_lightning.evaluation.arms import ArmCaches, run_arms
+from lcf_lightning.evaluation.answering import run_arms
+from lcf_lightning.evaluation.arms import ArmCaches
 from tests.pairs import small_data, small_module, small_trainer
 
 Spec = Callable[[str], ModelSpec]

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from lcf_lightning.cli.evaluate import PREDICTIONS
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import Answer
+from lcf_lightning.evaluation.answering import Answer
 from lcf_lightning.evaluation.compare import compare_reports
 from lcf_lightning.evaluation.evaluate import read_answers
 from lcf_lightning.evaluation.report import comparison_table

@@ -25,7 +25,8 @@ from lcf_lightning.cli.adapter import AdapterCLI
 from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import ARMS, SHARED_ARMS, Answer, require_arms
+from lcf_lightning.evaluation.answering import Answer
+from lcf_lightning.evaluation.arms import ARMS, SHARED_ARMS, require_arms
 from lcf_lightning.evaluation.evaluate import answer_all
 from lcf_lightning.evaluation.latency import Latency, batches_of_one, measure
 from lcf_lightning.evaluation.markdown import conclusions, to_markdown

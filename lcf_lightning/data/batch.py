@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.data.example import Example, Passage
-from lcf_lightning.data.prompts import Encoded, PromptEncoder, PromptSettings, Tokens, pad_left
+from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
+from lcf_lightning.data.tokens import Encoded, Tokens, pad_left, pad_right, split_last
 from lcf_lightning.errors import DataError
 from lcf_lightning.models.pairing import Indexes, align, by_position
 
@@ -175,17 +176,3 @@ def _padded(index: Sequence[Indexes], sharer: Tokens) -> Tensor:
     return torch.from_numpy(
         np.stack([np.pad(row + shift, (width - len(row), 0)) for row, shift in zip(index, shifts, strict=True)])
     )
-
-
-def pad_right(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Token ids ``[batch, tokens]``, padded on the right, and the mask that is False on padding."""
-    width = max(map(len, rows))
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], dtype=torch.long)
-    return ids, torch.arange(width) < lengths[:, None]
-
-
-def split_last(prompts: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tokens, Tensor]:
-    """What is prefilled of some prompts, and their last tokens ``[batch, 1]``, which are read on that cache."""
-    read = [Encoded(prompt.ids[:-1], prompt.spans[:-1]) for prompt in prompts]
-    return pad_left(read, pad_id).to(device), torch.tensor([prompt.ids[-1:] for prompt in prompts], device=device)

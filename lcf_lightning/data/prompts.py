@@ -7,14 +7,12 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain, count
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.data.example import Example, Passage
+from lcf_lightning.data.tokens import Encoded
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.models.pairing import STRATEGIES, Layout
 
@@ -74,39 +72,6 @@ class PromptSettings:
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 raise SettingError(f"{name}={limit} must be at least 1, or null for no limit.")
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One prompt as tokens.
-
-    Attributes:
-        ids: Token ids.
-        spans: Each token's span, counted from 0; -1 for tokens in none. The question, where there is one, is the last.
-        dropped: Spans that a token limit took away.
-    """
-
-    ids: list[int]
-    spans: list[int]
-    dropped: int = 0
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """Prompts of a batch, padded on the left.
-
-    Attributes:
-        ids: ``[batch, tokens]``, int64.
-        mask: ``[batch, tokens]``, bool, False on padding.
-        spans: ``[batch, tokens]``, int64, -1 for tokens in no span.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    spans: Tensor
-
-    def to(self, *args: Any, **kwargs: Any) -> Tokens:
-        return Tokens(*(tensor.to(*args, **kwargs) for tensor in (self.ids, self.mask, self.spans)))
 
 
 def parse_span_mode(mode: str) -> tuple[str, int]:
@@ -295,18 +260,3 @@ class PromptEncoder:
             last, dropped = last - 1, dropped + 1
         numbered = [last + 1 if span == _QUESTION else span for _, span in kept]
         return Encoded([token for token, _ in kept], numbered, dropped)
-
-
-def pad_left(prompts: Sequence[Encoded], pad_id: int) -> Tokens:
-    """A batch of prompts, padded on the left."""
-    width = max(len(prompt.ids) for prompt in prompts)
-
-    def padded(rows: Sequence[list[int]], value: int) -> Tensor:
-        return torch.tensor([[value] * (width - len(row)) + row for row in rows], dtype=torch.long)
-
-    lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
-    return Tokens(
-        ids=padded([prompt.ids for prompt in prompts], pad_id),
-        mask=torch.arange(width) >= width - lengths[:, None],
-        spans=padded([prompt.spans for prompt in prompts], _NONE),
-    )

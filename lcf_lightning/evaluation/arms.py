@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lcf_lightning.channel import Channel
-from lcf_lightning.data.batch import Batch, pad_right, split_last
+from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example, Passage
-from lcf_lightning.data.prompts import PromptEncoder, Tokens
+from lcf_lightning.data.tokens import Tokens, split_last
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.answers import score
 from lcf_lightning.evaluation.text_baseline import decoded, reading_prompts, text_prompts, write_texts
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.geometry import KV
@@ -227,145 +223,3 @@ def moment_matched_noise(message: KV, ids: Sequence[str], mask: Tensor | None = 
         return found
 
     return KV(matched(message.keys, "keys"), matched(message.values, "values"))
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One arm's answer to one example.
-
-    Attributes:
-        id: The example's id.
-        arm: The arm.
-        needs_sharer: False if the receiver's own passages answer the question.
-        prediction: What the receiver said.
-        answers: What would have been accepted.
-        loss: Cross entropy of the first accepted answer, mean over its tokens, in nats.
-        exact_match: 0 or 1.
-        f1: In [0, 1].
-        listening: Jensen–Shannon divergence between the first token's distributions under this arm and under own
-            context, in nats (at most ln 2); null where it is the sharer that answers.
-        partner_answers: In the mismatched arm, what would have been accepted for the example whose message it was;
-            nothing where the answer is chosen, since the choices do not hold it.
-        partner_needs_sharer: In the mismatched arm, whether that example's message can hold its answer at all.
-        text: In the T2T arms, what the sharer wrote.
-        benchmark: The example's data set, where several are evaluated together.
-    """
-
-    id: str
-    arm: str
-    needs_sharer: bool
-    prediction: str
-    answers: tuple[str, ...]
-    loss: float
-    exact_match: float
-    f1: float
-    listening: float | None
-    partner_answers: tuple[str, ...] = ()
-    partner_needs_sharer: bool = True
-    text: str = ""
-    benchmark: str = ""
-
-
-def by_arm(answers: Iterable[Answer], needs_sharer: bool) -> dict[str, dict[str, Answer]]:
-    """Answers of one kind of question by arm and id; an example that occurs twice (a sampler's padding) counts once."""
-    found: dict[str, dict[str, Answer]] = {}
-    for answer in answers:
-        if answer.needs_sharer == needs_sharer:
-            found.setdefault(answer.arm, {})[answer.id] = answer
-    return found
-
-
-@torch.no_grad()
-def run_arms(caches: ArmCaches, arms: Sequence[str], max_new_tokens: int) -> list[Answer]:
-    """Every example of a batch answered under every arm: same prompt, decoding, stopping and scoring."""
-    caches.write(longest_text(arms))
-    readings = ((arm, receiver_reading(caches, arm)) for arm in arms)
-    return [answer for arm, reading in readings for answer in answer_reading(caches, reading, arm, max_new_tokens)]
-
-
-def answer_reading(caches: ArmCaches, reading: Reading, arm: str, max_new_tokens: int) -> list[Answer]:
-    """Every example of a batch answered from a reading, which is called ``arm``."""
-    batch = caches.batch
-    encoder = caches.collator.sharer if reading.by_sharer else caches.collator.receiver
-    ids, mask = batch.answers, batch.answer_mask
-    if reading.by_sharer:  # in its own tokens
-        rows = [encoder.answer(example.answers[0]) for example in batch.examples]
-        ids, mask = (made.to(reading.last.device) for made in pad_right(rows, encoder.pad_id))
-    logits = _logits(caches.channel, reading, ids, mask)
-    losses = _mean_loss(logits, ids, mask).tolist()
-    listening = [None] * len(batch)
-    if not reading.by_sharer:
-        listening = jensen_shannon(logits[:, 0].log_softmax(-1), caches.first_tokens).tolist()
-    predictions = _predictions(caches, reading, encoder, max_new_tokens)
-    answers = []
-    for row, (example, prediction) in enumerate(zip(batch.examples, predictions, strict=True)):
-        chosen = float(prediction == example.answers[0])  # a choice is right or wrong, with no normalisation
-        scores = (chosen, chosen) if example.choices else score(prediction, example.answers)
-        partner = batch.partners[row] if arm == "mismatched" else None
-        answers.append(
-            Answer(
-                example.id, arm, example.needs_sharer, prediction, example.answers, losses[row], *scores,
-                listening[row],
-                partner.answers if partner and not example.choices else (),
-                partner.needs_sharer if partner else True,
-                reading.texts[row] if reading.texts else "",
-                example.benchmark,
-            )
-        )  # fmt: skip
-    return answers
-
-
-def _predictions(caches: ArmCaches, reading: Reading, encoder: PromptEncoder, max_new_tokens: int) -> list[str]:
-    """What is said or, where there are choices, chosen."""
-    examples, said = caches.batch.examples, [""] * len(caches.batch)
-    if not all(example.choices for example in examples):
-        reader = caches.channel.sharer if reading.by_sharer else caches.channel.receiver
-        said = caches.channel.decode(reading.cache, reading.last, max_new_tokens, reader)
-    scores = iter(_choice_scores(caches, reading, encoder))
-    return [
-        max(((next(scores), -place, choice) for place, choice in enumerate(example.choices)), default=(0, 0, words))[2]
-        for example, words in zip(examples, said, strict=True)
-    ]
-
-
-def _choice_scores(caches: ArmCaches, reading: Reading, encoder: PromptEncoder) -> list[float]:
-    """Log probability of every choice of every example, in nats per byte of its text.
-
-    Per byte, so that neither a choice's length nor the tokenizer's cut of it counts against it.
-    """
-    choices = [(row, choice) for row, example in enumerate(caches.batch.examples) for choice in example.choices]
-    tokens = [encoder.candidate(choice) for _, choice in choices]
-    scores = [0.0] * len(choices)
-    order = sorted(range(len(choices)), key=lambda at: len(tokens[at]))  # like lengths together: little is padding
-    for start in range(0, len(order), len(caches.batch)):
-        part = order[start : start + len(caches.batch)]
-        ids, mask = (made.to(reading.last.device) for made in pad_right([tokens[at] for at in part], encoder.pad_id))
-        rows = torch.tensor([choices[at][0] for at in part], device=reading.last.device)
-        read = reading._replace(cache=reading.cache.rows(rows), last=reading.last[rows])
-        losses = _mean_loss(_logits(caches.channel, read, ids, mask), ids, mask) * mask.sum(-1)
-        for at, loss in zip(part, losses.tolist(), strict=True):
-            scores[at] = -loss / len(choices[at][1].encode())
-    return scores
-
-
-def answer_losses(channel: Channel, reading: Reading, batch: Batch) -> Tensor:
-    """Cross entropy of each example's answer: ``[batch]``, float32, mean over its tokens, in nats."""
-    logits = _logits(channel, reading, batch.answers, batch.answer_mask)
-    return _mean_loss(logits, batch.answers, batch.answer_mask)
-
-
-def _logits(channel: Channel, reading: Reading, ids: Tensor, mask: Tensor) -> Tensor:
-    reader = channel.sharer if reading.by_sharer else channel.receiver
-    return channel.logits(reading.cache, reading.last, ids, mask, reader)
-
-
-def _mean_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    losses = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
-    return (losses * mask).sum(-1) / mask.sum(-1)
-
-
-def jensen_shannon(one: Tensor, other: Tensor) -> Tensor:
-    """Jensen–Shannon divergence of log probabilities ``[batch, vocabulary]``: ``[batch]``, in nats, in [0, ln 2]."""
-    middle = torch.logaddexp(one, other) - math.log(2)
-    parts = [F.kl_div(middle, side, reduction="none", log_target=True).sum(-1) for side in (one, other)]
-    return ((parts[0] + parts[1]) / 2).clamp(min=0)

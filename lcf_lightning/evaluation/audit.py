@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypedDict
 
+from lcf_lightning.evaluation.answering import Answer, by_arm
 from lcf_lightning.evaluation.answers import score
-from lcf_lightning.evaluation.arms import Answer, by_arm, text_budget
+from lcf_lightning.evaluation.arms import text_budget
 from lcf_lightning.evaluation.statistics import Comparison, Estimate, compare, estimate
 
 COMPARISONS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lcf_lightning.errors import DataError
-from lcf_lightning.evaluation.arms import Answer
+from lcf_lightning.evaluation.answering import Answer
 from lcf_lightning.evaluation.audit import paired
 from lcf_lightning.evaluation.statistics import Comparison
 

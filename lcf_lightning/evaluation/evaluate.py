@@ -11,7 +11,8 @@ from typing import Any
 from lcf_lightning.channel import Channel
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import DataError
-from lcf_lightning.evaluation.arms import Answer, ArmCaches, longest_text, run_arms
+from lcf_lightning.evaluation.answering import Answer, run_arms
+from lcf_lightning.evaluation.arms import ArmCaches, longest_text
 from lcf_lightning.files import write_text
 
 

@@ -12,7 +12,8 @@ from lcf_lightning.adapter.pruning import keep_layers, open_layers
 from lcf_lightning.channel import Channel
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import ArmCaches, Reading, answer_losses, answer_reading
+from lcf_lightning.evaluation.answering import answer_losses, answer_reading
+from lcf_lightning.evaluation.arms import ArmCaches, Reading
 from lcf_lightning.models.geometry import KV
 
 

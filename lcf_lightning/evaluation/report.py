@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from rich.table import Table
 
-from lcf_lightning.evaluation.arms import Answer, by_arm
+from lcf_lightning.evaluation.answering import Answer, by_arm
 from lcf_lightning.evaluation.audit import Audit, audit
 from lcf_lightning.evaluation.latency import Latency
 from lcf_lightning.evaluation.pruning import Pruning

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lcf_lightning.channel import Channel
-from lcf_lightning.data.batch import split_last
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptSettings, Tokens
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.tokens import Tokens, split_last
 from lcf_lightning.models.cache import KVCache, generate
 
 

@@ -33,6 +33,7 @@ def test_the_folder_can_be_chosen_and_a_dry_run_writes_nothing(spec: Spec, tmp_p
     export = AdapterExport(str(tmp_path / "a" / "b"))
     small_trainer(tmp_path, export).fit(small_module(*pair), datamodule=small_data(*pair))
     assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]

@@ -17,8 +17,9 @@ from lcf_lightning import ModelSpec
 from lcf_lightning.data.batch import Batch, Collator
 from lcf_lightning.data.datamodule import ContextMismatchDataModule, ResumableLoader, ResumableSampler
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptEncoder, PromptSettings, Tokens
+from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
 from lcf_lightning.data.sources import World
+from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.models.loading import load_tokenizer
 

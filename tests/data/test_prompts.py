@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lcf_lightning.data.prompts import Encoded, PromptEncoder, PromptSettings, pad_left, parse_span_mode
+from lcf_lightning.data.prompts import PromptEncoder, PromptSettings, parse_span_mode
+from lcf_lightning.data.tokens import Encoded, pad_left
 from lcf_lightning.errors import DataError, SettingError
 
 PASSAGES = (("Mary moved.", " She sat down."), ("John ran.",), ("The cat, the dog.", " Both slept.", " All night."))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from lcf_lightning.evaluation.arms import Answer
+from lcf_lightning.evaluation.answering import Answer
 
 
 def answer(id: str, arm: str, exact_match: float, **changes: Any) -> Answer:

@@ -13,18 +13,15 @@ from torch.nn import functional as F
 from lcf_lightning import Channel, ModelSpec
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import DataError, SettingError
+from lcf_lightning.evaluation.answering import Answer, answer_losses, jensen_shannon, run_arms
 from lcf_lightning.evaluation.arms import (
     ARMS,
-    Answer,
     ArmCaches,
-    answer_losses,
-    jensen_shannon,
     label,
     longest_text,
     moment_matched_noise,
     receiver_reading,
     require_arms,
-    run_arms,
     text_budget,
 )
 from lcf_lightning.evaluation.audit import audit

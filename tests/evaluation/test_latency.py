@@ -10,7 +10,8 @@ import lcf_lightning.evaluation.latency as latency
 from lcf_lightning import Channel, ModelSpec
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import ARMS, ArmCaches, run_arms
+from lcf_lightning.evaluation.answering import run_arms
+from lcf_lightning.evaluation.arms import ARMS, ArmCaches
 from lcf_lightning.evaluation.latency import Latency, Stopwatch, measure, timed
 from lcf_lightning.models.cache import stream
 from tests.pairs import small_data, small_module

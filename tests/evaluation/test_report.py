@@ -10,7 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from rich.console import Console
 
-from lcf_lightning.evaluation.arms import Answer, label
+from lcf_lightning.evaluation.answering import Answer
+from lcf_lightning.evaluation.arms import label
 from lcf_lightning.evaluation.latency import ArmLatency, Latency, Spread
 from lcf_lightning.evaluation.markdown import to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save

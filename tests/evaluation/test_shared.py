@@ -17,7 +17,8 @@ from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import Knowledge, MultipleChoice
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import SHARED_ARMS, ArmCaches, answer_losses, receiver_reading, run_arms
+from lcf_lightning.evaluation.answering import answer_losses, run_arms
+from lcf_lightning.evaluation.arms import SHARED_ARMS, ArmCaches, receiver_reading
 from lcf_lightning.evaluation.audit import audit
 from lcf_lightning.evaluation.markdown import pruning_page, to_markdown
 from lcf_lightning.evaluation.plots import pruning_figure

@@ -10,7 +10,8 @@ from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.datamodule import ContextMismatchDataModule
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import World
-from lcf_lightning.evaluation.arms import ArmCaches, receiver_reading, run_arms
+from lcf_lightning.evaluation.answering import run_arms
+from lcf_lightning.evaluation.arms import ArmCaches, receiver_reading
 from lcf_lightning.evaluation.text_baseline import decoded, reading_prompts, text_prompts, write_texts
 from tests.pairs import small_data, small_module
 

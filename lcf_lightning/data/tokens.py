@@ -1,0 +1,72 @@
+"""Prompts and answers as token ids, and batches of them as padded tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One prompt as tokens.
+
+    Attributes:
+        ids: Token ids.
+        spans: Each token's span, counted from 0; -1 for tokens in none. The question, where there is one, is the last.
+        dropped: Spans that a token limit took away.
+    """
+
+    ids: list[int]
+    spans: list[int]
+    dropped: int = 0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Prompts of a batch, padded on the left.
+
+    Attributes:
+        ids: ``[batch, tokens]``, int64.
+        mask: ``[batch, tokens]``, bool, False on padding.
+        spans: ``[batch, tokens]``, int64, -1 for tokens in no span.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    spans: Tensor
+
+    def to(self, *args: Any, **kwargs: Any) -> Tokens:
+        return Tokens(*(tensor.to(*args, **kwargs) for tensor in (self.ids, self.mask, self.spans)))
+
+
+def pad_left(prompts: Sequence[Encoded], pad_id: int) -> Tokens:
+    """A batch of prompts, padded on the left."""
+    width = max(len(prompt.ids) for prompt in prompts)
+
+    def padded(rows: Sequence[list[int]], value: int) -> Tensor:
+        return torch.tensor([[value] * (width - len(row)) + row for row in rows], dtype=torch.long)
+
+    lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
+    return Tokens(
+        ids=padded([prompt.ids for prompt in prompts], pad_id),
+        mask=torch.arange(width) >= width - lengths[:, None],
+        spans=padded([prompt.spans for prompt in prompts], -1),
+    )
+
+
+def pad_right(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Token ids ``[batch, tokens]``, padded on the right, and the mask that is False on padding."""
+    width = max(map(len, rows))
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], dtype=torch.long)
+    return ids, torch.arange(width) < lengths[:, None]
+
+
+def split_last(prompts: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tokens, Tensor]:
+    """What is prefilled of some prompts, and their last tokens ``[batch, 1]``, which are read on that cache."""
+    read = [Encoded(prompt.ids[:-1], prompt.spans[:-1]) for prompt in prompts]
+    return pad_left(read, pad_id).to(device), torch.tensor([prompt.ids[-1:] for prompt in prompts], device=device)
