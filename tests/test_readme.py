@@ -77,3 +77,8 @@ def test_every_figure_of_the_results_table_is_in_the_results_file() -> None:
         for arm in ("own_context", "mismatched", "message", "full_context"):
             assert f"{results[run]['arms'][arm]['exact_match']:.3f}" in row
         assert f"{results[run]['own_questions']['message']['exact_match']:.3f}" in row
+    for run in ("quickstart_shared", "quickstart_shared_c2c"):
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{run}.yaml`"))
+        for arm in ("sharer_alone", "own_context", "mismatched", "message"):
+            assert f"{results[run]['arms'][arm]['exact_match']:.3f}" in row
+        assert f"{results[run]['adapter']['parameters']:,}" in row
