@@ -7,7 +7,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from lcf_lightning.evaluation.arms import label, text_budget
 from lcf_lightning.evaluation.latency import Latency
@@ -87,6 +87,7 @@ def pruning_figure(points: list[Point], kept: list[int]) -> Figure:
     left.annotate(
         f" {len(kept)} kept", (len(kept), 1), xycoords=("data", "axes fraction"), va="top", fontsize=8, color="#555555"
     )
+    left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_xlabel("layers kept, the most important first (0: the receiver alone)")
     left.set_ylabel("exact match, message arm, validation split", color=_ACCENT)
     right.set_ylabel("loss, nats", color=_TEXT)
