@@ -17,7 +17,7 @@ from lcf_lightning.data.batch import Collator, SharedCollator
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.tokens import Tokens, pad_left, split_last
-from lcf_lightning.errors import AdapterFileError
+from lcf_lightning.errors import AdapterFileError, GeometryError
 from lcf_lightning.models.cache import KVCache, Rotary, continue_from, generate, prefill
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.loading import FrozenModel, ModelSpec, geometry_of, load_frozen
@@ -110,11 +110,20 @@ class Channel:
 
     @torch.no_grad()
     def receive(self, message: KV, question: str, passages: Sequence[str] = (), max_new_tokens: int = 32) -> str:
-        """The receiver's answer, given a message and its own passages: the sharer's, where both read the same text."""
+        """The receiver's answer, given a message and its own passages: the sharer's, where both read the same text.
+
+        Raises:
+            GeometryError: If both read the same text, and the message was sent of one of another length.
+        """
         encoder = self._collator().receiver
         encoder = encoder.unlimited() if self.shared else encoder
         prompt = encoder.prompt([(passage,) for passage in passages], question)
         read, last = split_last([prompt], encoder.pad_id, self.receiver.device)
+        if self.shared and message.keys.shape[3] != read.ids.shape[1]:
+            raise GeometryError(
+                f"a message of {message.keys.shape[3]} tokens for a prompt of {read.ids.shape[1]}: where both models "
+                "read the same text, send and receive need the same passages and question."
+            )
         return self.decode(self.fuse(self.read_receiver(read), message), last, max_new_tokens)[0]
 
     def _collator(self) -> Collator:

@@ -13,6 +13,7 @@ from lcf_lightning import CacheAdapter, Channel
 from lcf_lightning.adapter.hub import CARD_FILE
 from lcf_lightning.cli import main
 from lcf_lightning.data.sources import Knowledge
+from lcf_lightning.errors import GeometryError
 from lcf_lightning.evaluation.arms import SHARED_ARMS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -131,6 +132,26 @@ def test_export_refuses_what_is_no_checkpoint(run: Path, tmp_path: Path, capsys:
     assert not (tmp_path / "o").exists()
     (tmp_path / "o").mkdir()
     assert "exists; name a folder that does not" in export(good)
+
+
+def test_a_message_of_another_text_is_refused(run: Path) -> None:
+    channel = Channel.from_pretrained(run / "adapter")
+    message = channel.send([], "seeks wren")
+    assert channel.receive(message, "seeks wren")
+    with pytest.raises(
+        GeometryError, match="a message of 4 tokens for a prompt of 8: .* the same passages"
+    ):
+        channel.receive(message, "seeks wren", ["owns bob lamp ."])
+
+
+def test_another_adapters_evaluation_has_a_folder_of_its_own(run: Path) -> None:
+    before = (run / "evaluation" / "report.json").read_bytes()
+    main(["evaluate", *SHARED, "--trainer.default_root_dir", str(run), "--repeats", "0", "--arms", "[message]",
+          "--adapter", str(run / "adapter_best")])  # fmt: skip
+    assert (run / "evaluation" / "report.json").read_bytes() == before
+    page = (run / "evaluation_adapter_best" / "report.md").read_text()
+    assert "T2T" not in page
+    assert "optimal routing" not in page
 
 
 def test_a_pruned_adapter_is_evaluated_like_any_other(run: Path, tmp_path: Path) -> None:

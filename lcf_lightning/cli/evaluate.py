@@ -49,7 +49,9 @@ class EvaluateCLI(AdapterCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument("--arms", type=list[str] | None, help="Arms to run, t2t_N for any N ≥ 1; by default all.")
-        parser.add_argument("--output", type=str | None, help="Folder to write to; by default the run's evaluation/.")
+        parser.add_argument(
+            "--output", type=str | None, help="By default evaluation/ or evaluation_ADAPTER/ of the run."
+        )
         parser.add_argument("--repeats", type=int, default=10, help="Measurements of each arm's latency; 0 for none.")
 
     def instantiate_classes(self) -> None:
@@ -75,7 +77,8 @@ class EvaluateCLI(AdapterCLI):
         differing = self._differing_prompts(adapter, data)
         if differing:
             sys.stderr.write(f"warning: the adapter was trained with other prompts: {', '.join(differing)} differ.\n")
-        output = Path(self.config["output"] or self.run_folder / "evaluation")
+        name = "evaluation" if self.config["adapter"] is None else f"evaluation_{Path(self.config['adapter']).name}"
+        output = Path(self.config["output"] or self.run_folder / name)
         settings = self.config["data"].as_dict()
         settings["init_args"] = {name: value for name, value in settings["init_args"].items() if name not in _ANYHOW}
         identity = {

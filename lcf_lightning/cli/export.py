@@ -55,7 +55,7 @@ def read_checkpoint(file: Path) -> CacheAdapter:
     except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AdapterFileError(f"checkpoint={str(file)!r} is damaged or not one of this package: {reason}") from error
-    scores = _scores(file.parent.parent, config.metadata.get("steps"))
+    scores = _scores(file.parent.parent / "summary.json", config.metadata.get("steps"))
     adapter = CacheAdapter(replace(config, metadata=config.metadata | ({"scores": scores} if scores else {})))
     own = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
     if own != {name: tuple(tensor.shape) for name, tensor in state.items()}:
@@ -64,13 +64,7 @@ def read_checkpoint(file: Path) -> CacheAdapter:
     return adapter.eval()
 
 
-def _scores(run: Path, steps: int | None) -> dict[str, Any]:
-    """Exact match and n of every arm on the test split, as ``evaluate`` or else ``fit`` found them after ``steps``."""
-    report, summary = (_read(run / name) for name in ("evaluation/report.json", "summary.json"))
-    if steps is not None and report.get("facts", {}).get("training_steps") == steps:
-        return {arm: {"exact_match": row["exact_match"]["value"], "n": row["n"]} for arm, row in report["arms"].items()}
-    return summary["arms"] if summary.get("steps") == steps else {}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text()) if file.is_file() else {}
+def _scores(summary: Path, steps: int | None) -> dict[str, Any]:
+    """Exact match and n of every arm on the test split, if the run's summary is of the same step."""
+    found = json.loads(summary.read_text()) if summary.is_file() else {}
+    return found["arms"] if steps is not None and found.get("steps") == steps else {}

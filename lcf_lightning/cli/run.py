@@ -138,7 +138,9 @@ class LCFCLI(LightningCLI):
             return
         steps = self.trainer.global_step
         if self.trainer.checkpoint_callback is not None:
-            self.trainer.save_checkpoint(self._last_checkpoint)  # the run's very end, also between two intervals
+            self.trainer.save_checkpoint(
+                self._last_checkpoint, weights_only=False
+            )  # the run's very end, also between two intervals
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self._print_table("test")
         if not self.trainer.is_global_zero:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lcf_lightning.evaluation.arms import label
+from lcf_lightning.evaluation.arms import label, text_budget
 from lcf_lightning.evaluation.audit import Audit
 from lcf_lightning.evaluation.latency import STAGES, Latency, Spread
 from lcf_lightning.evaluation.pruning import Pruning
@@ -14,12 +14,13 @@ from lcf_lightning.evaluation.statistics import RESAMPLES, Estimate
 
 _HOW_TO_READ = f"""\
 *Message* beside *mismatched*, the message of another example, tells communication from tuning: their difference is the
-content-attributable gain. *Zero* is an all-zero message, *self* the receiver's own context sent by the sharer, *noise*
-a random message with this message's mean and standard deviation per layer and head. *T2T-N*: the sharer writes up to N
-tokens, which the receiver reads before its own context. Intervals: 95 %, percentile bootstrap, {RESAMPLES:,} resamples.
-Text arms are answered by the untuned receiver: where the adapter has taught it a form of answer, only the
-content-attributable gain is free of that. *Listening*: Jensen–Shannon divergence of the first token's distribution from
-own context, in nats (≤ 0.693)."""
+content-attributable gain. *Zero* is an all-zero message, *noise* a random one with this message's mean and standard
+deviation per layer and head. *Listening*: Jensen–Shannon divergence of the first token's distribution from own context,
+in nats (≤ 0.693). Intervals: 95 %, percentile bootstrap, {RESAMPLES:,} resamples."""
+_SELF_AND_TEXT = """\
+*Self* is the receiver's own context sent by the sharer. *T2T-N*: the sharer writes up to N tokens, which the receiver
+reads before its own context. Text arms are answered by the untuned receiver: where the adapter has taught it a form of
+answer, only the content-attributable gain is free of that."""
 
 
 _OPTIMAL_ROUTING = """\
@@ -36,6 +37,7 @@ def to_markdown(report: Report) -> str:
         "## Arms, on questions that need the sharer",
         _arms(report["arms"], report["audit"]),
         _HOW_TO_READ,
+        *([_SELF_AND_TEXT] if any(arm == "self" or text_budget(arm) for arm in report["arms"]) else []),
         "![Arms](arms.png)",
     ]
     if report["optimal_routing"]:
