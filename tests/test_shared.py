@@ -138,9 +138,7 @@ def test_a_message_of_another_text_is_refused(run: Path) -> None:
     channel = Channel.from_pretrained(run / "adapter")
     message = channel.send([], "seeks wren")
     assert channel.receive(message, "seeks wren")
-    with pytest.raises(
-        GeometryError, match="a message of 4 tokens for a prompt of 8: .* the same passages"
-    ):
+    with pytest.raises(GeometryError, match="a message of 4 tokens for a prompt of 8: .* the same passages"):
         channel.receive(message, "seeks wren", ["owns bob lamp ."])
 
 
