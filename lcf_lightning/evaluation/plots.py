@@ -92,7 +92,9 @@ def pruning_figure(points: list[Point], kept: list[int]) -> Figure:
     left.set_ylabel("exact match, message arm, validation split", color=_ACCENT)
     right.set_ylabel("loss, nats", color=_TEXT)
     sizes = left.secondary_xaxis("top")
-    sizes.set_xticks(layers, [f"{point['megabytes']:.{1 if points[-1]['megabytes'] > 10 else 2}f}" for point in points])
+    sizes.set_xticks(
+        layers, [f"{point['megabytes']:.{1 if points[-1]['megabytes'] > 10 else 2}f}" for point in points], fontsize=7
+    )
     sizes.set_xlabel("adapter, MB")
     for axes in (left, right):
         axes.margins(y=0.1)
