@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
 class LCFError(Exception):
     """Base of every error this package raises on bad input."""
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HFValidationError
 
 from lcf_lightning.adapter.config import AdapterConfig
-from lcf_lightning.errors import AdapterFileError
+from lcf_lightning.errors import AdapterFileError, reason
 
 CARD_FILE = "README.md"
 
@@ -28,10 +27,9 @@ def fetch(repository: str, revision: str | None, files: tuple[str, ...]) -> Path
     """
     try:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
-    except (OSError, ValueError, HFValidationError) as error:  # the hub's errors are OSErrors
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except (OSError, ValueError) as error:  # all of the hub's are one or the other
         raise AdapterFileError(
-            f"adapter={repository!r} is no folder here, and cannot be fetched from the hub: {reason}"
+            f"adapter={repository!r} is no folder here, and cannot be fetched from the hub: {reason(error)}"
         ) from error
 
 

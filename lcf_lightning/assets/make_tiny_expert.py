@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from lcf_lightning.assets.make_tiny_models import BATCH, TOKEN, tiny_sharer, word_tokenizer
+from lcf_lightning.assets.make_tiny_models import BATCH, TOKEN, WARMUP_STEPS, descend, tiny_sharer, word_tokenizer
 from lcf_lightning.data.sources.knowledge import FACTS
 
 log = logging.getLogger(__name__)
@@ -36,23 +36,17 @@ def train(model: PreTrainedModel, facts: Tensor, seed: int) -> None:
     """Train ``model`` in place: the value must follow the name and the question mark, in the upper layers too."""
     unmarked = facts[:, [0, 1, 2, 3, 5, 6]]
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min((step + 1) / 60, 1 - step / STEPS))
-    for step in range(STEPS):
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+
+    def loss_at(step: int) -> Tensor:
         ids = (facts if rng.random() < 0.5 else unmarked)[rng.sample(range(len(facts)), BATCH)]
         output = model(input_ids=ids[:, :-1], output_hidden_states=True)
-        decoder, head = model.get_decoder(), model.get_output_embeddings()
         # The value from each supervised layer (the last state has passed the final norm), the end from the last only.
         early = [head(decoder.norm(state[:, -2])) for state in output.hidden_states[SUPERVISED_FROM:-1]]
         losses = [F.cross_entropy(logits, ids[:, -2]) for logits in [*early, output.logits[:, -2]]]
-        loss = torch.stack([*losses, F.cross_entropy(output.logits[:, -1], ids[:, -1])]).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        if step % 100 == 99:
-            log.info("step %d  loss %.3f", step + 1, loss.item())
+        return torch.stack([*losses, F.cross_entropy(output.logits[:, -1], ids[:, -1])]).mean()
+
+    descend(model, STEPS, loss_at, lambda step: min((step + 1) / WARMUP_STEPS, 1 - step / STEPS))
 
 
 @torch.no_grad()

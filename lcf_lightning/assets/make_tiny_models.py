@@ -132,16 +132,32 @@ def messages(rng: random.Random) -> tuple[Tensor, Tensor]:
 def train(model: PreTrainedModel, steps: int, repeat_steps: int, seed: int, learning_rate: float = 2e-3) -> None:
     """Train ``model`` in place: ``repeat_steps`` of repeated sequences, then the mixture."""
     rng = random.Random(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: min((step + 1) / WARMUP_STEPS, 1.0) * max(0.02, 1 - step / steps)
-    )
-    started = time.monotonic()
-    for step in range(steps):
+
+    def loss_at(step: int) -> Tensor:
         makers = [repeated_sequences] if step < repeat_steps else [questions_and_answers, messages]
         ids, scored = rng.choice(makers)(rng)
         logits = model(input_ids=ids).logits
-        loss = F.cross_entropy(logits[:, :-1][scored[:, 1:]], ids[:, 1:][scored[:, 1:]])
+        return F.cross_entropy(logits[:, :-1][scored[:, 1:]], ids[:, 1:][scored[:, 1:]])
+
+    def factor(step: int) -> float:
+        return min((step + 1) / WARMUP_STEPS, 1.0) * max(0.02, 1 - step / steps)
+
+    descend(model, steps, loss_at, factor, learning_rate)
+
+
+def descend(
+    model: PreTrainedModel,
+    steps: int,
+    loss_at: Callable[[int], Tensor],
+    factor: Callable[[int], float],
+    learning_rate: float = 2e-3,
+) -> None:
+    """So many AdamW steps on ``loss_at(step)``, at ``factor(step)`` of the learning rate."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    started = time.monotonic()
+    for step in range(steps):
+        loss = loss_at(step)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig
-from lcf_lightning.errors import AdapterFileError, SettingError
+from lcf_lightning.errors import AdapterFileError, SettingError, reason
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -53,8 +53,9 @@ def read_checkpoint(file: Path) -> CacheAdapter:
         config = AdapterConfig.from_dict(checkpoint["adapter_config"])
         state = {name.removeprefix("adapter."): tensor for name, tensor in checkpoint["state_dict"].items()}
     except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise AdapterFileError(f"checkpoint={str(file)!r} is damaged or not one of this package: {reason}") from error
+        raise AdapterFileError(
+            f"checkpoint={str(file)!r} is damaged or not one of this package: {reason(error)}"
+        ) from error
     scores = _scores(file.parent.parent / "summary.json", config.metadata.get("steps"))
     adapter = CacheAdapter(replace(config, metadata=config.metadata | ({"scores": scores} if scores else {})))
     own = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}

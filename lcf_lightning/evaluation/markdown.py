@@ -10,7 +10,7 @@ from lcf_lightning.evaluation.audit import Audit
 from lcf_lightning.evaluation.latency import STAGES, Latency, Spread
 from lcf_lightning.evaluation.pruning import Pruning
 from lcf_lightning.evaluation.report import ArmFigures, Report
-from lcf_lightning.evaluation.statistics import RESAMPLES, Estimate
+from lcf_lightning.evaluation.statistics import RESAMPLES, written
 
 _HOW_TO_READ = f"""\
 *Message* beside *mismatched*, the message of another example, tells communication from tuning: their difference is the
@@ -58,13 +58,13 @@ def conclusions(report: Report) -> str:
         gain = found["comparisons"]["content_attributable_gain"]
         lines.append(
             f"Content-attributable gain (message − mismatched, exact match, n = {gain['n']}): "
-            f"{_estimate(gain['gain'], signed=True)}; McNemar p = {gain['mcnemar_p']:.2g} "
+            f"{written(gain['gain'], signed=True)}; McNemar p = {gain['mcnemar_p']:.2g} "
             f"({gain['only_first']} questions against {gain['only_second']})."
         )
     if found["follow_rate"] is not None:
         lines.append(
             f"Follow rate: under another example's message the receiver gives that example's answer in "
-            f"{_estimate(found['follow_rate'])} of {found['follow_n']} questions whose own answer "
+            f"{written(found['follow_rate'])} of {found['follow_n']} questions whose own answer "
             "is another and whose partner's needs the sharer."
         )
     if latency is not None:
@@ -90,16 +90,11 @@ def _facts(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items())
 
 
-def _estimate(estimate: Estimate, signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    return f"{estimate['value']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
-
-
 def _arms(arms: Mapping[str, ArmFigures], audit: Audit | None = None) -> str:
     columns = ["arm", "exact match", "F1", "loss (nats)", "n", *(["listening"] if audit else [])]
     rows = []
     for arm, row in arms.items():
-        cells = [label(arm), _estimate(row["exact_match"]), _estimate(row["f1"]), f"{row['loss']:.3f}", str(row["n"])]
+        cells = [label(arm), written(row["exact_match"]), written(row["f1"]), f"{row['loss']:.3f}", str(row["n"])]
         rows.append([*cells, *([_listening(audit, arm)] if audit else [])])
     return _table(columns, rows)
 
@@ -109,11 +104,11 @@ def _benchmarks(report: Report) -> str:
     groups = {"all": report["arms"], **report["benchmarks"]}
     counted = [f"{name} (n = {max(row['n'] for row in arms.values())})" for name, arms in groups.items()]
     rows = [
-        [label(arm), *(_estimate(arms[arm]["exact_match"]) if arm in arms else "–" for arms in groups.values())]
+        [label(arm), *(written(arms[arm]["exact_match"]) if arm in arms else "–" for arms in groups.values())]
         for arm in report["arms"]
     ]
     routing = report["optimal_routing"]
-    rows.append(["optimal routing", *(_estimate(routing[name]) if name in routing else "–" for name in groups)])
+    rows.append(["optimal routing", *(written(routing[name]) if name in routing else "–" for name in groups)])
     return _table(["arm", *counted], rows)
 
 
@@ -129,7 +124,7 @@ def _audit(audit: Audit) -> str:
     for name, found in audit["comparisons"].items():
         counts = [str(found[key]) for key in ("n", "only_first", "only_second")]
         chances = [f"{found[key]:.2g}" for key in ("mcnemar_p", "wilcoxon_p")]
-        gains = [_estimate(found["gain"], signed=True), _estimate(found["gain_f1"], signed=True)]
+        gains = [written(found["gain"], signed=True), written(found["gain_f1"], signed=True)]
         title = f"{label(name)} ({label(found['first'])} − {label(found['second'])})"
         rows.append([title, *gains, *counts, *chances])
     return _table(columns, rows) + "\n\nTests are one-sided: is the first better? McNemar exact, on discordant pairs."

@@ -12,7 +12,7 @@ from lcf_lightning.evaluation.answering import Answer, by_arm
 from lcf_lightning.evaluation.audit import Audit, audit
 from lcf_lightning.evaluation.latency import Latency
 from lcf_lightning.evaluation.pruning import Pruning
-from lcf_lightning.evaluation.statistics import Comparison, Estimate, estimate
+from lcf_lightning.evaluation.statistics import Comparison, Estimate, estimate, written
 
 
 class Figures(TypedDict):
@@ -136,10 +136,8 @@ def comparison_table(found: dict[str, Comparison], first: str, second: str, arm:
     for column in ("questions", "n", "difference", "only first right", "only second right", "McNemar p"):
         table.add_column(column, justify="left" if column == "questions" else "right")
     for name, row in found.items():
-        gain = row["gain"]
-        difference = f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
         counts = (str(row[key]) for key in ("only_first", "only_second"))
-        table.add_row(name, str(row["n"]), difference, *counts, f"{row['mcnemar_p']:.2g}")
+        table.add_row(name, str(row["n"]), written(row["gain"], signed=True), *counts, f"{row['mcnemar_p']:.2g}")
     return table
 
 

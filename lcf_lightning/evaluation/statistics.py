@@ -53,6 +53,12 @@ def estimate(values: ArrayLike, seed: int = 0) -> Estimate:
     return Estimate(value=mean, low=float(interval.low), high=float(interval.high))
 
 
+def written(estimate: Estimate, signed: bool = False) -> str:
+    """An estimate and its interval as people read them."""
+    sign = "+" if signed else ""
+    return f"{estimate['value']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"
+
+
 def compare(first: ArrayLike, second: ArrayLike, first_f1: ArrayLike, second_f1: ArrayLike) -> Comparison:
     """Exact match and F1 of two arms, paired by position: is the first better?"""
     gain = np.subtract(first, second)

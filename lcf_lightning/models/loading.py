@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from lcf_lightning.errors import ModelError
+from lcf_lightning.errors import ModelError, reason
 from lcf_lightning.models.geometry import KNOWN_GEOMETRIES, Geometry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -171,5 +171,4 @@ def _from_pretrained(auto_class: Any, spec: ModelSpec, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(**source, **options)
     except _UNREADABLE as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"path={spec.path!r} (revision={spec.revision!r}) cannot be read: {reason}") from error
+        raise ModelError(f"path={spec.path!r} (revision={spec.revision!r}) cannot be read: {reason(error)}") from error

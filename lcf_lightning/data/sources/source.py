@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.partition import shuffled
-from lcf_lightning.errors import DataError, SettingError
+from lcf_lightning.errors import DataError, SettingError, reason
 
 T = TypeVar("T")
 Split = Literal["train", "validation", "test"]
@@ -121,8 +121,7 @@ class RowSource(Source):
                 return list(datasets.load_dataset(FILE_LOADERS[suffix], data_files=location, split=f"train{part}"))
             return list(datasets.load_dataset(location, self.hub_config, split=hub_split))
         except (OSError, EOFError, StopIteration, ValueError, datasets.exceptions.DatasetsError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise DataError(f"{setting}={location!r} cannot be read: {reason}") from error
+            raise DataError(f"{setting}={location!r} cannot be read: {reason(error)}") from error
 
 
 def row_id(row: dict[str, Any], *content: Any) -> str:
