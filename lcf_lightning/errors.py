@@ -34,3 +34,17 @@ class DivergedError(LCFError, RuntimeError):
 
 class DataError(LCFError, ValueError):
     """A data source cannot be found, read or understood."""
+
+
+class Stopped(LCFError):
+    """A signal has ended a fit, whose state is saved.
+
+    Args:
+        message: Which signal, and what continues the fit.
+        signal: Its number.
+        requeued: Whether a cluster will run the same command again.
+    """
+
+    def __init__(self, message: str, signal: int, requeued: bool) -> None:
+        super().__init__(message)
+        self.signal, self.requeued = signal, requeued

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import csv
+import io
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.utilities import rank_zero_only
+
+from lcf_lightning.files import write_text
 
 
 class ContinuedCSVLogger(CSVLogger):
-    """Lightning's CSVLogger deletes an earlier ``metrics.csv`` when a run resumes; this one appends to it."""
+    """Lightning's CSVLogger deletes an earlier ``metrics.csv`` when a run resumes; this one appends to it.
+
+    Every row is on disk as soon as it is logged, so a run that is killed has lost none.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"flush_logs_every_n_steps": 1, **kwargs})
 
     @property
     @rank_zero_experiment
@@ -22,6 +33,11 @@ class ContinuedCSVLogger(CSVLogger):
             self._experiment = _ContinuedWriter(log_dir=self.log_dir)
         return self._experiment
 
+    @rank_zero_only
+    def forget_from(self, step: int) -> None:
+        """Drop the rows of ``step`` and later, which a resumed run logs again, and a row that was cut in writing."""
+        self.experiment.rewrite(lambda row: int(row["step"]) < step)
+
 
 class _ContinuedWriter(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
@@ -29,3 +45,23 @@ class _ContinuedWriter(ExperimentWriter):
         if file.is_file():
             with file.open(newline="") as stored:
                 self.metrics_keys = next(csv.reader(stored), [])
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        self.rewrite(lambda row: True)
+
+    def rewrite(self, keep: Callable[[Mapping[str, str]], bool]) -> None:
+        """Write the file anew with all columns known by now and the rows worth keeping."""
+        file = Path(self.metrics_file_path)
+        if file.is_file():
+            text = file.read_bytes().decode()
+            whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
+            rows = [row for row in csv.DictReader(io.StringIO(whole, newline="")) if keep(row)]
+            write_text(file, _table(self.metrics_keys, rows))
+
+
+def _table(columns: list[str], rows: Iterable[Mapping[str, str]]) -> str:
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

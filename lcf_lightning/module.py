@@ -127,7 +127,7 @@ class LCFModule(pl.LightningModule):
             raise DivergedError(f"loss={loss.item()} at step {self.global_step}, on the batch of ids {batch.ids}.")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log("train/temperature", self.temperature, batch_size=len(batch))
-        self._log_dropped_spans("train", batch)
+        self.log("train/dropped_spans", float(batch.dropped_spans), batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, ArmCaches]:
@@ -147,15 +147,9 @@ class LCFModule(pl.LightningModule):
         losses = self.val_loss if stage == "val" else self.test_loss
         losses.update(answer_losses(self.channel, caches.message, batch))
         self.log(f"{stage}/loss", losses, prog_bar=True, batch_size=len(batch))
-        self._log_dropped_spans(stage, batch)
+        dropped = float(batch.dropped_spans)
+        self.log(f"{stage}/dropped_spans", dropped, on_epoch=True, reduce_fx="sum", sync_dist=True, batch_size=1)
         return {"caches": caches}
-
-    def _log_dropped_spans(self, stage: str, batch: Batch) -> None:
-        """How many spans token limits took away, in all of an epoch."""
-        count = float(batch.dropped_spans)
-        self.log(
-            f"{stage}/dropped_spans", count, on_step=False, on_epoch=True, reduce_fx="sum", sync_dist=True, batch_size=1
-        )
 
     @property
     def temperature(self) -> float:

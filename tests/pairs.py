@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 
 from lcf_lightning import AdapterSettings, ContextMismatchDataModule, LCFModule, ModelSpec
 from lcf_lightning.cli import COMMANDS
@@ -38,7 +38,7 @@ def small_trainer(folder: Path, *callbacks: pl.Callback, **settings: Any) -> pl.
     defaults: dict[str, Any] = {
         "max_steps": 4, "accelerator": "cpu", "devices": 1, "logger": False, "enable_progress_bar": False,
         "enable_model_summary": False, "num_sanity_val_steps": 0, "limit_val_batches": 0,
-        "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
     }  # fmt: skip
     return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**defaults, **settings})
 

@@ -28,8 +28,7 @@ def rows(file: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture
-def run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("lcf_lightning.cli.run.CHECKPOINT_EVERY", 2)
+def run_folder(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 

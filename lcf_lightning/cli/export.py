@@ -6,7 +6,6 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,7 +13,8 @@ from jsonargparse import ArgumentParser
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig
-from lcf_lightning.errors import AdapterFileError, SettingError, reason
+from lcf_lightning.checkpoints import read_checkpoint
+from lcf_lightning.errors import AdapterFileError, SettingError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,14 +33,14 @@ def export(args: list[str]) -> None:
     output = Path(config.output)
     if output.exists():
         raise SettingError(f"output={config.output!r} exists; name a folder that does not.")
-    adapter = read_checkpoint(Path(config.checkpoint)).to(DTYPES[config.dtype])
+    adapter = read_adapter(Path(config.checkpoint)).to(DTYPES[config.dtype])
     adapter.save_pretrained(output)
     sys.stdout.write(f"{output}: {adapter.parameter_counts()['total']:,} parameters in {config.dtype}\n")
     if config.push_to_hub:
         sys.stdout.write(adapter.push_to_hub(config.push_to_hub, config.private) + "\n")
 
 
-def read_checkpoint(file: Path) -> CacheAdapter:
+def read_adapter(file: Path) -> CacheAdapter:
     """The adapter of a Lightning checkpoint, with the test scores of its run where they are this step's.
 
     Raises:
@@ -48,14 +48,9 @@ def read_checkpoint(file: Path) -> CacheAdapter:
     """
     if not file.is_file():
         raise AdapterFileError(f"checkpoint={str(file)!r} is not a file; fit writes checkpoints/last.ckpt.")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)  # tensors and plain values, no code
-        config = AdapterConfig.from_dict(checkpoint["adapter_config"])
-        state = {name.removeprefix("adapter."): tensor for name, tensor in checkpoint["state_dict"].items()}
-    except (UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, AttributeError) as error:
-        raise AdapterFileError(
-            f"checkpoint={str(file)!r} is damaged or not one of this package: {reason(error)}"
-        ) from error
+    checkpoint = read_checkpoint(file)
+    config = AdapterConfig.from_dict(checkpoint["adapter_config"])
+    state = {name.removeprefix("adapter."): tensor for name, tensor in checkpoint["state_dict"].items()}
     scores = _scores(file.parent.parent / "summary.json", config.metadata.get("steps"))
     adapter = CacheAdapter(replace(config, metadata=config.metadata | ({"scores": scores} if scores else {})))
     own = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, Timer
+from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 
 from lcf_lightning.adapter.adapter import WEIGHTS_FILE
-from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy, GateMonitor, Speedup
+from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy, GateMonitor, LastCheckpoint, Speedup
 from lcf_lightning.callbacks.accuracy import gathered
+from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint, steps_of
 from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.data import sources
 from lcf_lightning.errors import SettingError
@@ -28,7 +30,6 @@ from lcf_lightning.loggers import ContinuedCSVLogger
 from lcf_lightning.module import LCFModule
 
 CallbackT = TypeVar("CallbackT", bound=Callback)
-CHECKPOINT_EVERY = 100  # training steps
 
 
 class LCFParser(LightningArgumentParser):
@@ -45,6 +46,8 @@ class LCFParser(LightningArgumentParser):
 
 class LCFCLI(LightningCLI):
     """LightningCLI with a run folder: ``trainer.default_root_dir`` holds all that a run writes."""
+
+    _steps_before: int | None = None  # of the checkpoint that is continued or evaluated
 
     def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
         super().__init__(
@@ -86,30 +89,28 @@ class LCFCLI(LightningCLI):
             raise SettingError("data=null must name a data module, such as ContextMismatchDataModule.")
 
     def _check_checkpoint(self) -> None:
-        """Before any weight is loaded: what is to be evaluated or continued must be there."""
+        """Before any weight is loaded: what is to be evaluated or continued must be there, and whole."""
         settings = self.config[str(self.subcommand)]
         path = settings["ckpt_path"]
-        if path is None and self.subcommand != "fit":
-            if not self._last_checkpoint.is_file():
+        if path == "last" or (path is None and self.subcommand != "fit"):
+            newest = newest_checkpoint(self.run_folder)
+            if newest is None and self.subcommand != "fit":
                 raise SettingError(
-                    f"ckpt_path=null needs a trained adapter in {self._last_checkpoint}; fit first, or name one."
+                    f"ckpt_path={path or 'null'} needs a trained adapter in {last_checkpoint(self.run_folder)}; "
+                    "fit first, or name one."
                 )
-            settings["ckpt_path"] = str(self._last_checkpoint)
-        elif path not in (None, "last", "best", "hpc") and not Path(path).is_file():
+            settings["ckpt_path"] = None if newest is None else str(newest)
+        elif path is not None and not Path(path).is_file():
             raise SettingError(f"ckpt_path={path!r} must be an existing checkpoint, or last.")
-
-    @property
-    def _last_checkpoint(self) -> Path:
-        return self.run_folder / "checkpoints" / "last.ckpt"
+        if settings["ckpt_path"] is not None:
+            self._steps_before = steps_of(Path(settings["ckpt_path"]))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         callbacks = list(config["callbacks"] or [])
         defaults = [Timer(), AdapterExport(), CommunicationAccuracy(), Speedup(), GateMonitor()]
         if config["enable_checkpointing"] is not False:
-            defaults.append(
-                ModelCheckpoint(self._last_checkpoint.parent, every_n_train_steps=CHECKPOINT_EVERY, save_last=True)
-            )
+            defaults.append(LastCheckpoint())
         if config["enable_progress_bar"] is not False and not any(isinstance(bar, ProgressBar) for bar in callbacks):
             defaults.append(RichProgressBar())
         callbacks += [extra for extra in defaults if not any(isinstance(given, type(extra)) for given in callbacks)]
@@ -118,14 +119,17 @@ class LCFCLI(LightningCLI):
             folder = self.run_folder if self.subcommand == "fit" else self.run_folder / str(self.subcommand)
             kwargs["logger"] = [
                 ContinuedCSVLogger(folder.parent, folder.name, version=""),
-                TensorBoardLogger(folder, "tensorboard", version=""),
+                TensorBoardLogger(folder, "tensorboard", version="", purge_step=self._steps_before),
             ]
+        plugins = config["plugins"] or []
+        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def before_fit(self) -> None:
         """Nothing written is ever lost: a run that begins moves an earlier one in its folder aside."""
-        path = self.config["fit"]["ckpt_path"]
-        continued = path is not None and (path != "last" or self._last_checkpoint.is_file())
+        continued = self.config["fit"]["ckpt_path"] is not None
         if not continued and not self._get(self.config, "trainer")["fast_dev_run"]:
             _begin(self.run_folder)
 
@@ -137,10 +141,9 @@ class LCFCLI(LightningCLI):
         if self._get(self.config, "trainer")["fast_dev_run"]:
             return
         steps = self.trainer.global_step
-        if self.trainer.checkpoint_callback is not None:
-            self.trainer.save_checkpoint(
-                self._last_checkpoint, weights_only=False
-            )  # the run's very end, also between two intervals
+        for callback in self.trainer.checkpoint_callbacks:
+            if isinstance(callback, LastCheckpoint):
+                callback.save(self.trainer)  # the run's very end, also between two intervals
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self._print_table("test")
         if not self.trainer.is_global_zero:

@@ -95,7 +95,7 @@ class PairDataModule(pl.LightningDataModule):
             seed=self.seed,
             drop_last=True,
         )
-        return ResumableLoader(
+        loader = ResumableLoader(
             self._examples["train"],  # type: ignore[arg-type]
             sampler=sampler,
             batch_size=self.batch_size,
@@ -103,6 +103,9 @@ class PairDataModule(pl.LightningDataModule):
             collate_fn=self._collator.train,
             num_workers=self.num_workers,
         )
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        loader.done = lambda: progress.current.ready
+        return loader
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader("validation")
@@ -214,27 +217,19 @@ class ResumableSampler(DistributedSampler[Any]):
 
 
 class ResumableLoader(DataLoader[Any]):
-    """A loader whose place in the epoch Lightning saves in checkpoints and restores."""
+    """A loader that begins an epoch after the batches that are done, of which the Trainer's checkpoints keep count."""
 
-    _epoch, _done = 0, 0  # batches handed out in this epoch
-    _resumed: tuple[int, int] | None = None  # epoch and batches of the state to continue
+    done: Callable[[], int] = staticmethod(lambda: 0)  # batches of this epoch that need not come again
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator: this runs at the first batch, when Lightning has set epoch and state. Lightning may never ask
-        # for more than the last batch, so nothing may be left to do after it.
-        epoch, done = self._resumed or (0, 0)
-        self._epoch = getattr(self.sampler, "epoch", 0)  # Lightning may put another sampler (overfit_batches)
-        self._done, self._resumed = done if epoch == self._epoch else 0, None
-        if isinstance(self.sampler, ResumableSampler):
-            self.sampler.skip = self._done * (self.batch_size or 1)
-        for batch in super().__iter__():
-            self._done += 1
-            yield batch
+        # A generator: this runs at the first batch, when Lightning has restored its count and set the epoch.
+        if isinstance(self.sampler, ResumableSampler):  # Lightning may put another one (overfit_batches)
+            self.sampler.skip = self.done() * (self.batch_size or 1)
+        yield from super().__iter__()
 
     def state_dict(self) -> dict[str, Any]:
-        """The place in the epoch."""
-        return {"epoch": self._epoch, "batches": self._done}
+        """Nothing: tells Lightning, which would warn else, that this loader can be resumed."""
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where ``state`` was taken: its epoch begins after its batches, any other at the beginning."""
-        self._epoch, self._done = self._resumed = (state["epoch"], state["batches"])
+        """Nothing: Lightning forgets to call this where ``max_epochs`` is set."""

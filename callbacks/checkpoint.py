@@ -1,0 +1,149 @@
+"""`LastCheckpoint`: a run that is killed, pre-empted or stopped loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.trainer.states import TrainerFn
+
+from lcf_lightning.checkpoints import last_checkpoint
+from lcf_lightning.errors import SettingError, Stopped
+from lcf_lightning.loggers import ContinuedCSVLogger
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class LastCheckpoint(Checkpoint):
+    """Keeps one checkpoint, ``checkpoints/last.ckpt`` in the run folder, from which a fit ends as if never stopped.
+
+    It is written every ``every_n_steps`` optimizer steps and every ``every_n_minutes``, whichever comes first, when a
+    step is wholly done: never between accumulated batches, and after the validation that is due.
+
+    SIGINT (Ctrl-C, once), SIGTERM and SIGUSR1 end a fit after the step in progress, with a checkpoint. On a SLURM
+    cluster SIGUSR1, which ``sbatch --signal=USR1@300`` sends five minutes before the time limit, also puts the job
+    back in the queue. All ranks stop at the same step, whichever of them got the signal.
+
+    Args:
+        every_n_steps: Optimizer steps from one checkpoint to the next.
+        every_n_minutes: Minutes of rank 0's clock from one checkpoint to the next.
+
+    Raises:
+        SettingError: If a number is out of range.
+        Stopped: In a fit that a signal has ended.
+    """
+
+    def __init__(self, every_n_steps: int = 100, every_n_minutes: float = 10.0) -> None:
+        if every_n_steps < 1:
+            raise SettingError(f"every_n_steps={every_n_steps} must be at least 1.")
+        if every_n_minutes <= 0:
+            raise SettingError(f"every_n_minutes={every_n_minutes} must be above 0.")
+        self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
+        self._signal: signal.Signals | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
+        self._saved_step, self._saved_at = 0, 0.0
+        self._logged: dict[str, Any] = {}  # the last step that is in the loggers, and what is still to go there
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        self._signal = None
+        # Lightning registers its own before this; its requeue handler saves in the middle of a step.
+        self._handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
+        if trainer.global_step > 0:
+            self._continue_logs(trainer)
+
+    def _stop(self, number: int, _: FrameType | None) -> None:
+        if self._signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice
+        self._signal = signal.Signals(number)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # A resumed run would take a validation that is due for one that was made, so that comes first.
+        if not trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
+            self._save_if_due(trainer, _unlogged(trainer))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._save_if_due(trainer, _all_logged(trainer))
+
+    def _save_if_due(self, trainer: pl.Trainer, logged: dict[str, Any]) -> None:
+        if trainer.global_step == self._saved_step or trainer.fit_loop.epoch_loop._should_accumulate():
+            return  # in the middle of a step the gradients so far would be lost
+        late = time.monotonic() - self._saved_at > 60 * self.every_n_minutes
+        received = _greatest(trainer, self._signal or int(late))  # on any rank
+        periods = (step // self.every_n_steps for step in (self._saved_step, trainer.global_step))
+        if received or len(set(periods)) > 1:
+            self.save(trainer, logged)
+        if received > 1:
+            self._end(trainer, signal.Signals(received))
+
+    def save(self, trainer: pl.Trainer, logged: dict[str, Any] | None = None) -> None:
+        """Write the checkpoint of this step, of which all is logged; every rank must call this."""
+        self._logged = logged or _all_logged(trainer)
+        trainer.save_checkpoint(last_checkpoint(Path(trainer.default_root_dir)), weights_only=False)
+        self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+
+    def _end(self, trainer: pl.Trainer, number: signal.Signals) -> None:
+        job = os.environ.get("SLURM_JOB_ID") if number == signal.SIGUSR1 else None
+        if job is not None and trainer.is_global_zero:
+            subprocess.run(["scontrol", "requeue", job], check=True)
+        trainer.strategy.barrier("stopped")  # no rank ends, and has the others killed, before the job is in the queue
+        then = "the same command with --ckpt_path last continues" if job is None else f"job {job} is queued again"
+        file = last_checkpoint(Path(trainer.default_root_dir))
+        message = f"{number.name} ended the fit; step {trainer.global_step} is saved in {file}, and {then}."
+        raise Stopped(message, number, requeued=job is not None)
+
+    def _continue_logs(self, trainer: pl.Trainer) -> None:
+        """What was logged after the checkpoint will be logged again; what should have been logged with it is now."""
+        step, metrics = self._logged["step"], self._logged["metrics"]
+        for logger in trainer.loggers:
+            if isinstance(logger, ContinuedCSVLogger):
+                logger.forget_from(step)
+            if metrics:
+                logger.log_metrics(metrics, step)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restore_handlers()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"logged": self._logged}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._logged = state_dict["logged"]
+
+
+def _all_logged(trainer: pl.Trainer) -> dict[str, Any]:
+    return {"step": trainer.global_step, "metrics": {}}
+
+
+def _unlogged(trainer: pl.Trainer) -> dict[str, Any]:
+    """Lightning logs a step after the hooks that can save it, so a checkpoint takes that step's metrics along."""
+    connector, metrics = trainer._logger_connector, {}
+    if connector.should_update_logs:
+        metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+        metrics["epoch"] = trainer.current_epoch
+    return {"step": trainer.global_step - 1, "metrics": metrics}
+
+
+def _greatest(trainer: pl.Trainer, number: int) -> int:
+    """The greatest ``number`` of all ranks."""
+    strategy = trainer.strategy
+    return int(strategy.reduce(torch.tensor(number, device=strategy.root_device), reduce_op="max"))

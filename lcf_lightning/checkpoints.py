@@ -1,0 +1,60 @@
+"""Where a run's checkpoints are, and how they are written: whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from lightning.fabric.plugins import TorchCheckpointIO
+
+from lcf_lightning.errors import AdapterFileError, reason
+from lcf_lightning.files import write_file
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, then renames it. Lightning's own copies it there from ``/tmp``."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        write_file(Path(path), lambda aside: torch.save(checkpoint, aside))
+
+
+def last_checkpoint(run_folder: Path) -> Path:
+    """The checkpoint that a run keeps, whether it is there or not."""
+    return run_folder / "checkpoints" / "last.ckpt"
+
+
+def newest_checkpoint(run_folder: Path) -> Path | None:
+    """The checkpoint with most steps, of the run's own and those that Lightning's SLURM requeue leaves.
+
+    Raises:
+        AdapterFileError: If one of them is damaged.
+    """
+    files = [last_checkpoint(run_folder), *run_folder.glob("hpc_ckpt_*.ckpt")]
+    return max((file for file in files if file.is_file()), key=steps_of, default=None)
+
+
+def steps_of(file: Path) -> int:
+    """The optimizer steps behind a checkpoint.
+
+    Raises:
+        AdapterFileError: If it is damaged or none of this package's.
+    """
+    return int(read_checkpoint(file)["global_step"])
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A Lightning checkpoint, its tensors memory-mapped: plain values and tensors, no code.
+
+    Raises:
+        AdapterFileError: If it is damaged, or not one that an `LCFModule` wrote.
+    """
+    try:
+        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        missing = {"adapter_config", "global_step", "state_dict"} - checkpoint.keys()
+    except (UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError) as error:
+        raise AdapterFileError(f"checkpoint={str(file)!r} is damaged: {reason(error)}") from error
+    if missing:
+        raise AdapterFileError(f"checkpoint={str(file)!r} is none of this package: it has no {', '.join(missing)}.")
+    return checkpoint

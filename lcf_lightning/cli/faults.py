@@ -1,0 +1,47 @@
+"""What a user is told when a command fails: one sentence and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import re
+
+import torch.distributed as dist
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lcf_lightning.errors import DivergedError, LCFError, Stopped, reason
+
+_CONTINUE = "the same command with --ckpt_path last continues from the last checkpoint"
+_LESS_MEMORY = (
+    "lower data.batch_size (trainer.accumulate_grad_batches keeps the global batch), data.eval_batch_size, "
+    "data.prompts.max_sharer_tokens or max_receiver_tokens, or hold the models in less: dtype, quantization"
+)
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_PEER = re.compile(r"connection (closed|reset)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
+
+
+def explain(error: BaseException) -> tuple[str, int] | None:
+    """The sentence and the exit code: 2 for bad input, 1 for a fault; null where only a traceback tells enough.
+
+    A stopped fit ends as a shell expects of its signal, or with 0 where its job is queued again.
+    """
+    known = _known(error)
+    if isinstance(known, Stopped):
+        return f"stopped: {known}", 0 if known.requeued else 128 + known.signal
+    if known is not None:
+        return f"error: {known}", 1 if isinstance(known, DivergedError) else 2
+    if isinstance(error, OSError) and error.errno in _DISK:
+        return f"error: {error}; nothing written before is lost, and {_CONTINUE}.", 1
+    if isinstance(error, RuntimeError | MemoryError) and (isinstance(error, MemoryError) or _MEMORY.search(str(error))):
+        return f"error: out of memory ({reason(error)}); {_LESS_MEMORY}. Then {_CONTINUE}.", 1
+    if isinstance(error, RuntimeError) and dist.is_initialized() and _PEER.search(str(error)):
+        lost = f"rank {dist.get_rank()} has lost another rank, whose message says why"
+        return f"error: {lost} ({reason(error)}); {_CONTINUE}.", 1
+    return None
+
+
+def _known(error: BaseException | None) -> LCFError | MisconfigurationException | None:
+    """The error that says what to change: ours behind one that jsonargparse made of it, or Lightning's."""
+    while error is not None and not isinstance(error, LCFError | MisconfigurationException):
+        error = error.__cause__
+    return error

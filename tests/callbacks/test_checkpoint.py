@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import csv
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lcf_lightning.callbacks import GateMonitor, LastCheckpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
+
+from lcf_lightning import LCFModule, ModelSpec
+from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint, read_checkpoint
+from lcf_lightning.errors import AdapterFileError, SettingError, Stopped
+from lcf_lightning.loggers import ContinuedCSVLogger
+from tests.pairs import small_data, small_module, small_trainer
+
+Spec = Callable[[str], ModelSpec]
+STEPS = 11
+
+
+class PowerCut(pl.Callback):
+    """Ends a run at once, at a step, in a hook."""
+
+    def __init__(self, hook: str, step: int) -> None:
+        self.step = step
+        setattr(self, hook, self._cut)
+
+    def _cut(self, trainer: pl.Trainer, *_: object) -> None:
+        if trainer.global_step == self.step and not trainer.sanity_checking:
+            raise RuntimeError("power cut")
+
+
+def run(
+    spec: Spec, folder: Path, *callbacks: pl.Callback, every: int = 1, minutes: float = 10, **settings: Any
+) -> LCFModule:
+    """A run of `STEPS` steps over epochs of eight batches, continued where there is a checkpoint."""
+    module, data = small_module(spec("llama"), spec("qwen3")), small_data(spec("llama"), spec("qwen3"), batch_size=8)
+    trainer = small_trainer(
+        folder, *callbacks, GateMonitor(), LastCheckpoint(every, minutes), max_steps=STEPS,
+        logger=ContinuedCSVLogger(folder.parent, folder.name, version=""), log_every_n_steps=2,
+        **{"plugins": [AtomicCheckpointIO()], **settings},
+    )  # fmt: skip
+    found = newest_checkpoint(folder)
+    trainer.fit(module, datamodule=data, ckpt_path=found and str(found), weights_only=True)
+    return module
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as stored:
+        return list(csv.DictReader(stored))
+
+
+def same(one: LCFModule, other: LCFModule) -> bool:
+    states = one.adapter.state_dict(), other.adapter.state_dict()
+    return all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "validated by steps": {"val_check_interval": 3, "check_val_every_n_epoch": None, "limit_val_batches": 1},
+    "validated by epochs": {"limit_val_batches": 1, "max_epochs": 9},
+    "accumulated": {"val_check_interval": 4, "check_val_every_n_epoch": None, "limit_val_batches": 1,
+                    "accumulate_grad_batches": 2},
+    "not validated": {"limit_val_batches": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end", "on_validation_batch_end"])
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_run_cut_anywhere_ends_as_if_undisturbed(spec: Spec, tmp_path: Path, name: str, hook: str) -> None:
+    """Same adapter to the bit, same rows of metrics.csv: none lost, none twice. An epoch has eight batches."""
+    undisturbed, cuts = run(spec, tmp_path / "whole", **SETTINGS[name]), 0
+    for step in (2, 3, 7, 8, 9):
+        folder = tmp_path / str(step)
+        try:
+            run(spec, folder, PowerCut(hook, step), **SETTINGS[name])
+        except RuntimeError:
+            cuts += 1
+            resumed = run(spec, folder, **SETTINGS[name])
+            assert same(resumed, undisturbed), step
+            assert logged(folder) == logged(tmp_path / "whole"), step
+            assert resumed.trainer.global_step == STEPS
+    assert cuts or (name, hook) == ("not validated", "on_validation_batch_end")
+
+
+class Send(pl.Callback):
+    """Sends this process a signal in the middle of a step."""
+
+    def __init__(self, number: signal.Signals, step: int) -> None:
+        self.number, self.step = number, step
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, *_: object) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_ends_the_fit_after_the_step_and_keeps_it(spec: Spec, tmp_path: Path, number: signal.Signals) -> None:
+    handler = signal.getsignal(number)
+    undisturbed = run(spec, tmp_path / "whole", every=100, **SETTINGS["validated by steps"])
+    for step in (3, 5):  # after which no validation is due, and one
+        with pytest.raises(
+            Stopped, match=rf"{number.name} ended the fit; step {step + 1} is saved in .*last.ckpt, and"
+        ):
+            run(spec, tmp_path / str(step), Send(number, step), every=100, **SETTINGS["validated by steps"])
+        assert signal.getsignal(number) == handler
+        resumed = run(spec, tmp_path / str(step), every=100, **SETTINGS["validated by steps"])
+        assert same(resumed, undisturbed)
+        assert logged(tmp_path / str(step)) == logged(tmp_path / "whole")
+
+
+def test_slurm_is_asked_to_queue_the_job_again(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr("lcf_lightning.callbacks.checkpoint.subprocess.run", lambda words, check: asked.append(words))
+    monkeypatch.setenv("SLURM_JOB_ID", "71")
+    for number, requeued in ((signal.SIGUSR1, True), (signal.SIGTERM, False)):
+        with pytest.raises(Stopped) as stopped:
+            run(spec, tmp_path / number.name, Send(number, 2), plugins=[AtomicCheckpointIO(), LightningEnvironment()])
+        assert stopped.value.requeued == requeued
+        assert (tmp_path / number.name / "checkpoints" / "last.ckpt").is_file()
+    assert asked == [["scontrol", "requeue", "71"]]
+
+
+def test_checkpoints_are_due_by_steps_and_by_minutes(spec: Spec, tmp_path: Path) -> None:
+    saved: dict[str, list[int]] = {}
+
+    class Watch(AtomicCheckpointIO):
+        def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+            saved.setdefault(Path(path).parts[-3], []).append(checkpoint["global_step"])
+            super().save_checkpoint(checkpoint, path)
+
+    run(spec, tmp_path / "steps", every=4, limit_val_batches=0, plugins=[Watch()])
+    run(spec, tmp_path / "minutes", every=100, minutes=1e-6, limit_val_batches=0, plugins=[Watch()])
+    assert saved == {"steps": [4, 8], "minutes": list(range(1, STEPS + 1))}
+    assert [path.name for path in (tmp_path / "steps" / "checkpoints").iterdir()] == ["last.ckpt"]
+
+
+def test_the_newest_checkpoint_is_that_with_most_steps(spec: Spec, tmp_path: Path) -> None:
+    assert newest_checkpoint(tmp_path / "run") is None
+    run(spec, tmp_path / "run", every=4, limit_val_batches=0)
+    last = last_checkpoint(tmp_path / "run")
+    content = read_checkpoint(last)
+    for steps, newest in ((8, last), (9, tmp_path / "run" / "hpc_ckpt_1.ckpt")):
+        torch.save({**content, "global_step": steps}, tmp_path / "run" / "hpc_ckpt_1.ckpt")
+        assert newest_checkpoint(tmp_path / "run") == newest
+    last.write_bytes(last.read_bytes()[:2_000])
+    with pytest.raises(AdapterFileError, match=r"checkpoint='.*last.ckpt' is damaged"):
+        newest_checkpoint(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("settings", "message"), [((0,), "every_n_steps=0"), ((1, 0.0), "every_n_minutes=0.0")])
+def test_bad_settings_are_named(settings: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(SettingError, match=f"^{message} must be"):
+        LastCheckpoint(*settings)
+    assert LastCheckpoint().every_n_steps == 100
