@@ -5,7 +5,8 @@ A training step, an evaluation arm and `Channel.receive` all run the same prefil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,6 +22,7 @@ from lcf_lightning.errors import AdapterFileError, GeometryError
 from lcf_lightning.models.cache import KVCache, Rotary, continue_from, generate, prefill
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.loading import FrozenModel, ModelSpec, geometry_of, load_frozen
+from lcf_lightning.models.store import PrefillSettings, PrefillStore
 
 
 def load_pair(
@@ -31,6 +33,11 @@ def load_pair(
     return loaded, loaded if sharer == receiver else load_frozen(receiver, device)
 
 
+def _reader(model: FrozenModel, prefills: PrefillSettings | None) -> Callable[[Tensor, Tensor], KVCache]:
+    """From ids and mask to a model's cache."""
+    return partial(prefill, model.model) if prefills is None else PrefillStore(prefills, model).read
+
+
 class Channel:
     """A sharer, a receiver and the adapter between them.
 
@@ -38,6 +45,7 @@ class Channel:
         sharer: The model that has read something.
         receiver: The model that answers.
         adapter: What was trained for this pair; it may live on another device or in another dtype than the models.
+        prefills: Where prefills are kept and looked for; null to compute every one.
 
     Raises:
         GeometryError: If the models are not the pair the adapter was made for.
@@ -50,13 +58,21 @@ class Channel:
         'tea'
     """
 
-    def __init__(self, sharer: FrozenModel, receiver: FrozenModel, adapter: CacheAdapter) -> None:
+    def __init__(
+        self,
+        sharer: FrozenModel,
+        receiver: FrozenModel,
+        adapter: CacheAdapter,
+        prefills: PrefillSettings | None = None,
+    ) -> None:
         config = adapter.config
         config.require_geometry(sharer.geometry, receiver.geometry)
         self.sharer, self.receiver, self.adapter = sharer, receiver, adapter
         unrotate = config.settings.unrotate_keys
         self._sharer_rotary = Rotary(sharer.model) if unrotate else None
         self._receiver_rotary = Rotary(receiver.model) if unrotate else None
+        self._read_sharer = _reader(sharer, prefills)
+        self._read_receiver = self._read_sharer if receiver is sharer else _reader(receiver, prefills)
 
     @classmethod
     def from_pretrained(
@@ -140,11 +156,11 @@ class Channel:
 
     def read_sharer(self, tokens: Tokens) -> KVCache:
         """The sharer's prefill."""
-        return prefill(self.sharer.model, tokens.ids, tokens.mask)
+        return self._read_sharer(tokens.ids, tokens.mask)
 
     def read_receiver(self, tokens: Tokens) -> KVCache:
         """The receiver's prefill of all prompt tokens but the last."""
-        return prefill(self.receiver.model, tokens.ids, tokens.mask)
+        return self._read_receiver(tokens.ids, tokens.mask)
 
     def pool(self, sharer: KVCache, index: Tensor) -> KV:
         """The message: what the adapter takes from the sharer's cache, see `CacheAdapter.pool`."""

@@ -12,6 +12,8 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lcf_lightning.errors import AdapterFileError, reason
 from lcf_lightning.files import write_file
 
+_NOT_OURS = "checkpoint='{}' is damaged or not one of this package: {}"
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, then renames it. Lightning's own copies it there from ``/tmp``."""
@@ -54,7 +56,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
         checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         missing = {"adapter_config", "global_step", "state_dict"} - checkpoint.keys()
     except (UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError) as error:
-        raise AdapterFileError(f"checkpoint={str(file)!r} is damaged: {reason(error)}") from error
+        raise AdapterFileError(_NOT_OURS.format(file, reason(error))) from error
     if missing:
-        raise AdapterFileError(f"checkpoint={str(file)!r} is none of this package: it has no {', '.join(missing)}.")
+        raise AdapterFileError(_NOT_OURS.format(file, f"it has no {', '.join(sorted(missing))}."))
     return checkpoint

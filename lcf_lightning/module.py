@@ -22,6 +22,7 @@ from lcf_lightning.errors import AdapterFileError, DivergedError, SettingError
 from lcf_lightning.evaluation.answering import answer_losses, run_arms
 from lcf_lightning.evaluation.arms import ArmCaches, Reading
 from lcf_lightning.models.loading import ModelSpec, geometry_of
+from lcf_lightning.models.store import PrefillSettings
 
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -47,6 +48,7 @@ class LCFModule(pl.LightningModule):
         temperature_end: Gate temperature at the last step; annealed exponentially over the run's own length.
         max_new_tokens: Longest answer, in receiver tokens.
         seed: Decides initial weights and gate noise.
+        prefills: Where both models' prefills are kept, so that later epochs and runs make none; null for nowhere.
 
     Raises:
         SettingError: If a setting is out of range.
@@ -65,6 +67,7 @@ class LCFModule(pl.LightningModule):
         temperature_end: float = 0.1,
         max_new_tokens: int = 16,
         seed: int = 42,
+        prefills: PrefillSettings | None = None,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
@@ -75,7 +78,7 @@ class LCFModule(pl.LightningModule):
             )
         self.sharer, self.receiver = sharer, receiver
         self.optimizer, self.warmup_steps = optimizer, warmup_steps
-        self.max_new_tokens, self.seed = max_new_tokens, seed
+        self.max_new_tokens, self.seed, self.prefills = max_new_tokens, seed, prefills
         self.temperature_start, self.temperature_end = temperature_start, temperature_end
         config = AdapterConfig(
             sharer=_identity(sharer),
@@ -115,7 +118,7 @@ class LCFModule(pl.LightningModule):
         """Load the frozen models on this process's device."""
         if self._channel is None:
             device = self._trainer.strategy.root_device if self._trainer is not None else self.device
-            self._channel = Channel(*load_pair(self.sharer, self.receiver, device), self.adapter)
+            self._channel = Channel(*load_pair(self.sharer, self.receiver, device), self.adapter, self.prefills)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Noise is a function of the step, the same on every rank: a resumed run draws what an undisturbed one would.

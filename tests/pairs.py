@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from lcf_lightning import AdapterSettings, ContextMismatchDataModule, LCFModule, ModelSpec
 from lcf_lightning.cli import COMMANDS
 from lcf_lightning.cli.run import LCFCLI
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import World
+from lcf_lightning.models.cache import KVCache, prefill
 
 
 def small_data(sharer: ModelSpec, receiver: ModelSpec, **settings: Any) -> ContextMismatchDataModule:
@@ -56,3 +60,15 @@ def parse_only(arguments: list[str]) -> LCFCLI:
             pass
 
     return ParseOnly(rest if command in COMMANDS else [command, *rest])
+
+
+def prefills_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch size of every prefill that a store makes from now on."""
+    made: list[int] = []
+
+    def counted(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> KVCache:
+        made.append(len(ids))
+        return prefill(model, ids, mask)
+
+    monkeypatch.setattr("lcf_lightning.models.store.prefill", counted)
+    return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 
+from lcf_lightning.cli.cache import CacheCLI
 from lcf_lightning.cli.compare import compare
 from lcf_lightning.cli.evaluate import EvaluateCLI
 from lcf_lightning.cli.export import export
@@ -15,6 +16,7 @@ from lcf_lightning.cli.run import LCFCLI
 
 COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "params": ParamsCLI,
+    "cache": CacheCLI,
     "evaluate": EvaluateCLI,
     "compare": compare,
     "prune": PruneCLI,

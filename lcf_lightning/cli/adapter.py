@@ -1,39 +1,28 @@
-"""What commands on a trained adapter share: they need the config's data and models, and no Trainer."""
+"""What commands on a trained adapter share."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse import Namespace
-from lightning.fabric import Fabric
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lcf_lightning.adapter.adapter import CacheAdapter, local_folder
 from lcf_lightning.adapter.pruning import without_closed_layers
 from lcf_lightning.channel import Channel, load_pair
-from lcf_lightning.cli.run import LCFCLI
+from lcf_lightning.cli.data import DataCLI
 from lcf_lightning.data.datamodule import PairDataModule, SharedContextDataModule
 from lcf_lightning.errors import SettingError
 from lcf_lightning.models.loading import geometry_of
 
 
-class AdapterCLI(LCFCLI):
-    """A command that reads an adapter folder, in one process on one device."""
-
-    def __init__(self, args: list[str]) -> None:
-        super().__init__(args, run=False)
+class AdapterCLI(DataCLI):
+    """A command that reads an adapter folder."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
         parser.add_argument(
             "--adapter", type=str | None, help="Adapter folder, or owner/name on the hub; by default the run's own."
         )
-        parser.add_argument("--limit", type=int | None, help="Only so many examples.")
-
-    def instantiate_classes(self) -> None:
-        if self.config["limit"] is not None and self.config["limit"] < 1:
-            raise SettingError(f"limit={self.config['limit']} must be at least 1, or null for all.")
 
     @property
     def adapter_folder(self) -> Path:
@@ -41,14 +30,7 @@ class AdapterCLI(LCFCLI):
 
     def adapter_and_data(self) -> tuple[CacheAdapter, PairDataModule]:
         """The adapter and the data it belongs to; no model is loaded yet."""
-        self._require_data()
-        parser = LightningArgumentParser()
-        parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
-        data = parser.instantiate_classes(Namespace(data=self.config["data"]))["data"]
-        if not isinstance(data, PairDataModule):
-            raise SettingError(
-                f"data={type(data).__name__} must be a ContextMismatchDataModule or a SharedContextDataModule."
-            )
+        data = self.pair_data()
         adapter = CacheAdapter.from_pretrained(self.adapter_folder)
         if isinstance(data, SharedContextDataModule) != (adapter.pooler is None):
             kinds = ("no pooler", "SharedContext") if adapter.pooler is None else ("a pooler", "ContextMismatch")
@@ -61,9 +43,8 @@ class AdapterCLI(LCFCLI):
 
     def channel(self, adapter: CacheAdapter, data: PairDataModule) -> Channel:
         """The pair, loaded on the trainer's device."""
-        device = Fabric(accelerator=self.config["trainer"]["accelerator"], devices=1).device
-        adapter = without_closed_layers(adapter).to(device)
-        return Channel(*load_pair(data.sharer, data.receiver, device), adapter)
+        adapter = without_closed_layers(adapter).to(self.device)
+        return Channel(*load_pair(data.sharer, data.receiver, self.device), adapter)
 
     @property
     def max_new_tokens(self) -> int:

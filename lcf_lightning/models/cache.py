@@ -171,9 +171,7 @@ def prefill(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor
     Raises:
         GeometryError: If the shapes differ or a row is padded on the right.
     """
-    _check_tokens(ids, mask)
-    if ids.shape[1] and not bool(mask[:, -1].all()):
-        raise GeometryError("mask must be padded on the left: every row's last token must be real.")
+    check_prompts(ids, mask)
     cache = DynamicCache()
     _forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, keep=1)
     keys = [getattr(layer, "keys", None) for layer in cache.layers]
@@ -252,6 +250,13 @@ def _forward(
     )
     logits: Tensor = output.logits
     return logits
+
+
+def check_prompts(ids: Tensor, mask: Tensor) -> None:
+    """Raise a GeometryError unless ``ids`` and ``mask`` are prompts ``[batch, tokens]`` padded on the left."""
+    _check_tokens(ids, mask)
+    if ids.shape[1] and not bool(mask[:, -1].all()):
+        raise GeometryError("mask must be padded on the left: every row's last token must be real.")
 
 
 def _check_tokens(ids: Tensor, mask: Tensor) -> None:
