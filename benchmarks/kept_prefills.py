@@ -3,8 +3,8 @@
     python benchmarks/kept_prefills.py MODEL --data ../shared/data
 
 The model is on both sides, as in configs/smollm2_hotpotqa_cpu.yaml. Three adapters begin alike and train on the same
-batches in one process, in turn, so that all meet the same machine; one of them finds every prefill on disk. Prints JSON:
-median, least and greatest seconds of a step, the ratio of a step without a store to one of each, paired by batch, the
+batches in one process, in turn, so that all meet the same machine; one of them finds every prefill on disk. Prints
+JSON: median, least and greatest seconds of a step, the ratio of a step without a store to each, paired by batch, the
 greatest difference of their losses, and bytes an example.
 """
 
