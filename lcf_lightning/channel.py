@@ -67,7 +67,7 @@ class Channel:
     ) -> None:
         config = adapter.config
         config.require_geometry(sharer.geometry, receiver.geometry)
-        self.sharer, self.receiver, self.adapter = sharer, receiver, adapter
+        self.sharer, self.receiver, self.adapter, self.prefills = sharer, receiver, adapter, prefills
         unrotate = config.settings.unrotate_keys
         self._sharer_rotary = Rotary(sharer.model) if unrotate else None
         self._receiver_rotary = Rotary(receiver.model) if unrotate else None

@@ -139,7 +139,8 @@ def measure(
         raise SettingError(f"repeats={repeats} and warmup={warmup} must be at least 1 and 0.")
     if not batches or any(len(batch) != 1 for batch in batches):
         raise SettingError("latency is measured on batches of one example.")
-    channel = Channel(channel.sharer, channel.receiver, channel.adapter)  # no kept prefills: they are what is timed
+    if channel.prefills is not None:  # kept prefills would hide what is timed
+        channel = Channel(channel.sharer, channel.receiver, channel.adapter)
     arms = list(dict.fromkeys(["message", *timed(arms)]))
     watches: dict[str, list[Stopwatch]] = {arm: [] for arm in arms}
     for repeat in range(-warmup, repeats):

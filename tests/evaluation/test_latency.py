@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from lcf_lightning.evaluation.answering import run_arms
 from lcf_lightning.evaluation.arms import ARMS, ArmCaches
 from lcf_lightning.evaluation.latency import Latency, Stopwatch, measure, timed
 from lcf_lightning.models.cache import stream
+from lcf_lightning.models.store import PrefillSettings
 from tests.pairs import small_data, small_module
 
 DELAYS = {"read_sharer": 30.0, "pool": 2.0, "write_texts": 200.0, "read_receiver": 40.0, "fuse": 1.0, "token": 5.0}
@@ -111,6 +113,13 @@ def test_what_is_timed_is_what_answers(channel: Channel, batches: list[Batch], m
         text = channel.receiver.tokenizer.decode(said, skip_special_tokens=True)
         assert text.strip().split("\n")[0].strip() == answer.prediction
         assert said
+
+
+def test_kept_prefills_are_not_used(channel: Channel, batches: list[Batch], tmp_path: Path) -> None:
+    kept = Channel(channel.sharer, channel.receiver, channel.adapter, PrefillSettings(str(tmp_path)))
+    found = measure(kept, batches, ["t2t_4"], max_new_tokens=2, repeats=1, warmup=0)
+    assert found["arms"]["message"]["stages"]["sharer_prefill"]["median"] > 0
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_spread_repeats_and_sizes(channel: Channel, batches: list[Batch]) -> None:
