@@ -93,7 +93,7 @@ class CommunicationAccuracy(pl.Callback):
         for prefix, arms in groups.items():
             for arm, figures in arms.items():
                 scores = {"exact_match": figures["exact_match"], "f1": figures["f1"], "loss": figures["loss"]}
-                module.log_dict({f"{prefix}/{arm}/{name}": score for name, score in scores.items()})
+                module.log_dict({f"{prefix}/{arm}/{name}": score for name, score in scores.items()}, sync_dist=True)
 
 
 def required_module(module: pl.LightningModule, callback: pl.Callback) -> LCFModule:

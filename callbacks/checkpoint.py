@@ -53,6 +53,12 @@ class LastCheckpoint(Checkpoint):
         self._logged: dict[str, Any] = {}  # the last step that is in the loggers, and what is still to go there
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        first, last = -_greatest(trainer, -trainer.global_step), _greatest(trainer, trainer.global_step)
+        if first != last:
+            raise SettingError(
+                f"ckpt_path is of step {first} on one rank and of step {last} on another; all nodes need the same "
+                f"default_root_dir, on a file system that they share."
+            )
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         self._signal = None
         # Lightning registers its own before this; its requeue handler saves in the middle of a step.

@@ -52,7 +52,7 @@ class Speedup(pl.Callback):
         batch, self._batch = self._batch, None
         ratios = self._measure(pl_module, batch) if trainer.is_global_zero else {}
         self.ratios = trainer.strategy.broadcast(ratios)
-        pl_module.log_dict(self.ratios)
+        pl_module.log_dict(self.ratios, sync_dist=True)
 
     on_test_epoch_end = on_validation_epoch_end
 

@@ -18,7 +18,7 @@ from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings, ModelId
 from lcf_lightning.channel import Channel, load_pair
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.datamodule import ContextMismatchDataModule, PairDataModule, SharedContextDataModule
-from lcf_lightning.errors import AdapterFileError, DivergedError, SettingError
+from lcf_lightning.errors import AdapterFileError, DivergedError, ModelError, SettingError
 from lcf_lightning.evaluation.answering import answer_losses, run_arms
 from lcf_lightning.evaluation.arms import ArmCaches, Reading
 from lcf_lightning.models.loading import ModelSpec, geometry_of
@@ -132,6 +132,19 @@ class LCFModule(pl.LightningModule):
         self.log("train/temperature", self.temperature, batch_size=len(batch))
         self.log("train/dropped_spans", float(batch.dropped_spans), batch_size=len(batch))
         return loss
+
+    def on_after_backward(self) -> None:
+        """Refuse a receiver that lets no gradient through, which would train nothing and say nothing.
+
+        Raises:
+            ModelError: If a parameter of the adapter has got no gradient.
+        """
+        without = [name for name, p in self.adapter.named_parameters() if p.requires_grad and p.grad is None]
+        if without:
+            raise ModelError(
+                f"no gradient reaches {len(without)} tensors of the adapter, {without[0]} among them, through the "
+                f"receiver {self.receiver.path!r} (quantization={self.receiver.quantization!r})."
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, ArmCaches]:
         """Logs ``val/loss``; returns the batch's ``caches``, so that callbacks need no second prefill."""

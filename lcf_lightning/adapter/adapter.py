@@ -97,8 +97,9 @@ class CacheAdapter(nn.Module):
                 f"cache of {batch} × {tokens}; the batch must be equal, and the tokens 1 or equal."
             )
         layers = self.gates.open if temperature is None else self._all
-        delta = self._of_layers(layers, self.fuser, (message, receiver))
+        # Before the fuser, whose dropout draws as many numbers as there are tokens: the same noise on every rank.
         gates = self.gates(temperature).view(-1, 2, 1, 1, 1, 1)
+        delta = self._of_layers(layers, self.fuser, (message, receiver))
         return KV(gates[:, 0] * delta.keys, gates[:, 1] * delta.values)
 
     @property

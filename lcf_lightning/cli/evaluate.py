@@ -33,6 +33,7 @@ from lcf_lightning.evaluation.markdown import conclusions, to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
 from lcf_lightning.evaluation.report import arms_table, build_report, summarise
 from lcf_lightning.files import move_aside, write_text
+from lcf_lightning.models.loading import ModelSpec
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
 _OWN = {PREDICTIONS, REPORT, "settings.json", "report.md", "arms.png", "frontier.png"}
@@ -74,6 +75,9 @@ class EvaluateCLI(AdapterCLI):
 
     def _begin(self, folder: Path, adapter: CacheAdapter, data: PairDataModule) -> Path:
         """The output folder, with nothing in it but what belongs to this adapter and these settings."""
+        trained = [(model.dtype, model.quantization) for model in (adapter.config.sharer, adapter.config.receiver)]
+        if trained != [(model.dtype, model.quantization) for model in (data.sharer, data.receiver)]:
+            sys.stderr.write("warning: the adapter was trained on models of another dtype or quantization.\n")
         differing = self._differing_prompts(adapter, data)
         if differing:
             sys.stderr.write(f"warning: the adapter was trained with other prompts: {', '.join(differing)} differ.\n")
@@ -141,7 +145,7 @@ class EvaluateCLI(AdapterCLI):
             "adapter_bytes": (folder / WEIGHTS_FILE).stat().st_size,
             "sharer": data.sharer.path,
             "receiver": data.receiver.path,
-            "dtype": data.receiver.dtype,
+            "dtype": _held(data.sharer, data.receiver),
             "source": str(data.source),
             "seed": data.seed,
             "max_new_tokens": self.max_new_tokens,
@@ -161,3 +165,9 @@ class EvaluateCLI(AdapterCLI):
         console = Console()
         console.print(arms_table(summarise(answers), "test split", str(output / "report.md")))
         console.print(Markdown(conclusions(report)))
+
+
+def _held(sharer: ModelSpec, receiver: ModelSpec) -> str:
+    """How both models are held in memory."""
+    kinds = [model.dtype + (f", {model.quantization}" if model.quantization else "") for model in (sharer, receiver)]
+    return " → ".join(dict.fromkeys(kinds))

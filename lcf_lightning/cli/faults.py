@@ -35,7 +35,7 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, RuntimeError | MemoryError) and (isinstance(error, MemoryError) or _MEMORY.search(str(error))):
         return f"error: out of memory ({reason(error)}); {_LESS_MEMORY}. Then {_CONTINUE}.", 1
     if isinstance(error, RuntimeError) and dist.is_initialized() and _PEER.search(str(error)):
-        lost = f"rank {dist.get_rank()} has lost another rank, whose message says why"
+        lost = f"rank {dist.get_rank()} has lost another rank, whose message, if it left one, says why"
         return f"error: {lost} ({reason(error)}); {_CONTINUE}.", 1
     return None
 

@@ -202,4 +202,6 @@ class RunConfig(SaveConfigCallback):
 def _begin(folder: Path) -> None:
     aside = move_aside(folder, ("config.yaml", "metrics.csv", "adapter", "checkpoints"))
     if aside is not None:
+        if (aside / "config.yaml").is_file():  # which other processes of this fit may have yet to read
+            write_text(folder / "config.yaml", (aside / "config.yaml").read_text())
         rank_zero_info(f"{folder} held an earlier run; moved to {aside}. To continue a run, give --ckpt_path last.")

@@ -88,6 +88,11 @@ class PairDataModule(pl.LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         assert self._collator is not None, "setup() runs first"
         assert self.trainer is not None, "a Trainer asks for the training loader"
+        count, ranks = len(self._examples["train"]), self.trainer.world_size
+        if count // ranks < self.batch_size:
+            raise DataError(
+                f"batch_size={self.batch_size} is more than train split gives: {count} examples on {ranks} processes."
+            )
         sampler = ResumableSampler(
             self._examples["train"],  # type: ignore[arg-type]
             num_replicas=self.trainer.world_size,

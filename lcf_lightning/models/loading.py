@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import struct
 from dataclasses import dataclass
 from functools import cached_property
@@ -150,6 +151,10 @@ def load_frozen(spec: ModelSpec, device: torch.device | str = "cpu") -> FrozenMo
     model = _from_pretrained(AutoModelForCausalLM, spec, **options)
     if spec.quantization is None:
         model.to(device)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # bitsandbytes would repack nf4 weights at the first prefill, for a kernel through which no gradient flows.
+            module.support_avx512bf16_for_cpu = False
     model.eval().requires_grad_(False)
     return FrozenModel(spec, model, load_tokenizer(spec))
 
@@ -161,6 +166,8 @@ def _quantization_config(spec: ModelSpec) -> Any:
         )
     from transformers import BitsAndBytesConfig
 
+    # One line for every linear layer of every forward: that float32 is cast to float16.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     if spec.quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=DTYPES[spec.dtype])
