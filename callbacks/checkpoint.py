@@ -60,6 +60,9 @@ class LastCheckpoint(Checkpoint):
                 f"default_root_dir, on a file system that they share."
             )
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
+        if trainer.is_global_zero:
+            for unfinished in last_checkpoint(Path(trainer.default_root_dir)).parent.glob(".last-*.ckpt"):
+                unfinished.unlink()  # of a run that was killed while it wrote
         self._signal = None
         # Lightning registers its own before this; its requeue handler saves in the middle of a step.
         self._handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}

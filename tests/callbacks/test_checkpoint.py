@@ -103,12 +103,16 @@ def test_a_signal_ends_the_fit_after_the_step_and_keeps_it(spec: Spec, tmp_path:
     handler = signal.getsignal(number)
     undisturbed = run(spec, tmp_path / "whole", every=100, **SETTINGS["validated by steps"])
     for step in (3, 5):  # after which no validation is due, and one
+        unfinished = last_checkpoint(tmp_path / str(step)).with_name(".last-0.ckpt")
+        unfinished.parent.mkdir(parents=True)
+        unfinished.touch()
         with pytest.raises(
             Stopped, match=rf"{number.name} ended the fit; step {step + 1} is saved in .*last.ckpt, and"
         ):
             run(spec, tmp_path / str(step), Send(number, step), every=100, **SETTINGS["validated by steps"])
         assert signal.getsignal(number) == handler
         resumed = run(spec, tmp_path / str(step), every=100, **SETTINGS["validated by steps"])
+        assert not unfinished.exists()
         assert same(resumed, undisturbed)
         assert logged(tmp_path / str(step)) == logged(tmp_path / "whole")
 
