@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
 import time
 from pathlib import Path
 from types import FrameType
@@ -15,11 +13,12 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lcf_lightning import slurm
 from lcf_lightning.checkpoints import last_checkpoint
 from lcf_lightning.errors import SettingError, Stopped
 from lcf_lightning.loggers import ContinuedCSVLogger
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, slurm.SIGNAL)  # a later one is kept where several come
 
 
 class LastCheckpoint(Checkpoint):
@@ -47,10 +46,14 @@ class LastCheckpoint(Checkpoint):
         if every_n_minutes <= 0:
             raise SettingError(f"every_n_minutes={every_n_minutes} must be above 0.")
         self.every_n_steps, self.every_n_minutes = every_n_steps, every_n_minutes
-        self._signal: signal.Signals | None = None
+        self._received = 0  # 1 + place in SIGNALS
         self._handlers: dict[signal.Signals, Any] = {}
         self._saved_step, self._saved_at = 0, 0.0
         self._logged: dict[str, Any] = {}  # the last step that is in the loggers, and what is still to go there
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._logged:  # a checkpoint is continued, if only to the evaluation after the last step
+            self._continue_logs(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         first, last = -_greatest(trainer, -trainer.global_step), _greatest(trainer, trainer.global_step)
@@ -63,16 +66,14 @@ class LastCheckpoint(Checkpoint):
         if trainer.is_global_zero:
             for unfinished in last_checkpoint(Path(trainer.default_root_dir)).parent.glob(".last-*.ckpt"):
                 unfinished.unlink()  # of a run that was killed while it wrote
-        self._signal = None
+        self._received = 0
         # Lightning registers its own before this; its requeue handler saves in the middle of a step.
         self._handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
-        if trainer.global_step > 0:
-            self._continue_logs(trainer)
 
     def _stop(self, number: int, _: FrameType | None) -> None:
-        if self._signal is not None and number == signal.SIGINT:
+        if self._received and number == signal.SIGINT:
             raise KeyboardInterrupt  # asked twice
-        self._signal = signal.Signals(number)
+        self._received = max(self._received, 1 + SIGNALS.index(signal.Signals(number)))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -88,13 +89,13 @@ class LastCheckpoint(Checkpoint):
     def _save_if_due(self, trainer: pl.Trainer, logged: dict[str, Any]) -> None:
         if trainer.global_step == self._saved_step or trainer.fit_loop.epoch_loop._should_accumulate():
             return  # in the middle of a step the gradients so far would be lost
-        late = time.monotonic() - self._saved_at > 60 * self.every_n_minutes
-        received = _greatest(trainer, self._signal or int(late))  # on any rank
+        late = int(time.monotonic() - self._saved_at > 60 * self.every_n_minutes)
+        received, late = divmod(_greatest(trainer, 2 * self._received + late), 2)  # of all ranks
         periods = (step // self.every_n_steps for step in (self._saved_step, trainer.global_step))
-        if received or len(set(periods)) > 1:
+        if received or late or len(set(periods)) > 1:
             self.save(trainer, logged)
-        if received > 1:
-            self._end(trainer, signal.Signals(received))
+        if received:
+            self._end(trainer, SIGNALS[received - 1])
 
     def save(self, trainer: pl.Trainer, logged: dict[str, Any] | None = None) -> None:
         """Write the checkpoint of this step, of which all is logged; every rank must call this."""
@@ -103,14 +104,16 @@ class LastCheckpoint(Checkpoint):
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
 
     def _end(self, trainer: pl.Trainer, number: signal.Signals) -> None:
-        job = os.environ.get("SLURM_JOB_ID") if number == signal.SIGUSR1 else None
-        if job is not None and trainer.is_global_zero:
-            subprocess.run(["scontrol", "requeue", job], check=True)
-        trainer.strategy.barrier("stopped")  # no rank ends, and has the others killed, before the job is in the queue
-        then = "the same command with --ckpt_path last continues" if job is None else f"job {job} is queued again"
+        asked = number == slurm.SIGNAL and slurm.job() is not None
+        refused = slurm.requeue() if asked and trainer.is_global_zero else ""
+        # A broadcast: no rank ends, and has the others killed, before the job is in the queue.
+        refused = trainer.strategy.broadcast(refused)
+        then = "the same command with --ckpt_path last continues"
+        if asked:
+            then = f"the job could not be queued again ({refused}); {then}" if refused else "the job is queued again"
         file = last_checkpoint(Path(trainer.default_root_dir))
         message = f"{number.name} ended the fit; step {trainer.global_step} is saved in {file}, and {then}."
-        raise Stopped(message, number, requeued=job is not None)
+        raise Stopped(message, number, requeued=asked and not refused)
 
     def _continue_logs(self, trainer: pl.Trainer) -> None:
         """What was logged after the checkpoint will be logged again; what should have been logged with it is now."""

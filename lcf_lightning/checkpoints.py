@@ -19,7 +19,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its place, then renames it. Lightning's own copies it there from ``/tmp``."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        write_file(Path(path), lambda aside: torch.save(checkpoint, aside))
+        def write(aside: Path) -> None:
+            with aside.open("wb") as file:
+                try:
+                    torch.save(checkpoint, file)
+                except RuntimeError as error:  # torch's, in whose context is why the disk refused
+                    refused = _oserror_behind(error)
+                    raise (refused or error) from None
+
+        write_file(Path(path), write)
+
+
+def _oserror_behind(error: BaseException | None) -> OSError | None:
+    while error is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return error
 
 
 def last_checkpoint(run_folder: Path) -> Path:

@@ -15,13 +15,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` write a file aside, of the same suffix, then rename it to ``path``."""
+    """Let ``write`` write a file aside, of the same suffix, then rename it to ``path``.
+
+    Raises:
+        OSError: If the disk refuses; it names ``path``.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.stem}-{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         write(aside)
         os.replace(aside, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         aside.unlink(missing_ok=True)
         raise
 

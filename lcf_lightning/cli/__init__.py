@@ -13,6 +13,7 @@ from lcf_lightning.cli.faults import explain
 from lcf_lightning.cli.params import ParamsCLI
 from lcf_lightning.cli.prune import PruneCLI
 from lcf_lightning.cli.run import LCFCLI
+from lcf_lightning.slurm import requeue_between_steps
 
 COMMANDS: dict[str, Callable[[list[str]], object]] = {
     "params": ParamsCLI,
@@ -32,6 +33,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if arguments[:1] and arguments[0] in COMMANDS:
             COMMANDS[arguments[0]](arguments[1:])
         else:
+            requeue_between_steps()
             LCFCLI(arguments)
     except Exception as error:
         explained = explain(error)

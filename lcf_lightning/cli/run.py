@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -83,6 +84,7 @@ class LCFCLI(LightningCLI):
         if self.subcommand:
             self._require_data()
             self._check_checkpoint()
+            self._check_run_folder()
 
     def _require_data(self) -> None:
         if self._get(self.config, "data") is None:
@@ -104,6 +106,12 @@ class LCFCLI(LightningCLI):
             raise SettingError(f"ckpt_path={path!r} must be an existing checkpoint, or last.")
         if settings["ckpt_path"] is not None:
             self._steps_before = steps_of(Path(settings["ckpt_path"]))
+
+    def _check_run_folder(self) -> None:
+        """Before any weight is loaded: results need a place."""
+        place = next(path for path in (self.run_folder, *self.run_folder.absolute().parents) if path.exists())
+        if not (place.is_dir() and os.access(place, os.W_OK)):
+            raise SettingError(f"default_root_dir={str(self.run_folder)!r} must be a folder that can be written.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")

@@ -13,7 +13,7 @@ import torch
 from lcf_lightning.callbacks import GateMonitor, LastCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from lcf_lightning import LCFModule, ModelSpec
+from lcf_lightning import LCFModule, ModelSpec, slurm
 from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint, read_checkpoint
 from lcf_lightning.errors import AdapterFileError, SettingError, Stopped
 from lcf_lightning.loggers import ContinuedCSVLogger
@@ -118,15 +118,45 @@ def test_a_signal_ends_the_fit_after_the_step_and_keeps_it(spec: Spec, tmp_path:
 
 
 def test_slurm_is_asked_to_queue_the_job_again(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[list[str]] = []
-    monkeypatch.setattr("lcf_lightning.callbacks.checkpoint.subprocess.run", lambda words, check: asked.append(words))
+    """With the programs that answer for it; tests/slurm/run asks a real one."""
+    scontrol, plugins = tmp_path / "scontrol", [AtomicCheckpointIO(), LightningEnvironment()]
     monkeypatch.setenv("SLURM_JOB_ID", "71")
-    for number, requeued in ((signal.SIGUSR1, True), (signal.SIGTERM, False)):
-        with pytest.raises(Stopped) as stopped:
-            run(spec, tmp_path / number.name, Send(number, 2), plugins=[AtomicCheckpointIO(), LightningEnvironment()])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    answers = (
+        (signal.SIGUSR1, f"/bin/echo $@ >> {tmp_path}/asked", True, "the job is queued again"),
+        (signal.SIGTERM, "exit 3", False, "the same command with --ckpt_path last continues"),
+        (signal.SIGUSR1, "echo no >&2; exit 1", False, r"could not be queued again \(no\); the same command"),
+        (signal.SIGUSR1, None, False, r"could not be queued again \(.*No such file.*\); the same command"),
+    )
+    for turn, (number, script, requeued, message) in enumerate(answers):
+        scontrol.unlink(missing_ok=True)
+        if script is not None:
+            scontrol.write_text(f"#!/bin/sh\n{script}\n")
+            scontrol.chmod(0o755)
+        with pytest.raises(Stopped, match=message) as stopped:
+            run(spec, tmp_path / str(turn), Send(number, 2), plugins=plugins)
         assert stopped.value.requeued == requeued
-        assert (tmp_path / number.name / "checkpoints" / "last.ckpt").is_file()
-    assert asked == [["scontrol", "requeue", "71"]]
+        assert last_checkpoint(tmp_path / str(turn)).is_file()
+    assert (tmp_path / "asked").read_text() == "requeue 71\n"
+
+
+def test_between_steps_the_job_is_queued_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    handler = signal.getsignal(slurm.SIGNAL)
+    slurm.requeue_between_steps()
+    assert signal.getsignal(slurm.SIGNAL) == handler  # no cluster, no handler
+    monkeypatch.setenv("SLURM_JOB_ID", "71")
+    asked: list[str | None] = []
+    monkeypatch.setattr(slurm, "requeue", lambda: asked.append(slurm.job()) or "")
+    slurm.requeue_between_steps()
+    try:
+        for rank in ("0", "1"):
+            monkeypatch.setenv("SLURM_PROCID", rank)
+            with pytest.raises(Stopped, match="SIGUSR1 came between steps, and job 71 is queued again") as stopped:
+                signal.raise_signal(slurm.SIGNAL)
+            assert stopped.value.requeued
+    finally:
+        signal.signal(slurm.SIGNAL, handler)
+    assert asked == ["71"]  # by one rank
 
 
 def test_checkpoints_are_due_by_steps_and_by_minutes(spec: Spec, tmp_path: Path) -> None:
