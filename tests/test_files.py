@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
-from lcf_lightning.files import write_text
+from lcf_lightning.files import write_file, write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
 
 
@@ -41,3 +42,13 @@ def test_a_resumed_run_keeps_its_metrics(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["loss"], row["val/loss"]) for row in rows] == [("1", "2.0", ""), ("2", "1.0", "3.0")]
     assert len(rows) == 2
+
+
+def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
+    def fail(aside: Path) -> None:
+        aside.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / 'b.json'}'"):
+        write_file(tmp_path / "b.json", fail)
+    assert list(tmp_path.iterdir()) == []

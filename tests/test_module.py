@@ -139,6 +139,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(spec: Spec,
     assert module.trainer.global_step == 0
 
 
+def test_a_receiver_that_lets_no_gradient_through_is_refused(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a fit would end normally, with an adapter as untrained as before."""
+    module = small_module(spec("llama"), spec("qwen3"))
+    module.configure_model()
+    logits = module.channel.logits
+    monkeypatch.setattr(module.channel, "logits", lambda *given: logits(*given).detach().requires_grad_())
+    with pytest.raises(
+        ModelError, match=r"no gradient reaches 19 tensors of the adapter, .* through the receiver '.*qwen3'"
+    ):
+        small_trainer(tmp_path).fit(module, datamodule=small_data(spec("llama"), spec("qwen3")))
+    assert module.trainer.global_step == 0
+
+
 def test_the_same_seed_gives_the_same_adapter(spec: Spec) -> None:
     pair = spec("llama"), spec("qwen3")
     first, second = small_module(*pair), small_module(*pair)

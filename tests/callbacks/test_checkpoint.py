@@ -173,6 +173,17 @@ def test_checkpoints_are_due_by_steps_and_by_minutes(spec: Spec, tmp_path: Path)
     assert [path.name for path in (tmp_path / "steps" / "checkpoints").iterdir()] == ["last.ckpt"]
 
 
+def test_ranks_that_would_continue_from_different_steps_are_refused(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on nodes that do not share the run folder."""
+    steps = iter([0, 4])  # the least and the greatest of all ranks
+    monkeypatch.setattr("lcf_lightning.callbacks.checkpoint._greatest", lambda *_: next(steps))
+    with pytest.raises(SettingError, match="ckpt_path is of step 0 on one rank and of step 4 on another; all nodes"):
+        run(spec, tmp_path / "run")
+    assert not last_checkpoint(tmp_path / "run").exists()
+
+
 def test_the_newest_checkpoint_is_that_with_most_steps(spec: Spec, tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "run") is None
     run(spec, tmp_path / "run", every=4, limit_val_batches=0)

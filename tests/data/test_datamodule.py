@@ -297,6 +297,14 @@ def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(
     assert resumed.seen == whole.seen[stop:]
 
 
+def test_too_few_examples_for_a_batch_are_refused(make: Make) -> None:
+    """Lightning would train nothing, and say so in a line of its log."""
+    module = make(batch_size=13)
+    assert len(module.train_dataloader()) == 1
+    with pytest.raises(DataError, match="batch_size=13 is more than train split gives: 24 examples on 2 processes"):
+        on_rank(module, 1, 2).train_dataloader()
+
+
 def test_a_sampler_skips_only_the_beginning() -> None:
     plain, skipping = (ResumableSampler(range(10), num_replicas=1, rank=0, seed=3) for _ in range(2))  # type: ignore[arg-type]
     skipping.skip = 7
