@@ -103,6 +103,18 @@ def spec(model_folders: dict[str, Path]) -> Callable[[str], ModelSpec]:
     return lambda name: ModelSpec(str(model_folders[name]))
 
 
+@pytest.fixture(scope="session")
+def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of the whole quickstart: minutes, for slow tests."""
+    from lcf_lightning.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "quickstart"
+    config = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+    quiet = ["--trainer.enable_progress_bar", "false"]
+    main(["fit", "--config", str(config), "--trainer.default_root_dir", str(folder), *quiet])
+    return folder
+
+
 @pytest.fixture(autouse=True)
 def _no_leaks() -> Iterator[None]:
     """A test leaves the environment and torch's gradient mode as they were."""

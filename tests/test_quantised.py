@@ -104,13 +104,9 @@ def test_the_config_and_the_command_line_quantise(tmp_path: Path) -> None:
     assert CacheAdapter.from_pretrained(run / "adapter").config == channel.adapter.config
 
 
-def quickstart(folder: Path, *arguments: str) -> dict[str, float]:
-    """Trains the quickstart; exact match of every arm on unseen questions that need the sharer."""
-    main([
-        "fit", "--config", str(CONFIGS / "quickstart.yaml"), "--trainer.default_root_dir", str(folder),
-        "--trainer.limit_val_batches", "0", "--trainer.enable_progress_bar", "false", *arguments,
-    ])  # fmt: skip
-    arms = json.loads((folder / "summary.json").read_text())["arms"]
+def exact_match(run: Path) -> dict[str, float]:
+    """Of every arm of a run, on unseen questions that need the sharer."""
+    arms = json.loads((run / "summary.json").read_text())["arms"]
     assert {figures["n"] for figures in arms.values()} == {752}
     return {arm: figures["exact_match"] for arm, figures in arms.items()}
 
@@ -120,35 +116,31 @@ def held_in(quantization: str) -> list[str]:
     return [f"--model.{role}.quantization={quantization}" for role in ("sharer", "receiver")]
 
 
-@pytest.fixture(scope="module")
-def fp32(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, float]]:
-    """An adapter trained between models in full precision, and what it reaches there."""
-    folder = tmp_path_factory.mktemp("fp32")
-    reached = quickstart(folder)
-    return folder / "adapter", reached
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_an_adapter_of_full_precision_serves_quantised_models(
-    quantization: str, fp32: tuple[Path, dict[str, float]], tmp_path: Path
+    quantization: str, quickstart: Path, tmp_path: Path
 ) -> None:
-    adapter, reached = fp32
     main([
-        "evaluate", "--config", str(CONFIGS / "quickstart.yaml"), *held_in(quantization), "--adapter", str(adapter),
+        "evaluate", "--config", str(CONFIGS / "quickstart.yaml"), *held_in(quantization), "--adapter", str(quickstart / "adapter"),
         "--output", str(tmp_path), "--arms", "[own_context,message,mismatched]", "--repeats", "0",
         "--trainer.enable_progress_bar", "false",
     ])  # fmt: skip
     report = json.loads((tmp_path / "report.json").read_text())["arms"]
     arms = {arm: figures["exact_match"]["value"] for arm, figures in report.items()}
     assert {figures["n"] for figures in report.values()} == {752}
-    assert arms["message"] > reached["message"] - QUANTIZATIONS[quantization][3]
+    assert arms["message"] > exact_match(quickstart)["message"] - QUANTIZATIONS[quantization][3]
     assert max(arms["own_context"], arms["mismatched"]) < 0.10
 
 
 @pytest.mark.slow
 def test_an_adapter_trained_between_nf4_models_communicates(tmp_path: Path) -> None:
-    """After a third of the quickstart's steps; all of them (docs/results.md) end within a point of fp32."""
-    arms = quickstart(tmp_path, *held_in("nf4"), "--trainer.max_steps", "400")
+    """After a third of the quickstart's steps; all of them (docs/scale.md) end within a point of fp32."""
+    main([
+        "fit", "--config", str(CONFIGS / "quickstart.yaml"), "--trainer.default_root_dir", str(tmp_path),
+        *held_in("nf4"), "--trainer.max_steps", "400", "--trainer.limit_val_batches", "0",
+        "--trainer.enable_progress_bar", "false",
+    ])  # fmt: skip
+    arms = exact_match(tmp_path)
     assert arms["message"] > 0.5
     assert max(arms["own_context"], arms["mismatched"]) < 0.10

@@ -14,10 +14,8 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 @pytest.mark.slow
-def test_the_quickstart_communicates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    main(["fit", "--config", str(CONFIGS / "quickstart.yaml"), "--trainer.enable_progress_bar", "false"])
-    summary = json.loads(Path("runs/quickstart/summary.json").read_text())
+def test_the_quickstart_communicates(quickstart: Path) -> None:
+    summary = json.loads((quickstart / "summary.json").read_text())
     arms = {arm: figures["exact_match"] for arm, figures in summary["arms"].items()}
     assert min(figures["n"] for figures in summary["arms"].values()) >= 500
     assert arms["own_context"] <= 0.08
@@ -26,8 +24,9 @@ def test_the_quickstart_communicates(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert arms["full_context"] >= 0.97
     assert summary["own_questions"]["message"]["exact_match"] >= 0.95
 
-    main(["evaluate", "--config", str(CONFIGS / "quickstart.yaml"), "--trainer.enable_progress_bar", "false"])
-    report = json.loads(Path("runs/quickstart/evaluation/report.json").read_text())
+    run = ["--trainer.default_root_dir", str(quickstart), "--trainer.enable_progress_bar", "false"]
+    main(["evaluate", "--config", str(CONFIGS / "quickstart.yaml"), *run])
+    report = json.loads((quickstart / "evaluation" / "report.json").read_text())
     for arm, figures in summary["arms"].items():
         assert report["arms"][arm]["exact_match"]["value"] == pytest.approx(
             figures["exact_match"], abs=2 / figures["n"]
@@ -37,7 +36,7 @@ def test_the_quickstart_communicates(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert report["arms"]["t2t_50"]["exact_match"]["value"] >= 0.95
     assert report["latency"]["ttft_vs_t2t"]["50"]["median"] > 1.5
 
-    channel = Channel.from_pretrained("runs/quickstart/adapter")
+    channel = Channel.from_pretrained(quickstart / "adapter")
     message = channel.send(["likes ada tea .", "owns bob lamp .", "seeks cleo ruby .", "sells dan soup ."], "likes ada")
     assert channel.receive(message, "likes ada", ["finds eva bell .", "hides finn kite .", "fears gia wolf ."]) == "tea"
 
