@@ -122,7 +122,8 @@ def test_an_adapter_of_full_precision_serves_quantised_models(
     quantization: str, quickstart: Path, tmp_path: Path
 ) -> None:
     main([
-        "evaluate", "--config", str(CONFIGS / "quickstart.yaml"), *held_in(quantization), "--adapter", str(quickstart / "adapter"),
+        "evaluate", "--config", str(CONFIGS / "quickstart.yaml"), *held_in(quantization),
+        "--adapter", str(quickstart / "adapter"),
         "--output", str(tmp_path), "--arms", "[own_context,message,mismatched]", "--repeats", "0",
         "--trainer.enable_progress_bar", "false",
     ])  # fmt: skip
