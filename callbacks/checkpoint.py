@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from pathlib import Path
 from types import FrameType
@@ -33,10 +34,10 @@ class LastCheckpoint(Checkpoint):
 
     Args:
         every_n_steps: Optimizer steps from one checkpoint to the next.
-        every_n_minutes: Minutes of rank 0's clock from one checkpoint to the next.
+        every_n_minutes: Minutes from one checkpoint to the next, at most, and the rest of a step.
 
     Raises:
-        SettingError: If a number is out of range.
+        SettingError: If a number is out of range, or ranks would continue from different steps.
         Stopped: In a fit that a signal has ended.
     """
 
@@ -60,7 +61,7 @@ class LastCheckpoint(Checkpoint):
         if first != last:
             raise SettingError(
                 f"ckpt_path is of step {first} on one rank and of step {last} on another; all nodes need the same "
-                f"default_root_dir, on a file system that they share."
+                "default_root_dir, on a file system that they share."
             )
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
@@ -68,7 +69,8 @@ class LastCheckpoint(Checkpoint):
                 unfinished.unlink()  # of a run that was killed while it wrote
         self._received = 0
         # Lightning registers its own before this; its requeue handler saves in the middle of a step.
-        self._handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # the only one that may
+            self._handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
 
     def _stop(self, number: int, _: FrameType | None) -> None:
         if self._received and number == signal.SIGINT:
@@ -132,7 +134,7 @@ class LastCheckpoint(Checkpoint):
 
     def _restore_handlers(self) -> None:
         for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler or signal.SIG_DFL)  # none: it was not Python's
         self._handlers = {}
 
     def state_dict(self) -> dict[str, Any]:
