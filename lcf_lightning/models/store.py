@@ -9,6 +9,7 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -110,7 +111,7 @@ class PrefillStore:
         shape = (geometry.layers, batch, geometry.kv_heads, width, geometry.head_dim)
         sides = []
         for side in (0, 1):
-            stacked = torch.zeros(shape, dtype=self.model.model.dtype)
+            stacked = torch.zeros(shape, dtype=DTYPES[self.model.spec.dtype])
             for row, pair in enumerate(kept):
                 assert pair is not None
                 stacked[:, row, :, width - pair[side].shape[2] :] = pair[side].cpu()
@@ -127,11 +128,12 @@ class PrefillStore:
             with safe_open(file, framework="pt") as stored:
                 keys, values = stored.get_tensor("keys"), stored.get_tensor("values")
                 checksum = (stored.metadata() or {}).get("crc32")
-            os.utime(file)  # the last use, for those who look what may give way
         except FileNotFoundError:
             return None
         except (SafetensorError, OSError) as error:
             return self._damaged(file, reason(error))
+        with suppress(OSError):  # a folder that may only be read
+            os.utime(file)  # the last use, for those who look what may give way
         geometry = self.model.geometry
         shape = (geometry.layers, geometry.kv_heads, length, geometry.head_dim)
         if any(tuple(side.shape) != shape or side.dtype != self.dtype for side in (keys, values)):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import time
@@ -105,6 +106,36 @@ def test_half_precision_takes_half_the_bytes_and_is_rounded_from_the_start(
     geometry = model.geometry
     tensors = [2 * geometry.layers * geometry.width * length * 2 for length in LENGTHS]
     assert 0 < sum(path.stat().st_size for path in files(tmp_path)) - sum(tensors) < 3 * 400  # headers
+
+
+@pytest.mark.parametrize("quantization", ["8bit", "nf4"])
+def test_quantised_models_keep_theirs_apart(quantization: str, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
+    for each in (ModelSpec("tiny-sharer"), ModelSpec("tiny-sharer", quantization=quantization)):
+        model = load_frozen(each)
+        ids, mask = prompts()
+        store = PrefillStore(PrefillSettings(str(tmp_path)), model)
+        for _ in range(2):
+            found, expected = store.read(ids % 90, mask), prefill(model.model, ids % 90, mask)
+            assert found.keys[0].dtype == expected.keys[0].dtype
+            assert_same(found, expected)
+        assert (store.hits, store.misses) == (3, 3)
+    assert len(files(tmp_path)) == 6
+
+
+def test_a_folder_that_may_only_be_read_is_read(
+    model: FrozenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    store = PrefillStore(PrefillSettings(str(tmp_path)), model)
+    expected = store.read(*prompts())
+
+    def refused(path: Path) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr("lcf_lightning.models.store.os.utime", refused)
+    assert_same(store.read(*prompts()), expected)
+    assert store.hits == 3
+    assert not [warning for warning in recwarn if "damaged" in str(warning.message)]
 
 
 def cut(path: Path) -> None:
