@@ -200,7 +200,7 @@ def test_a_full_store_keeps_what_it_has_and_says_so_once(model: FrozenModel, tmp
     store = PrefillStore(PrefillSettings(str(tmp_path / "store"), max_gb=2.5 * one.size / 1e9), model)
     with pytest.warns(UserWarning, match=r"prefills.folder='.*store' is full \(max_gb=.*\) of texts in use") as warned:
         caches = [store.read(*prompts(seed, (9,))) for seed in range(5)]
-    assert len(warned) == 1
+    assert len([warning for warning in warned if "prefills.folder" in str(warning.message)]) == 1
     assert len(files(tmp_path / "store")) == 2
     for seed, cache in enumerate(caches):
         assert_same(cache, prefill(model.model, *prompts(seed, (9,))))
@@ -215,7 +215,7 @@ def test_a_folder_that_cannot_be_written_only_warns(model: FrozenModel, tmp_path
         caches = [store.read(*prompts()) for _ in range(2)]
     for cache in caches:
         assert_same(cache, prefill(model.model, *prompts()))
-    assert len(warned) == 1
+    assert len([warning for warning in warned if "prefills.folder" in str(warning.message)]) == 1
     assert store.misses == 6
 
 
