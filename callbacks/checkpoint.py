@@ -63,6 +63,8 @@ class LastCheckpoint(Checkpoint):
                 f"ckpt_path is of step {first} on one rank and of step {last} on another; all nodes need the same "
                 "default_root_dir, on a file system that they share."
             )
+        if vars(trainer)["_val_check_time_interval"] is not None:
+            raise SettingError("val_check_interval must count batches, not time, for ranks and resumed runs to agree.")
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
         if trainer.is_global_zero:
             for unfinished in last_checkpoint(Path(trainer.default_root_dir)).parent.glob(".last-*.ckpt"):
@@ -82,26 +84,33 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         # A resumed run would take a validation that is due for one that was made, so that comes first.
         if not trainer.fit_loop.epoch_loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # type: ignore[arg-type]
-            self._save_if_due(trainer, _unlogged(trainer))
+            self._save_if_due(trainer, unlogged=True)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
-            self._save_if_due(trainer, _all_logged(trainer))
+            self._save_if_due(trainer)
 
-    def _save_if_due(self, trainer: pl.Trainer, logged: dict[str, Any]) -> None:
+    def _save_if_due(self, trainer: pl.Trainer, unlogged: bool = False) -> None:
         if trainer.global_step == self._saved_step or trainer.fit_loop.epoch_loop._should_accumulate():
             return  # in the middle of a step the gradients so far would be lost
         late = int(time.monotonic() - self._saved_at > 60 * self.every_n_minutes)
         received, late = divmod(_greatest(trainer, 2 * self._received + late), 2)  # of all ranks
         periods = (step // self.every_n_steps for step in (self._saved_step, trainer.global_step))
         if received or late or len(set(periods)) > 1:
-            self.save(trainer, logged)
+            self.save(trainer, unlogged)
         if received:
             self._end(trainer, SIGNALS[received - 1])
 
-    def save(self, trainer: pl.Trainer, logged: dict[str, Any] | None = None) -> None:
-        """Write the checkpoint of this step, of which all is logged; every rank must call this."""
-        self._logged = logged or _all_logged(trainer)
+    def save(self, trainer: pl.Trainer, unlogged: bool = False) -> None:
+        """Write the checkpoint of this step; every rank must call this.
+
+        Args:
+            trainer: Whose state to save.
+            unlogged: Whether this step is still to be logged.
+        """
+        rows = [logger.rows() for logger in trainer.loggers if isinstance(logger, ContinuedCSVLogger)]
+        self._logged = {"rows": max(rows, default=0), "step": trainer.global_step - 1}
+        self._logged["metrics"] = _to_be_logged(trainer) if unlogged else {}
         trainer.save_checkpoint(last_checkpoint(Path(trainer.default_root_dir)), weights_only=False)
         self._saved_step, self._saved_at = trainer.global_step, time.monotonic()
 
@@ -119,15 +128,18 @@ class LastCheckpoint(Checkpoint):
 
     def _continue_logs(self, trainer: pl.Trainer) -> None:
         """What was logged after the checkpoint will be logged again; what should have been logged with it is now."""
-        step, metrics = self._logged["step"], self._logged["metrics"]
         for logger in trainer.loggers:
             if isinstance(logger, ContinuedCSVLogger):
-                logger.forget_from(step)
-            if metrics:
-                logger.log_metrics(metrics, step)
+                logger.forget_after(self._logged["rows"])
+            if self._logged["metrics"]:
+                logger.log_metrics(self._logged["metrics"], self._logged["step"])
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore_handlers()
+        received = _greatest(trainer, self._received)  # since the last step was looked at
+        if received:
+            self.save(trainer)
+            self._end(trainer, SIGNALS[received - 1])
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._restore_handlers()
@@ -144,17 +156,13 @@ class LastCheckpoint(Checkpoint):
         self._logged = state_dict["logged"]
 
 
-def _all_logged(trainer: pl.Trainer) -> dict[str, Any]:
-    return {"step": trainer.global_step, "metrics": {}}
-
-
-def _unlogged(trainer: pl.Trainer) -> dict[str, Any]:
+def _to_be_logged(trainer: pl.Trainer) -> dict[str, float]:
     """Lightning logs a step after the hooks that can save it, so a checkpoint takes that step's metrics along."""
-    connector, metrics = trainer._logger_connector, {}
-    if connector.should_update_logs:
-        metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
-        metrics["epoch"] = trainer.current_epoch
-    return {"step": trainer.global_step - 1, "metrics": metrics}
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return {}
+    metrics = {name: float(value) for name, value in connector.metrics["log"].items()}
+    return metrics | {"epoch": trainer.current_epoch}
 
 
 def _greatest(trainer: pl.Trainer, number: int) -> int:

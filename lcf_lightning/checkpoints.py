@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,6 +24,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             with aside.open("wb") as file:
                 try:
                     torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())  # else a machine that fails may have renamed a file it has not written
                 except RuntimeError as error:  # torch's, in whose context is why the disk refused
                     refused = _oserror_behind(error)
                     raise (refused or error) from None

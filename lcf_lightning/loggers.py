@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,15 @@ class ContinuedCSVLogger(CSVLogger):
             self._experiment = _ContinuedWriter(log_dir=self.log_dir)
         return self._experiment
 
+    def rows(self) -> int:
+        """Rows on disk; on rank 0, which alone writes them."""
+        file = Path(self.log_dir) / ExperimentWriter.NAME_METRICS_FILE
+        return max(0, file.read_bytes().count(b"\n") - 1) if file.is_file() else 0
+
     @rank_zero_only
-    def forget_from(self, step: int) -> None:
-        """Drop the rows of ``step`` and later, which a resumed run logs again, and a row that was cut in writing."""
-        self.experiment.rewrite(lambda row: int(row["step"]) < step)
+    def forget_after(self, rows: int) -> None:
+        """Keep the first ``rows`` rows: a resumed run logs the others again."""
+        self.experiment.rewrite(rows)
 
 
 class _ContinuedWriter(ExperimentWriter):
@@ -47,16 +52,16 @@ class _ContinuedWriter(ExperimentWriter):
                 self.metrics_keys = next(csv.reader(stored), [])
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        self.rewrite(lambda row: True)
+        self.rewrite()
 
-    def rewrite(self, keep: Callable[[Mapping[str, str]], bool]) -> None:
-        """Write the file anew with all columns known by now and the rows worth keeping."""
+    def rewrite(self, count: int | None = None) -> None:
+        """Write the file anew with all columns known by now, and its first ``count`` rows or all."""
         file = Path(self.metrics_file_path)
         if file.is_file():
             text = file.read_bytes().decode()
             whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
-            rows = [row for row in csv.DictReader(io.StringIO(whole, newline="")) if keep(row)]
-            write_text(file, _table(self.metrics_keys, rows))
+            rows = list(csv.DictReader(io.StringIO(whole, newline="")))
+            write_text(file, _table(self.metrics_keys, rows[:count]))
 
 
 def _table(columns: list[str], rows: Iterable[Mapping[str, str]]) -> str:

@@ -14,8 +14,9 @@ SIGNAL = signal.SIGUSR1
 
 
 def job() -> str | None:
-    """The number of the job that this process belongs to."""
-    return os.environ.get("SLURM_JOB_ID")
+    """The job that this process belongs to, as SLURM's commands name it: one task of an array, not all of it."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
 def requeue() -> str:
@@ -39,6 +40,8 @@ def requeue_between_steps() -> None:
 
 
 def _requeue_at_once(number: int, _: FrameType | None) -> None:
-    refused = requeue() if os.environ.get("SLURM_PROCID", "0") == "0" else ""
+    if os.environ.get("SLURM_PROCID", "0") != "0":
+        return  # rank 0 asks; its end is that of the others
+    refused = requeue()
     then = f"job {job()} could not be queued again ({refused})" if refused else f"job {job()} is queued again"
     raise Stopped(f"{SIGNAL.name} came between steps, and {then}.", number, requeued=not refused)

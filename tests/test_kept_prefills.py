@@ -28,7 +28,9 @@ def test_a_fit_on_a_warm_store_makes_no_prefill_and_gives_the_same(
     plain = fit(tmp_path / "plain")
     store = ["--model.prefills.folder", str(tmp_path / "store")]
     main(["cache", *SMALL, *store])
-    (computed, kept), *_ = re.findall(r"(\d+) texts computed, (\d+) kept before; 0\.\d+ GB", capsys.readouterr().out)
+    (computed, kept), *_ = re.findall(
+        r"(\d+) texts computed, (\d+) kept before; 0\.\d+ GB in all", capsys.readouterr().out
+    )
     assert (int(computed), int(kept)) == (2 * (24 + 12), 0)
     main(["cache", *SMALL, *store])
     assert "0 texts computed, 72 kept before" in capsys.readouterr().out
@@ -59,6 +61,10 @@ def test_cache_needs_a_folder_and_good_settings(tmp_path: Path, capsys: pytest.C
     for extra, message in (
         ([], "prefills=null must name a folder: --model.prefills.folder FOLDER"),
         (["--model.prefills.folder", str(tmp_path), "--model.prefills.max_gb", "0"], "max_gb=0.0 of prefills must be"),
+        (
+            ["--model.prefills.folder", str(tmp_path), "--model.prefills.max_gb", "0.0002"],
+            "keeps no more: max_gb=0.0002",
+        ),
         (["--model.prefills.folder", str(tmp_path), "--limit", "0"], "limit=0 must be at least 1"),
     ):
         with pytest.raises(SystemExit) as stopped:

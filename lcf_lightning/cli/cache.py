@@ -44,7 +44,12 @@ class CacheCLI(DataCLI):
                 batch = batch.to(self.device)
                 sharer.read(batch.sharer.ids, batch.sharer.mask)
                 receiver.read(batch.receiver.ids, batch.receiver.mask)
+                if not (sharer.writes and receiver.writes):
+                    raise SettingError(
+                        f"prefills.folder={settings.folder!r} keeps no more: max_gb={settings.max_gb:g} or the disk is "
+                        f"used up after {sharer.measure() / 1e9:.3f} GB."
+                    )
         stores = {id(store): store for store in (sharer, receiver)}.values()
         kept, computed = sum(store.hits for store in stores), sum(store.misses for store in stores)
-        size = max(store.size for store in stores) / 1e9
+        size = sharer.measure() / 1e9
         sys.stdout.write(f"{settings.folder}: {computed} texts computed, {kept} kept before; {size:.3f} GB in all\n")

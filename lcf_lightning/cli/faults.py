@@ -15,7 +15,8 @@ _LESS_MEMORY = (
     "lower data.batch_size (trainer.accumulate_grad_batches keeps the global batch), data.eval_batch_size, "
     "data.prompts.max_sharer_tokens or max_receiver_tokens, or hold the models in less: dtype, quantization"
 )
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+_PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _PEER = re.compile(r"connection (closed|reset)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
 
@@ -32,6 +33,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
         return f"error: {known}", 1 if isinstance(known, DivergedError) else 2
     if isinstance(error, OSError) and error.errno in _DISK:
         return f"error: {error}; nothing written before is lost, and {_CONTINUE}.", 1
+    if isinstance(error, OSError) and error.errno in _PERMISSION:
+        return f"error: {error}", 2
     if isinstance(error, RuntimeError | MemoryError) and (isinstance(error, MemoryError) or _MEMORY.search(str(error))):
         return f"error: out of memory ({reason(error)}); {_LESS_MEMORY}. Then {_CONTINUE}.", 1
     if isinstance(error, RuntimeError) and dist.is_initialized() and _PEER.search(str(error)):

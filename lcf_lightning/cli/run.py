@@ -198,12 +198,20 @@ class LCFCLI(LightningCLI):
 
 
 class RunConfig(SaveConfigCallback):
-    """Saves the resolved config of a fit in the run folder, whatever the logger."""
+    """Saves the resolved config of a fit in the run folder, whatever the logger: one that begins, or begins again."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        pass  # a checkpoint may yet be refused
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().setup(trainer, pl_module, "fit")
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
-            config = self.parser.dump(self.config, skip_none=False, skip_check=True)
-            write_text(Path(trainer.default_root_dir) / "config.yaml", config)
+            config = self.config.clone()
+            config["ckpt_path"] = None  # to run again is not to continue
+            text = self.parser.dump(config, skip_none=False, skip_check=True)
+            write_text(Path(trainer.default_root_dir) / "config.yaml", text)
 
 
 @rank_zero_only

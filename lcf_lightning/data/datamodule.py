@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import PreTrainedTokenizerBase
@@ -111,6 +112,25 @@ class PairDataModule(pl.LightningDataModule):
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         loader.done = lambda: progress.current.ready
         return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """How many examples the ranks take at once, by which a place in an epoch is counted."""
+        assert self.trainer is not None, "a Trainer saves this"
+        return {"examples": self.batch_size * self.trainer.world_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Refuse to continue a fit with batches of another size, which would skip examples or repeat them.
+
+        Raises:
+            SettingError: If batch size times processes is not what it was.
+        """
+        assert self.trainer is not None, "a Trainer restores this"
+        own = self.batch_size * self.trainer.world_size
+        if self.trainer.state.fn == TrainerFn.FITTING and own != state["examples"]:
+            raise SettingError(
+                f"batch_size={self.batch_size} on {self.trainer.world_size} processes gives {own} examples at once; "
+                f"to continue this fit it must be {state['examples']}, as it was."
+            )
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader("validation")

@@ -173,7 +173,8 @@ def prefill(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor
     """
     check_prompts(ids, mask)
     cache = DynamicCache()
-    _forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, keep=1)
+    with torch.autocast(ids.device.type, enabled=False):  # a frozen model has a dtype of its own
+        _forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, keep=1)
     keys = [getattr(layer, "keys", None) for layer in cache.layers]
     values = [getattr(layer, "values", None) for layer in cache.layers]
     if any(tensor is None for tensor in keys + values):

@@ -61,7 +61,8 @@ class PrefillStore:
         model: Whose prefills these are.
 
     Attributes:
-        size: Bytes in the folder when last looked at, and what was written since.
+        size: Bytes in the folder when last looked at, and what this store has written since.
+        writes: Whether it still keeps what it computes.
         hits: Texts found.
         misses: Texts computed.
     """
@@ -73,8 +74,8 @@ class PrefillStore:
         self.hits = self.misses = 0
         self._fingerprint = f"{fingerprint(model)}/{self.dtype}"
         self._opened = time.time()
-        self.size = sum(size for _, size, _ in self._files())
-        self._writes = True  # until the disk refuses, or all of the limit is in use
+        self.size, self._unseen = self.measure(), 0  # bytes written since the folder was looked at
+        self.writes = True  # until the disk refuses, or all of the limit is in use
 
     def read(self, ids: Tensor, mask: Tensor) -> KVCache:
         """A batch's cache: kept texts from disk, all others by one prefill, which is kept.
@@ -132,8 +133,7 @@ class PrefillStore:
             return None
         except (SafetensorError, OSError) as error:
             return self._damaged(file, reason(error))
-        with suppress(OSError):  # a folder that may only be read
-            os.utime(file)  # the last use, for those who look what may give way
+        _touch(file)
         geometry = self.model.geometry
         shape = (geometry.layers, geometry.kv_heads, length, geometry.head_dim)
         if any(tuple(side.shape) != shape or side.dtype != self.dtype for side in (keys, values)):
@@ -147,13 +147,15 @@ class PrefillStore:
     def _keep(self, file: Path, keys: Tensor, values: Tensor) -> None:
         """Write one text's prefill, if there is room. A full disk ends the keeping, not the run."""
         size = 2 * keys.numel() * keys.element_size()
-        if not self._writes or not self._room(size):
+        if not self.writes or not self._room(size):
             return
         tensors = {"keys": keys.cpu().contiguous(), "values": values.cpu().contiguous()}
         metadata = {"crc32": _checksum(*tensors.values())}
         try:
             write_file(file, lambda aside: save_file(tensors, aside, metadata))
-            self.size += size
+            _touch(file)
+            size = file.stat().st_size
+            self.size, self._unseen = self.size + size, self._unseen + size
         except (SafetensorError, OSError) as error:
             self._stop(f"cannot be written ({reason(error)})")
 
@@ -163,10 +165,12 @@ class PrefillStore:
         What any run has used since this store was opened stays: to throw out texts of this epoch for others of this
         epoch would help nobody.
         """
-        if self.size + size <= self.limit:
+        if self.size + size <= self.limit and self._unseen <= self.limit / 100:  # others write too
             return True
         files = sorted(self._files())
-        self.size = sum(size for _, size, _ in files)
+        self.size, self._unseen = sum(size for _, size, _ in files), 0
+        if self.size + size <= self.limit:
+            return True
         for used, length, file in files:
             if used >= self._opened or self.size + size <= 0.9 * self.limit:  # some room for the next ones too
                 break
@@ -174,10 +178,14 @@ class PrefillStore:
             self.size -= length
         if self.size + size > self.limit:
             self._stop(f"is full (max_gb={self.limit / 1e9:g}) of texts in use")
-        return self._writes
+        return self.writes
+
+    def measure(self) -> int:
+        """Bytes in the folder, whoever wrote them."""
+        return sum(size for _, size, _ in self._files())
 
     def _stop(self, why: str) -> None:
-        self._writes = False
+        self.writes = False
         message = f"prefills.folder={str(self.folder)!r} {why}; further texts are computed in every epoch."
         warnings.warn(message, stacklevel=2)
 
@@ -189,6 +197,13 @@ class PrefillStore:
             except FileNotFoundError:
                 continue  # gone meanwhile: another process makes room
             yield found.st_mtime, found.st_size, file
+
+
+def _touch(file: Path) -> None:
+    """Note the last use, by this machine's clock, for those who look what may give way."""
+    with suppress(OSError):  # a folder that may only be read; or it has gone
+        now = time.time()
+        os.utime(file, (now, now))
 
 
 def fingerprint(model: FrozenModel) -> str:

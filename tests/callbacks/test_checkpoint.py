@@ -65,6 +65,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "validated by epochs": {"limit_val_batches": 1, "max_epochs": 9},
     "accumulated": {"val_check_interval": 4, "check_val_every_n_epoch": None, "limit_val_batches": 1,
                     "accumulate_grad_batches": 2},
+    "validated between accumulated batches": {
+        "val_check_interval": 3, "check_val_every_n_epoch": None, "limit_val_batches": 1, "accumulate_grad_batches": 2,
+    },
     "not validated": {"limit_val_batches": 0},
 }  # fmt: skip
 
@@ -117,6 +120,26 @@ def test_a_signal_ends_the_fit_after_the_step_and_keeps_it(spec: Spec, tmp_path:
         assert logged(tmp_path / str(step)) == logged(tmp_path / "whole")
 
 
+class SendAtTheEnd(pl.Callback):
+    """A signal when the last step has been looked at."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.global_step == STEPS:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_signal_after_the_last_step_is_not_lost(spec: Spec, tmp_path: Path) -> None:
+    with pytest.raises(Stopped, match=f"SIGTERM ended the fit; step {STEPS} is saved"):
+        run(spec, tmp_path / "run", SendAtTheEnd(), limit_val_batches=0)
+    assert read_checkpoint(last_checkpoint(tmp_path / "run"))["global_step"] == STEPS
+
+
+def test_a_validation_by_the_clock_is_refused(spec: Spec, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="val_check_interval must count batches, not time"):
+        run(spec, tmp_path / "run", val_check_interval="00:00:10:00", check_val_every_n_epoch=None)
+    assert not last_checkpoint(tmp_path / "run").exists()
+
+
 def test_slurm_is_asked_to_queue_the_job_again(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the programs that answer for it; tests/slurm/run asks a real one."""
     scontrol, plugins = tmp_path / "scontrol", [AtomicCheckpointIO(), LightningEnvironment()]
@@ -149,11 +172,15 @@ def test_between_steps_the_job_is_queued_again_at_once(monkeypatch: pytest.Monke
     monkeypatch.setattr(slurm, "requeue", lambda: asked.append(slurm.job()) or "")
     slurm.requeue_between_steps()
     try:
-        for rank in ("0", "1"):
-            monkeypatch.setenv("SLURM_PROCID", rank)
-            with pytest.raises(Stopped, match="SIGUSR1 came between steps, and job 71 is queued again") as stopped:
-                signal.raise_signal(slurm.SIGNAL)
-            assert stopped.value.requeued
+        monkeypatch.setenv("SLURM_PROCID", "1")
+        signal.raise_signal(slurm.SIGNAL)  # rank 0 asks, and its end is the others'
+        monkeypatch.setenv("SLURM_PROCID", "0")
+        with pytest.raises(Stopped, match="SIGUSR1 came between steps, and job 71 is queued again") as stopped:
+            signal.raise_signal(slurm.SIGNAL)
+        assert stopped.value.requeued
+        monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "2")
+        assert slurm.job() == "70_2"  # 71 may be the number of the whole array
     finally:
         signal.signal(slurm.SIGNAL, handler)
     assert asked == ["71"]  # by one rank

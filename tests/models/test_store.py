@@ -61,7 +61,7 @@ def test_what_was_read_once_is_not_computed_again(
     assert_same(again.read(ids[[1, 0]], mask[[1, 0]]), expected.rows(torch.tensor([1, 0])))  # another batch
     assert_same(again.read(ids[:1, -3:], mask[:1, -3:]), prefill(model.model, ids[:1, -3:], mask[:1, -3:]))
     assert (calls[:1], again.hits, again.misses) == ([3], 3, 0)
-    assert store.size == sum(path.stat().st_size for path in files(tmp_path)) or store.size > 0
+    assert store.size == again.size == sum(path.stat().st_size for path in files(tmp_path))
 
 
 def test_only_what_is_missing_is_computed(model: FrozenModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_a_folder_that_may_only_be_read_is_read(
     store = PrefillStore(PrefillSettings(str(tmp_path)), model)
     expected = store.read(*prompts())
 
-    def refused(path: Path) -> None:
+    def refused(path: Path, *_: object) -> None:
         raise OSError(errno.EROFS, "Read-only file system", str(path))
 
     monkeypatch.setattr("lcf_lightning.models.store.os.utime", refused)
@@ -191,6 +191,28 @@ def test_what_was_unused_for_longest_gives_way(model: FrozenModel, tmp_path: Pat
     assert sum(path.stat().st_size for path in left) <= limited.limit
     limited.read(*prompts(12, (9,)))
     assert limited.hits == 2
+
+
+def test_several_stores_keep_to_one_limit(model: FrozenModel, tmp_path: Path) -> None:
+    """As of several ranks, or of two models."""
+    one = PrefillStore(PrefillSettings(str(tmp_path / "one")), model)
+    one.read(*prompts(0, (9,)))
+    limit = 10.5 * one.size
+    settings = PrefillSettings(str(tmp_path / "store"), max_gb=limit / 1e9)
+    stores = [PrefillStore(settings, model) for _ in range(4)]
+    with pytest.warns(UserWarning, match="is full"):
+        _ = [stores[seed % 4].read(*prompts(seed, (9,))) for seed in range(40)]
+    assert sum(path.stat().st_size for path in files(tmp_path / "store")) <= limit
+    assert len(files(tmp_path / "store")) == 10
+
+
+def test_a_prefill_has_the_dtype_of_its_model_whatever_surrounds_it(model: FrozenModel, tmp_path: Path) -> None:
+    """As in a fit in mixed precision: what is kept must not depend on it."""
+    expected = prefill(model.model, *prompts())
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = PrefillStore(PrefillSettings(str(tmp_path)), model).read(*prompts())
+    assert kept.keys[0].dtype == torch.float32
+    assert_same(kept, expected)
 
 
 def test_a_full_store_keeps_what_it_has_and_says_so_once(model: FrozenModel, tmp_path: Path) -> None:
