@@ -50,7 +50,7 @@ class LastCheckpoint(Checkpoint):
         self._received = 0  # 1 + place in SIGNALS
         self._handlers: dict[signal.Signals, Any] = {}
         self._saved_step, self._saved_at = 0, 0.0
-        self._logged: dict[str, Any] = {}  # the last step that is in the loggers, and what is still to go there
+        self._logged: dict[str, Any] = {}  # rows that metrics.csv has, and what is still to go there
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._logged:  # a checkpoint is continued, if only to the evaluation after the last step

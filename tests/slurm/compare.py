@@ -1,26 +1,23 @@
-"""compare.py FOLDER STEPS: whether the run ``preempted``, ``requeued`` in between, ends as the ``undisturbed`` did."""
+"""Whether the run ``preempted``, ``requeued`` in between, ends as the ``undisturbed`` did.
+
+    python -m tests.slurm.compare FOLDER STEPS
+"""
 
 from __future__ import annotations
 
-import csv
 import json
 import sys
 from pathlib import Path
 
 from lcf_lightning.checkpoints import last_checkpoint, steps_of
+from tests.survival import logged
 
 ADAPTER = "adapter/adapter_model.safetensors"
 
 
-def metrics(run: Path) -> list[dict[str, str]]:
-    """All rows that a run has logged, without times, which no two runs share."""
-    with (run / "metrics.csv").open(newline="") as file:
-        return [{k: v for k, v in row.items() if not k.startswith("speedup/")} for row in csv.DictReader(file)]
-
-
 def trained_steps(run: Path) -> list[int]:
     """The steps that a run has logged a training loss of."""
-    return [int(row["step"]) for row in metrics(run) if row["train/loss"]]
+    return [int(row["step"]) for row in logged(run) if row["train/loss"]]
 
 
 def main(folder: Path, steps: int) -> None:
@@ -32,7 +29,7 @@ def main(folder: Path, steps: int) -> None:
         "the signal stopped it in the middle": 0 < saved < steps,
         "no step was made twice or lost": repeated == lost == 0,
         "each step is logged once": trained_steps(preempted) == trained_steps(undisturbed) == list(range(steps)),
-        "the same metrics": metrics(preempted) == metrics(undisturbed),
+        "the same metrics": logged(preempted) == logged(undisturbed),
         "the same adapter, byte for byte": (preempted / ADAPTER).read_bytes() == (undisturbed / ADAPTER).read_bytes(),
     }
     for run in (undisturbed, preempted):
