@@ -1,6 +1,6 @@
 """Whether the run ``preempted``, ``requeued`` in between, ends as the ``undisturbed`` did.
 
-    python -m tests.slurm.compare FOLDER STEPS
+python -m tests.slurm.compare FOLDER STEPS
 """
 
 from __future__ import annotations
