@@ -20,7 +20,6 @@ import torch
 
 from lcf_lightning import AdapterConfig, AdapterSettings, CacheAdapter, Channel, ModelSpec
 from lcf_lightning.adapter.config import ModelIdentity
-from lcf_lightning.channel import load_pair
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import HotpotQA
@@ -28,6 +27,7 @@ from lcf_lightning.evaluation.answering import answer_losses
 from lcf_lightning.evaluation.arms import Reading
 from lcf_lightning.models.loading import geometry_of
 from lcf_lightning.models.store import PrefillSettings, PrefillStore
+from lcf_lightning.pair import load_pair
 
 
 def step(channel: Channel, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> tuple[float, float, float]:

@@ -1,206 +1,282 @@
-"""`Channel`: two frozen models and an adapter between them; the one path from prompts to an answer.
-
-A training step, an evaluation arm and `Channel.receive` all run the same prefill → pool → fuse → continue.
-"""
+"""`Channel`: a trained pair as its users see it. One side sends a message, the other answers with it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+import warnings
+from collections.abc import Generator, Sequence
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.pruning import without_closed_layers
-from lcf_lightning.data.batch import Collator, SharedCollator
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
-from lcf_lightning.data.tokens import Tokens, pad_left, split_last
-from lcf_lightning.errors import AdapterFileError, GeometryError
-from lcf_lightning.models.cache import KVCache, Rotary, continue_from, generate, prefill
+from lcf_lightning.data.said import Question, Text, passages_of, question_of
+from lcf_lightning.data.tokens import Encoded, pad_left, split_last
+from lcf_lightning.errors import AdapterFileError, DataError, GeometryError, MessageError, SettingError
+from lcf_lightning.message import Message, Origin
+from lcf_lightning.models.decoding import Answer, Decoder
 from lcf_lightning.models.geometry import KV
-from lcf_lightning.models.loading import FrozenModel, ModelSpec, geometry_of, load_frozen
-from lcf_lightning.models.store import PrefillSettings, PrefillStore
+from lcf_lightning.models.loading import geometry_of, load_frozen
+from lcf_lightning.pair import Pair, Role, spec_of
+from lcf_lightning.stopwatch import Stopwatch
 
 
-def load_pair(
-    sharer: ModelSpec, receiver: ModelSpec, device: torch.device | str = "cpu"
-) -> tuple[FrozenModel, FrozenModel]:
-    """Both frozen models; loaded once where they are the same."""
-    loaded = load_frozen(sharer, device)
-    return loaded, loaded if sharer == receiver else load_frozen(receiver, device)
-
-
-def _reader(model: FrozenModel, prefills: PrefillSettings | None) -> Callable[[Tensor, Tensor], KVCache]:
-    """From ids and mask to a model's cache."""
-    return partial(prefill, model.model) if prefills is None else PrefillStore(prefills, model).read
-
-
-class Channel:
-    """A sharer, a receiver and the adapter between them.
-
-    Args:
-        sharer: The model that has read something.
-        receiver: The model that answers.
-        adapter: What was trained for this pair; it may live on another device or in another dtype than the models.
-        prefills: Where prefills are kept and looked for; null to compute every one.
-
-    Raises:
-        GeometryError: If the models are not the pair the adapter was made for.
-        ModelError: If keys are to be un-rotated and a model's rotary embedding does not allow it.
+class Channel(Pair):
+    """A pair that sends and receives messages; arguments and errors are those of `Pair`.
 
     Example:
         >>> channel = Channel.from_pretrained("runs/quickstart/adapter")
         >>> message = channel.send(["likes ada tea .", "owns bob lamp ."], question="likes ada")
-        >>> channel.receive(message, question="likes ada")
-        'tea'
+        >>> print(channel.receive(message, "likes ada"))
+        tea
     """
-
-    def __init__(
-        self,
-        sharer: FrozenModel,
-        receiver: FrozenModel,
-        adapter: CacheAdapter,
-        prefills: PrefillSettings | None = None,
-    ) -> None:
-        config = adapter.config
-        config.require_geometry(sharer.geometry, receiver.geometry)
-        self.sharer, self.receiver, self.adapter, self.prefills = sharer, receiver, adapter, prefills
-        unrotate = config.settings.unrotate_keys
-        self._sharer_rotary = Rotary(sharer.model) if unrotate else None
-        self._receiver_rotary = Rotary(receiver.model) if unrotate else None
-        self._read_sharer = _reader(sharer, prefills)
-        self._read_receiver = self._read_sharer if receiver is sharer else _reader(receiver, prefills)
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, device: torch.device | str = "cpu", revision: str | None = None
+        cls,
+        folder: str | Path,
+        device: torch.device | str = "cpu",
+        revision: str | None = None,
+        sides: Role | Literal["both"] = "both",
     ) -> Channel:
         """The channel of an adapter folder, or of ``owner/name`` on the hub at ``revision``.
 
-        The two models are those the adapter names, in the dtypes it was trained with.
+        The models are those the adapter names, in the dtypes it was trained with.
+
+        Args:
+            folder: The adapter.
+            device: Where models and adapter go.
+            revision: Branch, tag or commit on the hub; null for its default branch.
+            sides: ``both``; or ``sharer`` to `send` only, or ``receiver`` to `receive` only, without the other model.
 
         Raises:
+            SettingError: If ``sides`` is none of these.
             AdapterFileError: If the folder is not a whole adapter.
-            ModelError: If a model cannot be read.
+            ModelError: If a model cannot be read, or has other weights than the adapter was made for.
             GeometryError: If a model is not the one the adapter was made for.
         """
-        adapter = CacheAdapter.from_pretrained(folder, revision).to(device)
-        config = adapter.config
-        specs = [
-            ModelSpec(model.path, model.revision, model.dtype, model.quantization)
-            for model in (config.sharer, config.receiver)
-        ]
-        config.require_geometry(*(geometry_of(spec) for spec in specs))
-        return cls(*load_pair(specs[0], specs[1], device), without_closed_layers(adapter))
+        if sides not in ("both", "sharer", "receiver"):
+            raise SettingError(f"sides={sides!r} must be both, sharer or receiver.")
+        adapter = CacheAdapter.from_pretrained(folder, revision).to(device).requires_grad_(False)
+        roles: tuple[Role, ...] = ("sharer", "receiver") if sides == "both" else (sides,)
+        specs = {role: spec_of(getattr(adapter.config, role)) for role in roles}
+        for role, spec in specs.items():
+            adapter.config.require(role, geometry_of(spec))
+        loaded = {spec: load_frozen(spec, device) for spec in specs.values()}  # once where both are the same
+        models = {role: loaded[spec] for role, spec in specs.items()}
+        return cls(models.get("sharer"), models.get("receiver"), without_closed_layers(adapter))
 
-    @property
-    def shared(self) -> bool:
-        """Whether both models read the same text (LCF, C2C); else they read different ones (LCF-X)."""
-        return self.adapter.pooler is None
+    @cached_property
+    def origin(self) -> Origin:
+        """What tells this channel's messages from others; an adapter that learns on has another."""
+        config = self.adapter.config
+        sharer = config.sharer.geometry
+        return Origin(
+            adapter=self.adapter.fingerprint(),
+            sharer=config.sharer.fingerprint,
+            receiver=config.receiver.fingerprint,
+            layers=len(config.receiver_layers),
+            heads=sharer.kv_heads,
+            head_dim=sharer.head_dim,
+        )
 
-    @torch.no_grad()
-    def send(self, passages: Sequence[str], question: str | None = None) -> KV:
-        """What the sharer says of some passages.
+    def send(self, passages: Text, question: Question | None = None, pooled: bool = False) -> Message:
+        """What the sharer says of what it has read.
 
         Args:
-            passages: What it has read; each is a span (or is cut into windows, as in training).
-            question: Shown to the sharer where it was in training. Where both models read the same text, what the
-                receiver will be asked.
-
-        Returns:
-            The message, ``[layers, 1, heads, 1, head size]``; one token for each of the receiver's where both models
-            read the same text.
-        """
-        collator, texts = self._collator(), tuple((passage,) for passage in passages)
-        if self.shared:
-            batch = collator.train([Example("message", question or "", ("",), texts, texts)])
-            tokens, index = batch.sharer, batch.index
-        else:
-            shown = question if collator.sharer.settings.share_question else None
-            tokens = pad_left([collator.sharer.prompt(texts, shown)], collator.sharer.pad_id)
-            index = tokens.spans
-        return self.pool(self.read_sharer(tokens.to(self.sharer.device)), index.to(self.sharer.device))
-
-    @torch.no_grad()
-    def receive(self, message: KV, question: str, passages: Sequence[str] = (), max_new_tokens: int = 32) -> str:
-        """The receiver's answer, given a message and its own passages: the sharer's, where both read the same text.
+            passages: A text, whose lines are its passages; the passages themselves; or a chat, whose turns are.
+            question: Shown to the sharer where it was in training, as text or as a chat that ends with it. Where both
+                models read the same text, what the receiver will be asked.
+            pooled: Pool over the spans already: the smallest message, for a receiver that hears no other sharer.
 
         Raises:
-            GeometryError: If both read the same text, and the message was sent of one of another length.
+            DataError: If there is nothing to send, or a chat cannot be understood.
+            SettingError: If this channel has no sharer, or ``pooled`` means nothing for it.
         """
-        encoder = self._collator().receiver
-        encoder = encoder.unlimited() if self.shared else encoder
-        prompt = encoder.prompt([(passage,) for passage in passages], question)
-        read, last = split_last([prompt], encoder.pad_id, self.receiver.device)
-        if self.shared and message.keys.shape[3] != read.ids.shape[1]:
-            raise GeometryError(
-                f"a message of {message.keys.shape[3]} tokens for a prompt of {read.ids.shape[1]}: where both models "
-                "read the same text, send and receive need the same passages and question."
+        return self.send_batch([passages], [question], pooled)[0]
+
+    @torch.no_grad()
+    def send_batch(
+        self, passages: Sequence[Text], questions: Sequence[Question | None], pooled: bool = False
+    ) -> list[Message]:
+        """One message for each text and question; see `send`."""
+        if len(passages) != len(questions):
+            raise DataError(f"{len(passages)} texts and {len(questions)} questions must be as many of each.")
+        read = [passages_of(text) for text in passages]
+        asked = [((), None) if question is None else question_of(question) for question in questions]
+        if self.shared:
+            if pooled:
+                raise SettingError("pooled=true: where both models read the same text a message is not pooled.")
+            texts = zip(read, asked, strict=True)
+            batch = (
+                self.collator(self.prompts)
+                .train(
+                    [
+                        Example("message", question or "", ("",), text, text, history=tuple(h))
+                        for text, (h, question) in texts
+                    ]
+                )
+                .to(self.sharer.device)
             )
-        return self.decode(self.fuse(self.read_receiver(read), message), last, max_new_tokens)[0]
+            kv, present = self.pool(self.read_sharer(batch.sharer), batch.index), batch.receiver.mask
+        else:
+            encoder = self.encoder(self.prompts, "sharer")
+            shown = asked if self.prompts.share_question else [((), None)] * len(asked)
+            prompts = [encoder.prompt(text, q, history=h) for text, (h, q) in zip(read, shown, strict=True)]
+            _warn_of_dropped(prompts, "sharer")
+            if any(max(prompt.spans, default=-1) < 0 for prompt in prompts):
+                raise DataError("send needs at least one passage, or a question that the sharer is shown.")
+            tokens = pad_left(prompts, encoder.pad_id).to(self.sharer.device)
+            kv, present = self.summarise(self.read_sharer(tokens), tokens.spans)
+            if pooled:
+                kv, present = self.adapter.merge(kv, present), present.any(1, keepdim=True)
+        return [
+            Message(kv.keys[:, row : row + 1, :, own], kv.values[:, row : row + 1, :, own], self.origin)
+            for row, own in enumerate(present)
+        ]
 
-    def _collator(self) -> Collator:
-        try:
-            settings = PromptSettings(**self.adapter.config.metadata.get("prompts", {}))
-        except TypeError as error:
-            raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error}") from error
-        return self.collator(settings)
+    @overload
+    def receive(
+        self,
+        message: Message | Sequence[Message],
+        question: Question,
+        passages: Text = ...,
+        max_new_tokens: int = ...,
+        stream: Literal[False] = ...,
+        **options: Any,
+    ) -> Answer: ...
 
-    def collator(self, prompts: PromptSettings) -> Collator:
-        """Writes prompts for this pair."""
-        kind = SharedCollator if self.shared else Collator
-        return kind.of(prompts, self.sharer.tokenizer, self.receiver.tokenizer)
+    @overload
+    def receive(
+        self,
+        message: Message | Sequence[Message],
+        question: Question,
+        passages: Text = ...,
+        max_new_tokens: int = ...,
+        *,
+        stream: Literal[True],
+        **options: Any,
+    ) -> Generator[str, None, Answer]: ...
 
-    def read_sharer(self, tokens: Tokens) -> KVCache:
-        """The sharer's prefill."""
-        return self._read_sharer(tokens.ids, tokens.mask)
-
-    def read_receiver(self, tokens: Tokens) -> KVCache:
-        """The receiver's prefill of all prompt tokens but the last."""
-        return self._read_receiver(tokens.ids, tokens.mask)
-
-    def pool(self, sharer: KVCache, index: Tensor) -> KV:
-        """The message: what the adapter takes from the sharer's cache, see `CacheAdapter.pool`."""
-        return self.adapter.pool(sharer.read(self.adapter.config.sharer_layers, self._sharer_rotary), index)
-
-    def fuse(self, receiver: KVCache, message: KV, temperature: float | None = None) -> KVCache:
-        """The receiver's cache, edited by the message; ``temperature`` is the gates' in training."""
-        return self.edit(receiver, self.adapter.config.receiver_layers, self.delta(receiver, message, temperature))
-
-    def delta(self, receiver: KVCache, message: KV, temperature: float | None = None) -> KV:
-        """What the message adds to the receiver's cache, ``[layers, batch, heads, tokens, head size]``."""
-        layers = self.adapter.config.receiver_layers
-        delta: KV = self.adapter(message, receiver.read(layers, self._receiver_rotary), temperature)
-        return delta
-
-    def edit(self, receiver: KVCache, layers: tuple[int, ...], delta: KV) -> KVCache:
-        """The receiver's cache with ``delta`` added to some layers."""
-        return receiver.edit(layers, delta, self._receiver_rotary)
-
-    def logits(
-        self, cache: KVCache, last: Tensor, answers: Tensor, answer_mask: Tensor, reader: FrozenModel | None = None
-    ) -> Tensor:
-        """Logits of each answer token on an edited cache.
+    def receive(
+        self,
+        message: Message | Sequence[Message],
+        question: Question,
+        passages: Text = (),
+        max_new_tokens: int = 32,
+        stream: bool = False,
+        **options: Any,
+    ) -> Answer | Generator[str, None, Answer]:
+        """The receiver's answer, given a message and its own passages: the sharer's, where both read the same text.
 
         Args:
-            cache: The receiver's cache, of all prompt tokens but the last.
-            last: ``[batch, 1]``, int64, the last prompt token.
-            answers: ``[batch, tokens]``, int64, padded on the right.
-            answer_mask: ``[batch, tokens]``, bool.
-            reader: Whose cache and tokens these are; the receiver's by default.
+            message: Of one sharer, or of several, whose spans are pooled together.
+            question: As text, or as a chat that ends with it.
+            passages: What the receiver has read itself; see `send`.
+            max_new_tokens: Longest answer, in receiver tokens.
+            stream: Give the answer's pieces as they come; the whole answer is the generator's return value.
+            options: Decoding options of transformers' ``generate``; greedy where they ask for nothing else.
 
-        Returns:
-            ``[batch, tokens, vocabulary]``, float32: position ``i`` predicts ``answers[:, i]``.
+        Raises:
+            MessageError: If a message comes from another adapter or pair, or edits the cache to what is not finite.
+            GeometryError: If both read the same text, and the message was sent of one of another length.
+            DataError: If a chat cannot be understood.
+            SettingError: If this channel has no receiver, or a decoding option is not allowed.
         """
-        ids = torch.cat([last, answers[:, :-1]], dim=1)
-        return continue_from((reader or self.receiver).model, cache, ids, answer_mask).float()
+        decoder = self._decoder([message], [question], [passages], max_new_tokens, options)
+        return decoder.stream() if stream else decoder.answers()[0]
 
-    def decode(self, cache: KVCache, last: Tensor, max_new_tokens: int, reader: FrozenModel | None = None) -> list[str]:
-        """Greedy answers on an edited cache, up to the first end of sequence or line break."""
-        reader = reader or self.receiver
-        ids = generate(reader.model, cache, last, max_new_tokens, reader.stop_ids)
-        texts: list[str] = reader.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        return [text.strip().split("\n")[0].strip() for text in texts]
+    def receive_batch(
+        self,
+        messages: Sequence[Message | Sequence[Message]],
+        questions: Sequence[Question],
+        passages: Sequence[Text] | None = None,
+        max_new_tokens: int = 32,
+        **options: Any,
+    ) -> list[Answer]:
+        """One answer for each message and question; see `receive`."""
+        texts = [()] * len(messages) if passages is None else passages
+        return self._decoder(messages, questions, texts, max_new_tokens, options).answers()
+
+    @torch.no_grad()
+    def _decoder(
+        self,
+        messages: Sequence[Message | Sequence[Message]],
+        questions: Sequence[Question],
+        passages: Sequence[Text],
+        max_new_tokens: int,
+        options: dict[str, Any],
+    ) -> Decoder:
+        """The receiver's caches, edited by the messages, and what is to be decoded on them."""
+        if not len(messages) == len(questions) == len(passages):
+            counts = f"{len(messages)} messages, {len(questions)} questions and {len(passages)} texts"
+            raise DataError(f"{counts} must be as many of each.")
+        received = [[message] if isinstance(message, Message) else list(message) for message in messages]
+        for message in (message for several in received for message in several):
+            message.origin.require(self.origin)
+        encoder = self.encoder(self.prompts, "receiver")
+        encoder = encoder.unlimited() if self.shared else encoder
+        prompts = [
+            encoder.prompt(passages_of(text), asked, history=history)
+            for text, (history, asked) in zip(passages, map(question_of, questions), strict=True)
+        ]
+        _warn_of_dropped(prompts, "receiver")
+        read, last = split_last(prompts, encoder.pad_id, self.receiver.device)
+        kv, present = _together(received, self.adapter.gates.logits)
+        if self.shared and not torch.equal(present, read.mask):
+            raise GeometryError(
+                f"messages of {present.sum(1).tolist()} tokens for prompts of {read.mask.sum(1).tolist()}: where both "
+                "models read the same text, send and receive need the same passages and question."
+            )
+        watch = Stopwatch(self.receiver.device)
+        with watch("receiver_prefill"):
+            cache = self.read_receiver(read)
+        with watch("fuse"):
+            delta = self.delta(cache, kv if self.shared else self.adapter.merge(kv, present))
+            if not all(bool(torch.isfinite(side).all()) for side in delta):
+                raise MessageError("this message edits the receiver's cache to values that are not finite.")
+            cache = self.edit(cache, self.adapter.config.receiver_layers, delta)
+        return Decoder(self.receiver, cache, torch.cat([read.ids, last], dim=1), watch, max_new_tokens, options)
+
+    @cached_property
+    def prompts(self) -> PromptSettings:
+        """How prompts were written in training.
+
+        Raises:
+            AdapterFileError: If the adapter's metadata cannot be understood.
+        """
+        try:
+            return PromptSettings(**self.adapter.config.metadata.get("prompts", {}))
+        except TypeError as error:
+            raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error}") from error
+
+
+def _warn_of_dropped(prompts: Sequence[Encoded], role: Role) -> None:
+    dropped = sum(prompt.dropped for prompt in prompts)
+    if dropped:
+        message = f"max_{role}_tokens, as in training, leaves out {dropped} spans of what the {role} reads."
+        warnings.warn(message, stacklevel=4)
+
+
+def _together(received: Sequence[Sequence[Message]], like: Tensor) -> tuple[KV, Tensor]:
+    """The spans of each row's messages, padded on the left with zeros, in the dtype and on the device of ``like``.
+
+    Returns:
+        ``[layers, batch, heads, spans, head_dim]``, and ``[batch, spans]``, bool, False on padding.
+    """
+    if not all(received):
+        raise DataError("receive needs at least one message for each question.")
+    counts = torch.tensor([sum(message.spans for message in messages) for messages in received])
+    width = int(counts.max())
+    present = (torch.arange(width) >= width - counts[:, None]).to(like.device)
+
+    def padded(side: Literal["keys", "values"]) -> Tensor:
+        rows = [torch.cat([getattr(message, side).to(like) for message in messages], 3) for messages in received]
+        return torch.cat([torch.nn.functional.pad(row, (0, 0, width - row.shape[3], 0)) for row in rows], 1)
+
+    return KV(padded("keys"), padded("values")), present

@@ -48,3 +48,7 @@ class Stopped(LCFError):
     def __init__(self, message: str, signal: int, requeued: bool) -> None:
         super().__init__(message)
         self.signal, self.requeued = signal, requeued
+
+
+class MessageError(LCFError, ValueError):
+    """A message is damaged, too large, not authenticated, not finite, or of another adapter or pair."""

@@ -15,14 +15,15 @@ from torchmetrics import MeanMetric
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings, ModelIdentity
-from lcf_lightning.channel import Channel, load_pair
+from lcf_lightning.channel import Channel
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.datamodule import ContextMismatchDataModule, PairDataModule, SharedContextDataModule
 from lcf_lightning.errors import AdapterFileError, DivergedError, ModelError, SettingError
 from lcf_lightning.evaluation.answering import answer_losses, run_arms
 from lcf_lightning.evaluation.arms import ArmCaches, Reading
-from lcf_lightning.models.loading import ModelSpec, geometry_of
+from lcf_lightning.models.loading import FrozenModel, ModelSpec, geometry_of
 from lcf_lightning.models.store import PrefillSettings
+from lcf_lightning.pair import load_pair
 
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -118,7 +119,13 @@ class LCFModule(pl.LightningModule):
         """Load the frozen models on this process's device."""
         if self._channel is None:
             device = self._trainer.strategy.root_device if self._trainer is not None else self.device
-            self._channel = Channel(*load_pair(self.sharer, self.receiver, device), self.adapter, self.prefills)
+            sharer, receiver = load_pair(self.sharer, self.receiver, device)
+            self.adapter.config = replace(
+                self.adapter.config,
+                sharer=_identified(self.adapter.config.sharer, sharer),
+                receiver=_identified(self.adapter.config.receiver, receiver),
+            )
+            self._channel = Channel(sharer, receiver, self.adapter, self.prefills)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Noise is a function of the step, the same on every rank: a resumed run draws what an undisturbed one would.
@@ -204,7 +211,12 @@ class LCFModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another adapter, since Lightning will not."""
         stored, own = AdapterConfig.from_dict(checkpoint.get("adapter_config", {})), self.adapter.config
-        differing = [key for key in ("sharer", "receiver", "settings") if getattr(stored, key) != getattr(own, key)]
+        alike = {
+            "sharer": stored.sharer.same(own.sharer),
+            "receiver": stored.receiver.same(own.receiver),
+            "settings": stored.settings == own.settings,
+        }
+        differing = [key for key, same in alike.items() if not same]
         if differing:
             raise AdapterFileError(f"checkpoint belongs to another adapter: {', '.join(differing)} differ.")
         if checkpoint["state_dict"].keys() != self.state_dict().keys():
@@ -213,6 +225,11 @@ class LCFModule(pl.LightningModule):
 
 def _identity(spec: ModelSpec) -> ModelIdentity:
     return ModelIdentity(spec.path, spec.revision, geometry_of(spec), spec.dtype, spec.quantization)
+
+
+def _identified(identity: ModelIdentity, model: FrozenModel) -> ModelIdentity:
+    """With the weights' fingerprint, unless they are quantised, which another device may round otherwise."""
+    return identity if model.spec.quantization else replace(identity, fingerprint=model.fingerprint)
 
 
 @contextmanager

@@ -25,6 +25,11 @@ def trained(spec: Spec, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
+def first_line(text: str) -> str:
+    """What an evaluation counts of an answer."""
+    return text.split("\n")[0].strip()
+
+
 def test_four_lines_answer_as_the_evaluation_does(spec: Spec, trained: Path) -> None:
     channel = Channel.from_pretrained(trained)
     data = small_data(spec("llama"), spec("qwen3"), eval_batch_size=1)
@@ -35,7 +40,7 @@ def test_four_lines_answer_as_the_evaluation_does(spec: Spec, trained: Path) -> 
         message = channel.send([passage[0] for passage in example.sharer], question=example.question)
         answer = channel.receive(message, example.question, [p[0] for p in example.receiver], max_new_tokens=6)
         expected = run_arms(ArmCaches(channel, batch), ["message"], 6)[0]
-        assert answer == expected.prediction
+        assert first_line(answer.text) == expected.prediction
     assert len(batches) == 12
 
 
@@ -53,7 +58,7 @@ def test_nothing_is_remembered_between_calls(spec: Spec, trained: Path) -> None:
     channel.receive(channel.send(["owns bob lamp ."], "owns bob"), "owns bob", ["fears cleo fox ."])
     again = channel.send(["likes ada tea ."], "likes ada")
     assert torch.equal(message.keys, again.keys)
-    assert channel.receive(again, "likes ada") == before
+    assert channel.receive(again, "likes ada").text == before.text
 
 
 def test_a_model_that_is_not_the_adapters_is_refused(

@@ -100,7 +100,7 @@ def test_the_config_and_the_command_line_quantise(tmp_path: Path) -> None:
     assert [type(projection).__name__ for projection in projections] == ["Linear8bitLt", "Linear4bit"]
     message = channel.send(["likes ada tea .", "owns bob lamp ."], "likes ada")
     assert message.keys.isfinite().all()
-    assert isinstance(channel.receive(message, "likes ada", ["finds eva bell ."]), str)
+    assert channel.receive(message, "likes ada", ["finds eva bell ."]).new_tokens >= 1
     assert CacheAdapter.from_pretrained(run / "adapter").config == channel.adapter.config
 
 

@@ -38,7 +38,10 @@ def test_the_quickstart_communicates(quickstart: Path) -> None:
 
     channel = Channel.from_pretrained(quickstart / "adapter")
     message = channel.send(["likes ada tea .", "owns bob lamp .", "seeks cleo ruby .", "sells dan soup ."], "likes ada")
-    assert channel.receive(message, "likes ada", ["finds eva bell .", "hides finn kite .", "fears gia wolf ."]) == "tea"
+    assert (
+        channel.receive(message, "likes ada", ["finds eva bell .", "hides finn kite .", "fears gia wolf ."]).text
+        == "tea"
+    )
 
 
 @pytest.mark.slow

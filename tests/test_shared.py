@@ -75,7 +75,7 @@ def test_the_exported_checkpoint_answers_as_the_run_did(run: Path, tmp_path: Pat
     assert {example.id for example in examples} == set(said)
     for example in examples:
         message = channel.send([], example.question)
-        assert channel.receive(message, example.question, max_new_tokens=16) == said[example.id]["prediction"]
+        assert channel.receive(message, example.question, max_new_tokens=16).text == said[example.id]["prediction"]
     card = (tmp_path / "adapter" / CARD_FILE).read_text()
     scores = json.loads((run / "summary.json").read_text())["arms"]["message"]
     for part in ("tiny-expert", "tiny-receiver", "| Steps | 3 |", "| Seed | 42 |", "Knowledge",

@@ -5,11 +5,12 @@ Knows tensors only: no tokenizer, no transformers model, no Lightning.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from lcf_lightning.adapter.fusers import FUSERS
 from lcf_lightning.adapter.gates import LayerGates
 from lcf_lightning.adapter.hub import CARD_FILE, card, fetch, is_hub_id, upload
 from lcf_lightning.adapter.poolers import SpanPooler, aligned
+from lcf_lightning.digests import tensor_digest
 from lcf_lightning.errors import AdapterFileError, GeometryError
 from lcf_lightning.models.geometry import KV
 
@@ -74,6 +76,28 @@ class CacheAdapter(nn.Module):
         if self.pooler is None:
             return aligned(cache, index)
         return self._of_layers(self._all if self.training else self.gates.open, self.pooler, (cache,), index)
+
+    def summarise(self, cache: KV, spans: Tensor) -> tuple[KV, Tensor]:
+        """The first half of `pool` with a pooler: the span summaries that a message carries, see `SpanPooler`.
+
+        Raises:
+            GeometryError: As `pool`, and if there is no pooler.
+        """
+        return self._span_pooler.summarise(self._checked(cache, "sharer"), spans)
+
+    def merge(self, summaries: KV, present: Tensor) -> KV:
+        """The second half of `pool` with a pooler, over the summaries of one sharer or several, see `SpanPooler`.
+
+        Raises:
+            GeometryError: If ``summaries`` does not fit this adapter, and if there is no pooler.
+        """
+        return self._span_pooler.merge(self._checked(summaries, "sharer"), present)
+
+    @property
+    def _span_pooler(self) -> SpanPooler:
+        if self.pooler is None:
+            raise GeometryError("pooler=null: where both models read the same text there are no spans to summarise.")
+        return self.pooler
 
     def forward(self, message: KV, receiver: KV, temperature: float | None = None) -> KV:
         """The gated residual to add to the receiver's cache.
@@ -136,6 +160,15 @@ class CacheAdapter(nn.Module):
             raise GeometryError(f"{role} keys {cache.keys.shape} and values {cache.values.shape} differ in shape.")
         dtype = self.gates.logits.dtype
         return KV(cache.keys.to(dtype), cache.values.to(dtype))
+
+    def fingerprint(self) -> str:
+        """A digest of all that decides what a message means: parameters, settings and both models' geometry."""
+        config = self.config
+        facts = [asdict(part) for part in (config.settings, config.sharer.geometry, config.receiver.geometry)]
+        digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor_digest(tensor)}".encode())
+        return digest.hexdigest()
 
     def parameter_counts(self) -> dict[str, int]:
         """Trainable parameters: ``total``, ``per_layer`` (without the pool) and ``pool``."""

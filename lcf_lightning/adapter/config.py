@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from lcf_lightning.errors import AdapterFileError, SettingError
@@ -80,6 +80,7 @@ class ModelIdentity:
         geometry: Its KV geometry.
         dtype: The dtype its caches had in training.
         quantization: Its quantization in training, or None.
+        fingerprint: Digest of its weights in training, see `FrozenModel.fingerprint`; None where it is not known.
     """
 
     path: str
@@ -87,6 +88,12 @@ class ModelIdentity:
     geometry: Geometry
     dtype: str = "float32"
     quantization: str | None = None
+    fingerprint: str | None = None
+
+    def same(self, other: ModelIdentity) -> bool:
+        """Whether both are one model, as far as its weights are known of both."""
+        known = self.fingerprint is not None and other.fingerprint is not None
+        return self == (other if known else replace(other, fingerprint=self.fingerprint))
 
 
 @dataclass(frozen=True)
@@ -134,10 +141,10 @@ class AdapterConfig:
         sharer, receiver = self.sharer.geometry.layers, self.receiver.geometry.layers
         return tuple(layer_map(layer, sharer, receiver) for layer in self.receiver_layers)
 
-    def require_geometry(self, sharer: Geometry, receiver: Geometry) -> None:
-        """Raise a GeometryError that names what differs if two models are not the pair this adapter was made for."""
-        self.sharer.geometry.require_equal(sharer, f"sharer of this adapter ({self.sharer.path})")
-        self.receiver.geometry.require_equal(receiver, f"receiver of this adapter ({self.receiver.path})")
+    def require(self, role: str, geometry: Geometry) -> None:
+        """Raise a GeometryError that names what differs if a model is not the ``sharer`` or ``receiver`` of this."""
+        made_for: ModelIdentity = getattr(self, role)
+        made_for.geometry.require_equal(geometry, f"{role} of this adapter ({made_for.path})")
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready data that `from_dict` reads."""

@@ -50,14 +50,19 @@ class SpanPooler(nn.Module):
         self.layer_query = nn.Parameter(torch.randn(shape))  # over the spans
 
     def forward(self, cache: KV, spans: Tensor) -> KV:
-        """Pool a sharer's cache.
+        """Both steps: what `merge` gives of what `summarise` gives."""
+        return self.merge(*self.summarise(cache, spans))
+
+    def summarise(self, cache: KV, spans: Tensor) -> tuple[KV, Tensor]:
+        """Pool each span of a sharer's cache.
 
         Args:
             cache: ``[layers, batch, kv_heads, tokens, head_dim]``.
             spans: ``[batch, tokens]``, int64: each token's span, counted from 0; -1 for tokens in none.
 
         Returns:
-            The message, ``[layers, batch, kv_heads, 1, head_dim]``.
+            One K and one V a span, ``[layers, batch, kv_heads, spans, head_dim]``, and ``[batch, spans]``, bool, False
+            where a row has no such span and its summary is arbitrary.
 
         Raises:
             GeometryError: If ``spans`` has another shape than the cache's tokens, or a row has no span.
@@ -69,17 +74,24 @@ class SpanPooler(nn.Module):
         present = member.any(-1)  # [batch, spans]
         if not bool(present.any(-1).all()):
             raise GeometryError("spans: every row needs at least one token in a span.")
-        summaries = self._summarise(cache, member)
-        scores = self._scores(self.layer_query, summaries.keys).masked_fill(~present[:, None], _NEVER)
-        weights = scores.softmax(-1).unsqueeze(-2)  # [layers, batch, heads, 1, spans]
-        return KV(weights @ summaries.keys, weights @ summaries.values)
-
-    def _summarise(self, cache: KV, member: Tensor) -> KV:
-        """One K and one V per span: ``[layers, batch, heads, spans, head size]``; arbitrary for absent spans."""
         scores = self._scores(self.base_query, cache.keys).unsqueeze(-2)  # [layers, batch, heads, 1, tokens]
         scores = scores.masked_fill(~member[:, None], _NEVER)  # [layers, batch, heads, spans, tokens]
         weights = scores.softmax(-1)
-        return KV(weights @ cache.keys, weights @ cache.values)
+        return KV(weights @ cache.keys, weights @ cache.values), present
+
+    def merge(self, summaries: KV, present: Tensor) -> KV:
+        """Pool the summaries of any number of spans, of one sharer or of several.
+
+        Args:
+            summaries: ``[layers, batch, kv_heads, spans, head_dim]``, finite also where absent.
+            present: ``[batch, spans]``, bool, at least one True a row.
+
+        Returns:
+            ``[layers, batch, kv_heads, 1, head_dim]``.
+        """
+        scores = self._scores(self.layer_query, summaries.keys).masked_fill(~present[:, None], _NEVER)
+        weights = scores.softmax(-1).unsqueeze(-2)  # [layers, batch, heads, 1, spans]
+        return KV(weights @ summaries.keys, weights @ summaries.values)
 
     @staticmethod
     def _scores(query: Tensor, keys: Tensor) -> Tensor:

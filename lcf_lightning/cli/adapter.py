@@ -8,11 +8,12 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lcf_lightning.adapter.adapter import CacheAdapter, local_folder
 from lcf_lightning.adapter.pruning import without_closed_layers
-from lcf_lightning.channel import Channel, load_pair
+from lcf_lightning.channel import Channel
 from lcf_lightning.cli.data import DataCLI
 from lcf_lightning.data.datamodule import PairDataModule, SharedContextDataModule
 from lcf_lightning.errors import SettingError
 from lcf_lightning.models.loading import geometry_of
+from lcf_lightning.pair import load_pair
 
 
 class AdapterCLI(DataCLI):
@@ -38,7 +39,8 @@ class AdapterCLI(DataCLI):
                 f"adapter={str(self.adapter_folder)!r} has {kinds[0]} and needs a {kinds[1]}DataModule, "
                 f"not a {type(data).__name__}."
             )
-        adapter.config.require_geometry(geometry_of(data.sharer), geometry_of(data.receiver))
+        adapter.config.require("sharer", geometry_of(data.sharer))
+        adapter.config.require("receiver", geometry_of(data.receiver))
         return adapter, data
 
     def channel(self, adapter: CacheAdapter, data: PairDataModule) -> Channel:

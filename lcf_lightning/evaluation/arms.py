@@ -110,7 +110,7 @@ def passages_prompts(
     channel: Channel, batch: Batch, passages: Callable[[Example], tuple[Passage, ...]]
 ) -> tuple[Tokens, Tensor]:
     """``passages`` of each example and the question, for the receiver: all but the last token, and it."""
-    encoder = channel.collator(batch.prompts).receiver.unlimited()
+    encoder = channel.encoder(batch.prompts, "receiver").unlimited()
     encoded = [encoder.prompt(passages(row), row.question) for row in batch.examples]
     return split_last(encoded, encoder.pad_id, channel.receiver.device)
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import TypedDict
 
@@ -19,6 +18,7 @@ from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import TEXT_ARMS, passages_prompts, text_budget
 from lcf_lightning.evaluation.text_baseline import decoded, reading_prompts, text_prompts, write_texts
 from lcf_lightning.models.cache import KVCache, stream
+from lcf_lightning.stopwatch import Stopwatch
 
 STAGES = ("sharer_prefill", "pool", "write", "receiver_prefill", "fuse", "first_token", "rest_of_answer")
 FLOOR = ("sharer_prefill", "receiver_prefill", "first_token")
@@ -82,29 +82,13 @@ class Latency(TypedDict):
     threads: int
 
 
-class Stopwatch:
-    """Milliseconds of named stages, by a monotonic clock, the device synchronised at both ends.
+@dataclass
+class Run:
+    """One answer under one arm: its stages, the bytes that were sent and the tokens that were written for it."""
 
-    Args:
-        device: Where the work runs.
-    """
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.milliseconds: dict[str, float] = {}
-        self.sent_bytes = self.written_tokens = 0
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        self._synchronise()
-        started = time.perf_counter()
-        yield
-        self._synchronise()
-        self.milliseconds[stage] = (time.perf_counter() - started) * 1e3
-
-    def _synchronise(self) -> None:
-        if self._device.type != "cpu":
-            torch.accelerator.synchronize(self._device)
+    watch: Stopwatch
+    sent_bytes: int = 0
+    written_tokens: int = 0
 
 
 def timed(arms: Sequence[str]) -> list[str]:
@@ -142,22 +126,23 @@ def measure(
     if channel.prefills is not None:  # kept prefills would hide what is timed
         channel = Channel(channel.sharer, channel.receiver, channel.adapter)
     arms = list(dict.fromkeys(["message", *timed(arms)]))
-    watches: dict[str, list[Stopwatch]] = {arm: [] for arm in arms}
+    runs: dict[str, list[Run]] = {arm: [] for arm in arms}
     for repeat in range(-warmup, repeats):
         for arm in arms:
-            watch = Stopwatch(channel.receiver.device)
-            _run(channel, batches[repeat % len(batches)], arm, max_new_tokens, watch)
+            run = _run(channel, batches[repeat % len(batches)], arm, max_new_tokens)
             if repeat >= 0:
-                watches[arm].append(watch)
-    return _latency(watches, repeats, warmup, channel.receiver.device)
+                runs[arm].append(run)
+    return _latency(runs, repeats, warmup, channel.receiver.device)
 
 
-def _run(channel: Channel, batch: Batch, arm: str, max_new_tokens: int, watch: Stopwatch) -> None:
+def _run(channel: Channel, batch: Batch, arm: str, max_new_tokens: int) -> Run:
     """One answer under one arm, from tokens to the last token."""
+    run = Run(Stopwatch(channel.receiver.device))
+    watch = run.watch
     if arm == "message":
-        cache, last = _message(channel, batch, watch)
+        cache, last = _message(channel, batch, run)
     elif text_budget(arm):
-        cache, last = _text(channel, batch, text_budget(arm), watch)
+        cache, last = _text(channel, batch, text_budget(arm), run)
     else:
         own = (batch.receiver, batch.last)
         read, last = passages_prompts(channel, batch, TEXT_ARMS[arm]) if arm in TEXT_ARMS else own
@@ -168,14 +153,16 @@ def _run(channel: Channel, batch: Batch, arm: str, max_new_tokens: int, watch: S
         next(tokens)
     with watch("rest_of_answer"):
         list(tokens)
+    return run
 
 
-def _message(channel: Channel, batch: Batch, watch: Stopwatch) -> tuple[KVCache, Tensor]:
+def _message(channel: Channel, batch: Batch, run: Run) -> tuple[KVCache, Tensor]:
+    watch = run.watch
     with watch("sharer_prefill"):
         sharer = channel.read_sharer(batch.sharer)
     with watch("pool"):
         message = channel.pool(sharer, batch.index)
-    watch.sent_bytes = sum(tensor.numel() * tensor.element_size() for tensor in message)
+    run.sent_bytes = sum(tensor.numel() * tensor.element_size() for tensor in message)
     with watch("receiver_prefill"):
         own = channel.read_receiver(batch.receiver)
     with watch("fuse"):
@@ -183,7 +170,8 @@ def _message(channel: Channel, batch: Batch, watch: Stopwatch) -> tuple[KVCache,
     return cache, batch.last
 
 
-def _text(channel: Channel, batch: Batch, budget: int, watch: Stopwatch) -> tuple[KVCache, Tensor]:
+def _text(channel: Channel, batch: Batch, budget: int, run: Run) -> tuple[KVCache, Tensor]:
+    watch = run.watch
     read, last = text_prompts(channel, batch.prompts, batch.examples)
     with watch("sharer_prefill"):
         sharer = channel.read_sharer(read)
@@ -191,17 +179,17 @@ def _text(channel: Channel, batch: Batch, budget: int, watch: Stopwatch) -> tupl
         ids = write_texts(channel, sharer, last, budget)
         texts = decoded(channel, ids, budget)
         read, last = reading_prompts(channel, batch.prompts, batch.examples, texts)
-    watch.sent_bytes, watch.written_tokens = len(texts[0].encode()), ids.shape[1]
+    run.sent_bytes, run.written_tokens = len(texts[0].encode()), ids.shape[1]
     with watch("receiver_prefill"):
         cache = channel.read_receiver(read)
     return cache, last
 
 
-def _latency(watches: dict[str, list[Stopwatch]], repeats: int, warmup: int, device: torch.device) -> Latency:
-    runs = {arm: [watch.milliseconds for watch in stopped] for arm, stopped in watches.items()}
-    floors = [sum(run[stage] for stage in FLOOR) for run in runs["message"]]
-    beside = [max(run[FLOOR[0]], run[FLOOR[1]]) + run[FLOOR[2]] for run in runs["message"]]
-    ttft = {arm: [_ttft(run) for run in times] for arm, times in runs.items()}
+def _latency(runs: dict[str, list[Run]], repeats: int, warmup: int, device: torch.device) -> Latency:
+    stages = {arm: [run.watch.milliseconds for run in arm_runs] for arm, arm_runs in runs.items()}
+    floors = [sum(run[stage] for stage in FLOOR) for run in stages["message"]]
+    beside = [max(run[FLOOR[0]], run[FLOOR[1]]) + run[FLOOR[2]] for run in stages["message"]]
+    ttft = {arm: [_ttft(run) for run in times] for arm, times in stages.items()}
     figures = {
         arm: ArmLatency(
             stages={stage: _spread([run[stage] for run in times]) for stage in STAGES if stage in times[0]},
@@ -210,10 +198,10 @@ def _latency(watches: dict[str, list[Stopwatch]], repeats: int, warmup: int, dev
             end_of_answer=_spread([sum(run.values()) for run in times]),
             to_floor=_ratio(ttft[arm], floors),
             to_floor_side_by_side=_ratio([_side_by_side(run) for run in times], beside),
-            sent_bytes=int(median(watch.sent_bytes for watch in watches[arm])),
-            written_tokens=int(median(watch.written_tokens for watch in watches[arm])),
+            sent_bytes=int(median(run.sent_bytes for run in runs[arm])),
+            written_tokens=int(median(run.written_tokens for run in runs[arm])),
         )
-        for arm, times in runs.items()
+        for arm, times in stages.items()
     }
     budgets = [arm for arm in runs if text_budget(arm)]
     return Latency(

@@ -15,7 +15,7 @@ from lcf_lightning.models.cache import KVCache, generate
 
 def text_prompts(channel: Channel, prompts: PromptSettings, examples: Sequence[Example]) -> tuple[Tokens, Tensor]:
     """What the sharer reads before it writes, its context and ``text_request``: all but the last token, and it."""
-    encoder = channel.collator(prompts).sharer.unlimited()  # the request must not push the context out
+    encoder = channel.encoder(prompts, "sharer").unlimited()  # the request must not push the context out
     encoded = [encoder.text_prompt(example.sharer, example.question, example.history) for example in examples]
     return split_last(encoded, encoder.pad_id, channel.sharer.device)
 
@@ -41,7 +41,7 @@ def reading_prompts(
 
     ``prompts.max_receiver_tokens`` does not hold here: the text must not push the receiver's own context out.
     """
-    encoder = channel.collator(prompts).receiver.unlimited()
+    encoder = channel.encoder(prompts, "receiver").unlimited()
     encoded = [
         encoder.prompt(example.receiver, example.question, text, example.history)
         for example, text in zip(examples, texts, strict=True)

@@ -81,7 +81,8 @@ class KVCache:
         keys, values = ([tensor[:, :, :-1] for tensor in tensors] for tensors in (self.keys, self.values))
         return KVCache(tuple(keys), tuple(values), self.mask[:, :-1])
 
-    def _to_transformers(self) -> DynamicCache:
+    def to_transformers(self) -> DynamicCache:
+        """A cache that transformers may append to; this one stays as it is."""
         # No config: every layer is a plain one that keeps all tokens. `update` concatenates, so it never writes
         # into our tensors.
         return DynamicCache(list(zip(self.keys, self.values, strict=True)))
@@ -197,7 +198,7 @@ def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Ten
     _check_tokens(ids, mask)
     full = torch.cat([cache.mask, mask], dim=1)
     positions = positions_of(full)[:, cache.mask.shape[1] :]
-    return _forward(model, cache._to_transformers(), ids, full, positions, keep=0)
+    return _forward(model, cache.to_transformers(), ids, full, positions, keep=0)
 
 
 @torch.no_grad()
@@ -223,7 +224,7 @@ def stream(
     Yields:
         ``[batch, 1]``, int64, until every row has ended.
     """
-    past = cache._to_transformers()
+    past = cache.to_transformers()
     mask = torch.cat([cache.mask, torch.ones_like(ids, dtype=torch.bool)], dim=1)
     stops = torch.tensor(stop_ids, device=ids.device)
     done = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
@@ -245,12 +246,17 @@ def _forward(
         input_ids=ids,
         attention_mask=mask.long(),
         position_ids=positions,
-        past_key_values=past,
         use_cache=True,
         logits_to_keep=keep,
+        **{cache_argument(type(model)): past},
     )
     logits: Tensor = output.logits
     return logits
+
+
+def cache_argument(model: type[PreTrainedModel]) -> str:
+    """The name under which a model's ``forward`` and ``generate`` take a cache (transformers 5.24 renamed it)."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def check_prompts(ids: Tensor, mask: Tensor) -> None:

@@ -103,8 +103,9 @@ def test_foreign_configs_are_refused(config: Config, change: dict[str, object], 
 
 
 def test_another_pair_is_refused_by_name(config: Config) -> None:
-    config().require_geometry(SHARER, RECEIVER)
+    config().require("sharer", SHARER)
+    config().require("receiver", RECEIVER)
     with pytest.raises(GeometryError, match=r"sharer of this adapter \(a/sharer\): layers is 4, expected 3; head_dim"):
-        config().require_geometry(Geometry(4, 2, 16), RECEIVER)
+        config().require("sharer", Geometry(4, 2, 16))
     with pytest.raises(GeometryError, match=r"receiver of this adapter \(b/receiver\): kv_heads is 2, expected 3"):
-        config().require_geometry(SHARER, Geometry(5, 2, 4))
+        config().require("receiver", Geometry(5, 2, 4))

@@ -13,9 +13,10 @@ from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.answering import run_arms
 from lcf_lightning.evaluation.arms import ARMS, ArmCaches
-from lcf_lightning.evaluation.latency import Latency, Stopwatch, measure, timed
+from lcf_lightning.evaluation.latency import Latency, measure, timed
 from lcf_lightning.models.cache import stream
 from lcf_lightning.models.store import PrefillSettings
+from lcf_lightning.stopwatch import Stopwatch
 from tests.pairs import small_data, small_module
 
 DELAYS = {"read_sharer": 30.0, "pool": 2.0, "write_texts": 200.0, "read_receiver": 40.0, "fuse": 1.0, "token": 5.0}
@@ -108,7 +109,7 @@ def test_what_is_timed_is_what_answers(channel: Channel, batches: list[Batch], m
     arms = ["message", "question_only", "own_context", "full_context", "t2t_5"]
     for arm in arms:
         said.clear()
-        latency._run(channel, batches[0], arm, 6, Stopwatch(torch.device("cpu")))
+        latency._run(channel, batches[0], arm, 6)
         (answer,) = run_arms(ArmCaches(channel, batches[0]), [arm], 6)
         text = channel.receiver.tokenizer.decode(said, skip_special_tokens=True)
         assert text.strip().split("\n")[0].strip() == answer.prediction

@@ -1,0 +1,54 @@
+"""What a user of a channel says, as text or as a chat, in the terms of `PromptEncoder`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from lcf_lightning.data.example import Passage
+from lcf_lightning.data.prompts import History
+from lcf_lightning.errors import DataError
+
+Turn = Mapping[str, str]
+Text = str | Sequence[str] | Sequence[Turn]
+"""A text whose lines are passages, the passages themselves, or a chat whose turns are passages."""
+Question = str | Sequence[Turn]
+"""A question, or a chat that ends with it."""
+
+
+def passages_of(text: Text) -> tuple[Passage, ...]:
+    """The passages of a text; each becomes a span where spans are paragraphs.
+
+    Raises:
+        DataError: If it is neither text, passages nor a chat.
+    """
+    parts = text.splitlines() if isinstance(text, str) else list(text)
+    said = [part if isinstance(part, str) else _turn(part)[1] for part in parts]
+    return tuple((part.strip(),) for part in said if part.strip())
+
+
+def question_of(question: Question) -> tuple[History, str]:
+    """Earlier turns, and the question itself.
+
+    What the system says stands before the first user turn, as in training (`Chat`).
+
+    Raises:
+        DataError: If a chat's turns are not ``role`` and ``content``, or do not alternate from user to user.
+    """
+    if isinstance(question, str):
+        return (), question
+    turns = [_turn(turn) for turn in question]
+    system = "".join(f"{text.strip()}\n\n" for role, text in turns if role == "system" and text.strip())
+    turns = [turn for turn in turns if turn[0] != "system"]
+    roles = [role for role, _ in turns]
+    if len(turns) % 2 == 0 or roles != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
+        raise DataError(f"chat roles {roles} must alternate, from a user's turn to a user's turn.")
+    said = [system + turns[0][1], *(text for _, text in turns[1:])]
+    return tuple(zip(said[:-1:2], said[1:-1:2], strict=True)), said[-1]
+
+
+def _turn(turn: object) -> tuple[str, str]:
+    if isinstance(turn, Mapping):
+        role, content = turn.get("role"), turn.get("content")
+        if isinstance(role, str) and isinstance(content, str):
+            return role, content
+    raise DataError(f"{turn!r:.60} must be a text, or a chat's turn with role and content.")

@@ -1,0 +1,313 @@
+"""`Message`: what a sharer tells a receiver, as a value and on the wire (docs/message.md).
+
+On the wire: magic (8 bytes), authentication tag (32), length of the header (4, little-endian), header (JSON), payload
+(safetensors). Whatever arrives is checked in this order, and no tensor is made before all of it holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+import struct
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, deserialize
+from safetensors.torch import save
+from torch import Tensor
+
+from lcf_lightning.errors import MessageError, SettingError
+from lcf_lightning.files import write_file
+from lcf_lightning.models.loading import DTYPES
+
+FORMAT_VERSION = 1
+MAGIC = b"LCFMSG\r\n"  # a transfer that takes it for text breaks it
+MAX_BYTES = 64 * 2**20
+"""Size limit of a message that arrives, unless another is given."""
+MIN_KEY_BYTES = 16
+_MAX_HEADER_BYTES = 4096
+_MAX_COUNT = 2**20  # of layers, heads, spans, and a head's size
+_TAG = slice(len(MAGIC), len(MAGIC) + 32)
+_FRAME = struct.Struct("<I")
+_START = _TAG.stop + _FRAME.size  # of the header
+_WIRE_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}  # in safetensors' words
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose messages these are: sharer and receiver agree on all of it, or the message is refused.
+
+    Attributes:
+        adapter: The adapter's fingerprint.
+        sharer: Fingerprint of the sharer's weights; None where the adapter does not know it.
+        receiver: The same of the receiver.
+        layers: Edited layers.
+        heads: The sharer's KV heads.
+        head_dim: The sharer's head size.
+    """
+
+    adapter: str
+    sharer: str | None
+    receiver: str | None
+    layers: int
+    heads: int
+    head_dim: int
+
+    def require(self, expected: Origin) -> None:
+        """Raise a MessageError that names what differs from ``expected``, if anything does."""
+        differing = [
+            f"{field.name}={getattr(self, field.name)!r}, expected {getattr(expected, field.name)!r}"
+            for field in fields(self)
+            if getattr(self, field.name) != getattr(expected, field.name)
+        ]
+        if differing:
+            raise MessageError(f"message of another adapter or pair: {'; '.join(differing)}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Message:
+    """What travels from a sharer to a receiver.
+
+    Attributes:
+        keys: ``[layers, 1, heads, spans, head_dim]``, float: a summary of each span of what the sharer has read, or,
+            where both models read the same text, the sharer's cache at each of the receiver's tokens.
+        values: The same shape and dtype.
+        origin: The adapter and the pair it belongs to.
+
+    Raises:
+        MessageError: If the tensors do not have that shape, or no common float dtype.
+    """
+
+    keys: Tensor
+    values: Tensor
+    origin: Origin
+
+    def __post_init__(self) -> None:
+        origin, shape = self.origin, tuple(self.keys.shape)
+        fits = len(shape) == 5 and (*shape[:3], shape[4]) == (origin.layers, 1, origin.heads, origin.head_dim)
+        if not fits or shape[3] < 1 or shape != tuple(self.values.shape):
+            raise MessageError(
+                f"keys {shape} and values {tuple(self.values.shape)} of a message must both be [{origin.layers}, 1, "
+                f"{origin.heads}, spans, {origin.head_dim}] with at least one span."
+            )
+        if self.keys.dtype != self.values.dtype or self.keys.dtype not in DTYPES.values():
+            raise MessageError(
+                f"keys ({self.keys.dtype}) and values ({self.values.dtype}) of a message must share one of "
+                f"{', '.join(DTYPES)}."
+            )
+
+    @property
+    def spans(self) -> int:
+        """Spans, or, where both models read the same text, tokens."""
+        return self.keys.shape[3]
+
+    def to_bytes(self, dtype: str | None = None, key: bytes | None = None) -> bytes:
+        """The message as it travels.
+
+        Args:
+            dtype: ``float32``, ``bfloat16``, ``float16``, or ``int8`` (each head's vector of each span with a scale of
+                its own); null for the message's own, which loses nothing.
+            key: Authenticates the message (HMAC-SHA256): a secret of at least 16 bytes that both sides hold.
+
+        Raises:
+            SettingError: If the dtype is unknown or the key too short.
+            MessageError: If a value is not finite, or not in this dtype.
+        """
+        dtype = dtype or str(self.keys.dtype).removeprefix("torch.")
+        if dtype not in _WIRE_DTYPES:
+            raise SettingError(f"dtype={dtype!r} of a message must be one of {', '.join(_WIRE_DTYPES)}, or null.")
+        sides = {"keys": self.keys, "values": self.values}
+        tensors = {name: part for side, tensor in sides.items() for name, part in _encoded(side, tensor, dtype).items()}
+        for name, tensor in tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise MessageError(f"{name} of this message hold values that are not finite in {dtype}.")
+        payload = save(tensors)
+        header = _Header(FORMAT_VERSION, self.origin, dtype, self.spans, hashlib.sha256(payload).hexdigest())
+        head = header.to_json()
+        body = _FRAME.pack(len(head)) + head + payload
+        return MAGIC + _tag(key, body) + body
+
+    @classmethod
+    def from_bytes(
+        cls,
+        data: bytes,
+        key: bytes | None = None,
+        origin: Origin | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> Message:
+        """The message that `to_bytes` wrote, in the dtype it travelled in (int8 as float32).
+
+        Args:
+            data: What arrived.
+            key: Where given, a message that this key does not authenticate is refused.
+            origin: Where given, a message of another adapter or pair is refused; see `Channel.origin`.
+            max_bytes: Longer data is refused unread.
+
+        Raises:
+            SettingError: If the key is too short.
+            MessageError: If anything is wrong with ``data``. No tensor has been made then.
+        """
+        header, payload = _unframed(data, key, max_bytes)
+        if origin is not None:
+            header.origin.require(origin)
+        return cls(*_decoded(payload, header), header.origin)
+
+    def save(self, path: str | Path, dtype: str | None = None, key: bytes | None = None) -> None:
+        """Write `to_bytes` to a file: aside, then renamed."""
+        data = self.to_bytes(dtype, key)
+        write_file(Path(path), lambda aside: aside.write_bytes(data))
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        key: bytes | None = None,
+        origin: Origin | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> Message:
+        """Read the file that `save` wrote; see `from_bytes`.
+
+        Raises:
+            MessageError: If there is no such file, or anything is wrong with it.
+        """
+        try:
+            with Path(path).open("rb") as file:
+                data = file.read(max_bytes + 1)  # one more, so that a longer file is refused
+        except OSError as error:
+            raise MessageError(f"message file {str(path)!r} cannot be read: {error.strerror}.") from error
+        return cls.from_bytes(data, key, origin, max_bytes)
+
+
+@dataclass(frozen=True)
+class _Header:
+    format: int
+    origin: Origin
+    dtype: str
+    spans: int
+    sha256: str
+
+    def to_json(self) -> bytes:
+        """As it travels, the origin's fields among the others."""
+        others = {name: value for name, value in asdict(self).items() if name != "origin"}
+        return json.dumps({**others, **asdict(self.origin)}, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> _Header:
+        """Raise a MessageError unless ``text`` is what `to_json` writes."""
+        try:
+            found = json.loads(text.decode())
+        except (ValueError, RecursionError) as error:
+            raise MessageError("message header is no JSON.") from error
+        names = {field.name for field in (*fields(cls), *fields(Origin))} - {"origin"}
+        if not isinstance(found, dict) or found.get("format") != FORMAT_VERSION:
+            version = found.get("format") if isinstance(found, dict) else None
+            raise MessageError(f"message format={version!r:.40} is unknown; this release reads {FORMAT_VERSION}.")
+        if found.keys() != names:
+            raise MessageError(f"message header must hold exactly {', '.join(sorted(names))}.")
+        wrong = [name for name, value in found.items() if not _allowed(name, value)]
+        if wrong:
+            raise MessageError(f"message header: {wrong[0]}={found[wrong[0]]!r:.40} is not allowed.")
+        origin = Origin(**{field.name: found[field.name] for field in fields(Origin)})
+        return cls(found["format"], origin, found["dtype"], found["spans"], found["sha256"])
+
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """safetensors dtype and shape of each tensor of the payload."""
+        shape = (self.origin.layers, self.origin.heads, self.spans, self.origin.head_dim)
+        found: dict[str, tuple[str, tuple[int, ...]]] = {}
+        found |= dict.fromkeys(("keys", "values"), (_WIRE_DTYPES[self.dtype], shape))
+        if self.dtype == "int8":
+            found |= {f"{side}_scale": ("F32", (*shape[:3], 1)) for side in ("keys", "values")}
+        return found
+
+
+def _allowed(name: str, value: Any) -> bool:
+    """Whether a header's field may have this value."""
+    if name in ("layers", "heads", "head_dim", "spans", "format"):
+        return type(value) is int and 1 <= value <= _MAX_COUNT
+    if name == "dtype":
+        return isinstance(value, str) and value in _WIRE_DTYPES
+    if value is None:
+        return name in ("sharer", "receiver")
+    length = 64 if name == "sha256" else 32
+    return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", value) is not None
+
+
+def _tag(key: bytes | None, body: bytes) -> bytes:
+    """What authenticates a message; zero where there is no key."""
+    if key is None:
+        return bytes(hashlib.sha256().digest_size)
+    if len(key) < MIN_KEY_BYTES:
+        raise SettingError(f"key of {len(key)} bytes must have at least {MIN_KEY_BYTES}.")
+    return hmac.new(key, MAGIC + body, hashlib.sha256).digest()
+
+
+def _unframed(data: bytes, key: bytes | None, max_bytes: int) -> tuple[_Header, bytes]:
+    """Header and payload, if size, tag, lengths and digest hold."""
+    if not isinstance(data, bytes):
+        raise MessageError(f"a message must be bytes, not {type(data).__name__}.")
+    if len(data) > max_bytes:
+        raise MessageError(f"message exceeds max_bytes={max_bytes}.")
+    if not data.startswith(MAGIC) or len(data) < _START:
+        raise MessageError("these bytes are no message, or its first few only.")
+    body = data[_TAG.stop :]
+    if key is not None and not hmac.compare_digest(_tag(key, body), data[_TAG]):
+        raise MessageError("message is not authenticated by this key: another key, none, or it was changed on the way.")
+    (length,) = _FRAME.unpack(body[: _FRAME.size])
+    if length > min(_MAX_HEADER_BYTES, len(data) - _START):
+        raise MessageError(f"message header of {length} bytes is cut off, or longer than {_MAX_HEADER_BYTES}.")
+    header, payload = _Header.from_json(data[_START : _START + length]), data[_START + length :]
+    if hashlib.sha256(payload).hexdigest() != header.sha256:
+        raise MessageError("message payload is cut off or damaged: its digest is not the header's.")
+    return header, payload
+
+
+def _encoded(side: str, tensor: Tensor, dtype: str) -> dict[str, Tensor]:
+    """One side of a message as the tensors that travel."""
+    tensor = tensor[:, 0].detach().cpu()
+    if dtype != "int8":
+        return {side: tensor.to(DTYPES[dtype]).contiguous()}
+    tensor = tensor.float()
+    scale = tensor.abs().amax(-1, keepdim=True) / 127
+    quantised = (tensor / scale.clamp(min=torch.finfo(torch.float32).tiny)).round().clamp(-127, 127)
+    return {side: quantised.to(torch.int8), f"{side}_scale": scale}
+
+
+def _decoded(payload: bytes, header: _Header) -> tuple[Tensor, Tensor]:
+    """Keys and values, if the payload holds exactly what the header says and all of it is finite."""
+    try:
+        found = dict(deserialize(payload))
+    except SafetensorError as error:
+        raise MessageError("message payload is no safetensors file.") from error
+    layout = header.layout()
+    if {name: (part["dtype"], tuple(part["shape"])) for name, part in found.items()} != layout:
+        raise MessageError("message payload does not hold exactly the tensors of its header.")
+    for name, (dtype, _) in layout.items():
+        if not _finite(dtype, found[name]["data"], 128 if name.endswith("_scale") else 1):
+            raise MessageError(f"{name} of this message hold values that are not finite.")
+    keys, values = (_tensor(side, found, header).unsqueeze(1) for side in ("keys", "values"))
+    return keys, values
+
+
+def _finite(dtype: str, data: bytes, factor: int) -> bool:
+    """Whether all numbers, times ``factor``, are finite; nothing is copied to a tensor."""
+    if dtype == "I8":
+        return True
+    if dtype == "BF16":  # the upper half of a float32: all bits of the exponent set
+        return not bool(np.any((np.frombuffer(data, "<u2") & 0x7F80) == 0x7F80))
+    numbers = np.frombuffer(data, "<f4" if dtype == "F32" else "<f2")
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(numbers * numbers.dtype.type(factor)).all())
+
+
+def _tensor(side: str, found: dict[str, Any], header: _Header) -> Tensor:
+    dtype = torch.int8 if header.dtype == "int8" else DTYPES[header.dtype]
+    tensor = torch.frombuffer(bytearray(found[side]["data"]), dtype=dtype).reshape(found[side]["shape"])
+    if header.dtype != "int8":
+        return tensor
+    scale = found[f"{side}_scale"]
+    return tensor.float() * torch.frombuffer(bytearray(scale["data"]), dtype=torch.float32).reshape(scale["shape"])
