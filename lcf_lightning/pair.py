@@ -105,14 +105,20 @@ class Pair:
 
     def pool(self, sharer: KVCache, index: Tensor) -> KV:
         """The message: what the adapter takes from the sharer's cache, see `CacheAdapter.pool`."""
-        return self.adapter.pool(self._read_layers(sharer), index)
+        return self.adapter.pool(self._read_layers(sharer, len(index)), index)
 
     def summarise(self, sharer: KVCache, spans: Tensor) -> tuple[KV, Tensor]:
         """The first half of `pool` where there is a pooler, see `CacheAdapter.summarise`."""
-        return self.adapter.summarise(self._read_layers(sharer), spans)
+        return self.adapter.summarise(self._read_layers(sharer, len(spans)), spans)
 
-    def _read_layers(self, sharer: KVCache) -> KV:
-        return sharer.read(self.adapter.config.sharer_layers, self._reader("sharer").rotary)
+    def _read_layers(self, sharer: KVCache, batch: int) -> KV:
+        """The sharer's layers, the tokens of several sharers of an example one after the other."""
+        kv = sharer.read(self.adapter.config.sharer_layers, self._reader("sharer").rotary)
+        layers, rows, heads, tokens, size = kv.keys.shape
+        if rows == batch:
+            return kv
+        grouped = (layers, batch, rows // batch, heads, tokens, size)
+        return KV(*(side.reshape(grouped).transpose(2, 3).reshape(layers, batch, heads, -1, size) for side in kv))
 
     def fuse(self, receiver: KVCache, message: KV, temperature: float | None = None) -> KVCache:
         """The receiver's cache, edited by the message; ``temperature`` is the gates' in training."""

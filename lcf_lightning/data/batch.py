@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
 from lcf_lightning.data.tokens import Encoded, Tokens, pad_left, pad_right, split_last
-from lcf_lightning.errors import DataError
+from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.models.pairing import Indexes, align, by_position
 
 
@@ -26,9 +28,9 @@ class Batch:
     Attributes:
         examples: The examples themselves.
         prompts: How they were written, so that an evaluation arm can write them otherwise.
-        sharer: What the sharer reads.
-        index: What `CacheAdapter.pool` takes of it: where the two read different texts, ``[batch, sharer tokens]``, the
-            span of each sharer token (-1 for none); where they read the same, ``[batch, receiver tokens]``, the sharer
+        sharer: What the sharer reads; where there are several, a row for each, those of an example side by side.
+        index: What `Pair.pool` takes of it: where the two read different texts, ``[batch, sharer tokens]``, the span of
+            each sharer token (-1 for none), several sharers one after the other; where they read the same, ``[batch, receiver tokens]``, the sharer
             token that each receiver token is aligned with. int64.
         receiver: What the receiver reads, without the last prompt token.
         last: ``[batch, 1]``, int64: the last prompt token, fed again on the edited cache.
@@ -85,38 +87,60 @@ class Collator:
         )
 
     def train(self, examples: Sequence[Example]) -> Batch:
-        sharer = [self.sharer_prompt(example.id, example.sharer, example.question) for example in examples]
-        receiver = [self.receiver.prompt(example.receiver, example.question) for example in examples]
-        tokens = pad_left(sharer, self.sharer.pad_id)
-        return self._batch(examples, tokens, tokens.spans, receiver, sum(prompt.dropped for prompt in sharer))
+        """A batch of examples, with as many sharers as its first example's id says."""
+        return self.written(examples, random.Random(examples[0].id).randint(1, self.sharer.settings.sharers))
 
     def evaluate(self, pairs: Sequence[tuple[Example, Example]]) -> Batch:
-        """The batch of ``(example, partner)`` pairs."""
-        batch = self.train([example for example, _ in pairs])
+        """The batch of ``(example, partner)`` pairs, with all sharers."""
+        batch = self.written([example for example, _ in pairs], self.sharer.settings.sharers)
         return replace(batch, partners=tuple(partner for _, partner in pairs))
+
+    def written(self, examples: Sequence[Example], sharers: int) -> Batch:
+        """A batch of examples, with so many sharers."""
+        read = [self._sharer_prompts(row.id, row.sharer, row.question, sharers) for row in examples]
+        receiver = [self.receiver.prompt(example.receiver, example.question) for example in examples]
+        tokens, index = self._grouped(read)
+        return self._batch(examples, tokens, index, receiver, sum(prompt.dropped for group in read for prompt in group))
 
     def message_of(
         self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]], receiver: Tokens
     ) -> tuple[Tokens, Tensor]:
         """What the sharer reads, and the batch's ``index``, where other examples' messages go to ``receiver``."""
-        prompts = [self.sharer_prompt(example.id, passages(example), example.question) for example in examples]
-        tokens = pad_left(prompts, self.sharer.pad_id)
-        return tokens, tokens.spans
+        sharers = self.sharer.settings.sharers
+        return self._grouped([self._sharer_prompts(row.id, passages(row), row.question, sharers) for row in examples])
 
-    def sharer_prompt(self, id: str, passages: Sequence[Passage], question: str) -> Encoded:
-        """What the sharer reads before it sends a message.
+    def _sharer_prompts(self, id: str, passages: Sequence[Passage], question: str, sharers: int) -> list[Encoded]:
+        """What each sharer reads before it sends a message.
 
         Raises:
             DataError: If that holds no span at all.
         """
         settings = self.sharer.settings
-        prompt = self.sharer.prompt(passages, question if settings.share_question else None)
-        if max(prompt.spans, default=-1) < 0:
+        borders = [place * len(passages) // sharers for place in range(sharers + 1)]
+        prompts = [
+            self.sharer.prompt(passages[start:end], question if settings.share_question else None)
+            for start, end in pairwise(borders)
+        ]
+        if max((span for prompt in prompts for span in prompt.spans), default=-1) < 0:
             raise DataError(
                 f"max_sharer_tokens={settings.max_sharer_tokens} leaves the sharer of {id!r} nothing to "
                 "tell; at least one span must fit."
             )
-        return prompt
+        return prompts
+
+    def _grouped(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tokens, Tensor]:
+        """A row for each sharer, and each example's spans, counted over all of its sharers, in one row."""
+        rows = []
+        for group in groups:
+            first = 0
+            for prompt in group:
+                spans = [span if span < 0 else span + first for span in prompt.spans]
+                rows.append(
+                    Encoded(prompt.ids or [self.sharer.pad_id], spans or [-1])
+                )  # who reads nothing says nothing
+                first = max(first, *(span + 1 for span in rows[-1].spans))
+        tokens = pad_left(rows, self.sharer.pad_id)
+        return tokens, tokens.spans.reshape(len(groups), -1)
 
     def _batch(
         self, examples: Sequence[Example], sharer: Tokens, index: Tensor, receiver: Sequence[Encoded], dropped: int
@@ -140,7 +164,9 @@ class Collator:
 class SharedCollator(Collator):
     """Writes each example once for both models of a pair that reads the same text, and aligns their tokens."""
 
-    def train(self, examples: Sequence[Example]) -> Batch:
+    def written(self, examples: Sequence[Example], sharers: int) -> Batch:
+        if sharers != 1:
+            raise SettingError(f"sharers={sharers} must be 1 where both models read the same text.")
         prompts = [_aligned(self, example) for example in examples]
         tokens = pad_left([sharer for sharer, _, _ in prompts], self.sharer.pad_id)
         index = [index[:-1] for _, _, index in prompts]  # the receiver's last token is read on the edited cache

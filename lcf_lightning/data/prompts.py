@@ -32,6 +32,8 @@ class PromptSettings:
         answer: Around the answer that follows the question; must hold ``{answer}``.
         chat: Wrap context and question as one user turn of the tokenizer's chat template.
         share_question: Whether the sharer sees the question, after its passages and as a span of its own.
+        sharers: Sharers that an example's passages are spread over, in order; each sends a message of its own, and
+            the receiver pools their spans together. A training batch has between 1 and this many.
         spans: What the sharer's message is pooled over: ``paragraph``, ``sentence`` or ``window:N`` (N tokens).
         max_sharer_tokens: Limit of the sharer's prompt; whole spans are dropped from the end of its context until the
             prompt fits, never the question. Where both models read the same text nothing is dropped from it: training
@@ -51,6 +53,7 @@ class PromptSettings:
     answer: str = " {answer}"
     chat: bool = False
     share_question: bool = True
+    sharers: int = 1
     spans: str = "paragraph"
     max_sharer_tokens: int | None = None
     max_receiver_tokens: int | None = None
@@ -66,6 +69,8 @@ class PromptSettings:
             if getattr(self, name).count(slot) != 1:
                 raise SettingError(f"{name}={getattr(self, name)!r} must hold {slot} exactly once.")
         parse_span_mode(self.spans)
+        if self.sharers < 1:
+            raise SettingError(f"sharers={self.sharers} must be at least 1.")
         if self.alignment not in STRATEGIES:
             raise SettingError(f"alignment={self.alignment!r} must be one of {', '.join(STRATEGIES)}.")
         for name in ("max_sharer_tokens", "max_receiver_tokens", "max_answer_tokens"):

@@ -123,6 +123,8 @@ def _mismatched(caches: ArmCaches) -> Reading:
 
 
 def _sharer_alone(caches: ArmCaches) -> Reading:
+    if caches.batch.prompts.sharers > 1:
+        raise SettingError(f"sharers={caches.batch.prompts.sharers}: no sharer alone (arm sharer_alone) has read all.")
     if not caches.channel.shared and not caches.batch.prompts.share_question:
         raise SettingError(
             "share_question=false: the sharer cannot answer alone (arm sharer_alone) what it never reads."
