@@ -87,7 +87,7 @@ class Pair:
 
     def encoder(self, prompts: PromptSettings, role: Role) -> PromptEncoder:
         """Writes prompts for one side."""
-        return PromptEncoder(self._tokenizer(role), prompts, f"max_{role}_tokens")
+        return PromptEncoder(self._reader(role).model.tokenizer, prompts, f"max_{role}_tokens")
 
     def _tokenizer(self, role: Role) -> PreTrainedTokenizerBase:
         """A side's tokenizer, also where its model is not loaded: alignment needs both."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -7,14 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from lcf_lightning.callbacks import AdapterExport
+from transformers import AutoModelForCausalLM
 
-from lcf_lightning import Channel, ModelSpec
-from lcf_lightning.errors import AdapterFileError, GeometryError
+from lcf_lightning import Channel, Message, ModelSpec
+from lcf_lightning.errors import AdapterFileError, DataError, GeometryError, MessageError, ModelError, SettingError
 from lcf_lightning.evaluation.answering import run_arms
 from lcf_lightning.evaluation.arms import ArmCaches
+from lcf_lightning.models.geometry import KV
+from lcf_lightning.models.loading import FrozenModel, load_frozen
 from tests.pairs import small_data, small_module, small_trainer
 
 Spec = Callable[[str], ModelSpec]
+FACTS = ["likes ada tea .", "owns bob lamp .", "seeks cleo ruby ."]
 
 
 @pytest.fixture
@@ -25,13 +30,23 @@ def trained(spec: Spec, tmp_path: Path) -> Path:
     return tmp_path / "adapter"
 
 
+@pytest.fixture
+def channel(trained: Path) -> Channel:
+    return Channel.from_pretrained(trained)
+
+
 def first_line(text: str) -> str:
     """What an evaluation counts of an answer."""
     return text.split("\n")[0].strip()
 
 
-def test_four_lines_answer_as_the_evaluation_does(spec: Spec, trained: Path) -> None:
-    channel = Channel.from_pretrained(trained)
+def edited(channel: Channel, messages: list[Message], question: str) -> KV:
+    """What some messages make of the receiver's cache."""
+    cache = channel._decoder([messages], [question], [()], 4, {}).cache
+    return KV(torch.stack(cache.keys), torch.stack(cache.values))
+
+
+def test_four_lines_answer_as_the_evaluation_does(spec: Spec, channel: Channel) -> None:
     data = small_data(spec("llama"), spec("qwen3"), eval_batch_size=1)
     data.setup("test")
     batches = list(data.test_dataloader())
@@ -44,21 +59,167 @@ def test_four_lines_answer_as_the_evaluation_does(spec: Spec, trained: Path) -> 
     assert len(batches) == 12
 
 
-def test_a_message_has_a_fixed_size(spec: Spec, trained: Path) -> None:
-    channel = Channel.from_pretrained(trained)
-    short, long = channel.send(["one"], "two"), channel.send(["one two three"] * 9, "four")
-    assert short.keys.shape == long.keys.shape == (4, 1, 2, 1, 8)
-    assert not torch.equal(short.values, long.values)
+def test_a_message_has_a_summary_for_each_span_or_one_for_all(channel: Channel) -> None:
+    whole, pooled = channel.send(FACTS, "likes ada"), channel.send(FACTS, "likes ada", pooled=True)
+    assert (whole.spans, pooled.spans) == (4, 1)  # the question is a span of its own
+    assert whole.keys.shape == (4, 1, 2, 4, 8)
+    assert len(pooled.to_bytes()) < len(whole.to_bytes())
+    for one, other in zip(edited(channel, [whole], "q"), edited(channel, [pooled], "q"), strict=True):
+        assert torch.equal(one, other)
 
 
-def test_nothing_is_remembered_between_calls(spec: Spec, trained: Path) -> None:
-    channel = Channel.from_pretrained(trained)
-    message = channel.send(["likes ada tea ."], "likes ada")
+def test_nothing_is_remembered_between_calls(channel: Channel) -> None:
+    message = channel.send(FACTS[:1], "likes ada")
     before = channel.receive(message, "likes ada")
-    channel.receive(channel.send(["owns bob lamp ."], "owns bob"), "owns bob", ["fears cleo fox ."])
-    again = channel.send(["likes ada tea ."], "likes ada")
-    assert torch.equal(message.keys, again.keys)
+    channel.receive(channel.send(FACTS[1:2], "owns bob"), "owns bob", ["fears cleo fox ."])
+    again = channel.send(FACTS[:1], "likes ada")
+    assert message.to_bytes() == again.to_bytes()
     assert channel.receive(again, "likes ada").text == before.text
+
+
+def test_texts_passages_and_chats_are_ways_to_say_the_same(channel: Channel) -> None:
+    ways = ["\n\n".join(FACTS), FACTS, [{"role": "user", "content": fact} for fact in FACTS]]
+    sent = [channel.send(way, "likes ada").to_bytes() for way in ways]
+    assert len(set(sent)) == 1
+    asked = [channel.receive(channel.send(FACTS), [{"role": "user", "content": "likes ada"}]) for _ in range(1)]
+    assert asked[0].text == channel.receive(channel.send(FACTS), "likes ada").text
+    talk = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi"},
+        {"role": "user", "content": "likes ada"},
+    ]
+    longer = channel.receive(channel.send(FACTS, talk), talk)
+    assert longer.prompt_tokens > asked[0].prompt_tokens + 10
+    assert channel.send(FACTS, talk).to_bytes() != sent[0]
+
+
+@pytest.mark.parametrize(
+    ("chat", "problem"),
+    [
+        ([{"role": "assistant", "content": "Hi"}], r"chat roles \['assistant'\] must alternate"),
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "must alternate, from a user's turn"),
+        ([], r"chat roles \[\] must alternate"),
+        ([{"role": "user"}], r"\{'role': 'user'\} must be a text, or a chat's turn with role and content"),
+        ([{"role": "user", "content": None}], "must be a text, or a chat's turn"),
+    ],
+)
+def test_a_chat_that_cannot_be_understood_is_refused(
+    channel: Channel, chat: list[dict[str, str]], problem: str
+) -> None:
+    with pytest.raises(DataError, match=problem):
+        channel.receive(channel.send(FACTS), chat)
+    with pytest.raises(DataError, match=problem):
+        channel.send(FACTS, chat)
+
+
+def test_a_batch_gives_what_its_rows_give(channel: Channel) -> None:
+    texts, questions = [FACTS, FACTS[:1], "owns bob lamp .\nlikes ada tea ."], ["likes ada", "who", "owns bob"]
+    together = channel.send_batch(texts, questions)
+    alone = [channel.send(text, question) for text, question in zip(texts, questions, strict=True)]
+    assert [message.spans for message in together] == [message.spans for message in alone] == [4, 2, 3]
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one.keys, other.keys, atol=1e-5, rtol=1e-4)
+    several = [together[0], [together[1], together[2]], together[2]]
+    own = [[], "hides finn kite .", FACTS]
+    answers = channel.receive_batch(several, questions, own, max_new_tokens=5)
+    for answer, message, question, text in zip(answers, several, questions, own, strict=True):
+        single = channel.receive(message, question, text, max_new_tokens=5)
+        assert (answer.text, answer.prompt_tokens) == (single.text, single.prompt_tokens)
+    assert len(channel.receive_batch(together, questions)) == 3
+
+
+def test_sides_load_one_model_only(trained: Path, model_folders: dict[str, Path], tmp_path: Path) -> None:
+    whole = Channel.from_pretrained(trained)
+    for side, other in (("sharer", "qwen3"), ("receiver", "llama")):
+        folder = tmp_path / f"only-{side}"
+        shutil.copytree(trained, folder)
+        config = folder / "adapter_config.json"
+        config.write_text(config.read_text().replace(str(model_folders[other]), "/nowhere/at/all"))
+    sharer = Channel.from_pretrained(tmp_path / "only-sharer", sides="sharer")
+    receiver = Channel.from_pretrained(tmp_path / "only-receiver", sides="receiver")
+    sent = sharer.send(FACTS, "likes ada").to_bytes()
+    assert sent == whole.send(FACTS, "likes ada").to_bytes()
+    message = Message.from_bytes(sent, origin=receiver.origin)
+    assert receiver.receive(message, "likes ada").text == whole.receive(message, "likes ada").text
+    with pytest.raises(SettingError, match="no receiver; load it with sides='both' or sides='receiver'"):
+        sharer.receive(message, "likes ada")
+    with pytest.raises(SettingError, match="this channel has no sharer"):
+        receiver.send(FACTS)
+    with pytest.raises(SettingError, match="sides='left' must be both, sharer or receiver"):
+        Channel.from_pretrained(trained, sides="left")  # type: ignore[arg-type]
+
+
+def test_where_both_read_the_same_the_sharers_side_needs_the_receivers_tokenizer_only(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = small_module(spec("llama"), spec("qwen3"), pooler=None)
+    module.adapter.save_pretrained(tmp_path / "shared")
+    loaded: list[str] = []
+
+    def noted(spec: ModelSpec, device: str) -> FrozenModel:
+        loaded.append(Path(spec.path).name)
+        return load_frozen(spec, device)
+
+    monkeypatch.setattr("lcf_lightning.channel.load_frozen", noted)
+    sharer = Channel.from_pretrained(tmp_path / "shared", sides="sharer")
+    receiver = Channel.from_pretrained(tmp_path / "shared", sides="receiver")
+    assert loaded == ["llama", "qwen3"]
+    message = sharer.send(FACTS, "likes ada")
+    answer = receiver.receive(message, "likes ada", FACTS, max_new_tokens=3)
+    assert message.spans == answer.prompt_tokens - 1
+    batch = sharer.send_batch([FACTS, []], ["likes ada", "who"])
+    assert torch.equal(batch[0].keys, message.keys) or torch.allclose(batch[0].keys, message.keys, atol=1e-5)
+    assert len(receiver.receive_batch(batch, ["likes ada", "who"], [FACTS, []], max_new_tokens=2)) == 2
+    with pytest.raises(SettingError, match="pooled=true: where both models read the same text"):
+        sharer.send(FACTS, "likes ada", pooled=True)
+    with pytest.raises(GeometryError, match=r"messages of \[.*\] tokens for prompts of \[.*\]: where both models read"):
+        receiver.receive([message, message], "likes ada", FACTS)
+
+
+@pytest.mark.parametrize(
+    ("sharer", "receiver"), [("gemma3", "llama"), ("qwen2", "gemma3"), ("qwen3", "qwen3"), ("llama", "qwen2")]
+)
+def test_pairs_of_every_family(spec: Spec, sharer: str, receiver: str, tmp_path: Path) -> None:
+    small_module(spec(sharer), spec(receiver), layers=(0, 1)).adapter.save_pretrained(tmp_path / "adapter")
+    channel = Channel.from_pretrained(tmp_path / "adapter")
+    message = channel.send(FACTS, "likes ada")
+    answer = channel.receive(Message.from_bytes(message.to_bytes()), "likes ada", FACTS[1:], max_new_tokens=4)
+    assert message.keys.shape[0] == 2
+    assert answer.new_tokens in range(1, 5)
+    assert answer.text == channel.receive(message, "likes ada", FACTS[1:], max_new_tokens=4).text
+
+
+def test_a_message_of_another_adapter_is_refused(channel: Channel, spec: Spec, tmp_path: Path) -> None:
+    other = small_module(spec("llama"), spec("qwen3"))
+    with torch.no_grad():
+        next(other.adapter.parameters()).add_(1)
+    other.adapter.save_pretrained(tmp_path / "other")
+    message = Channel.from_pretrained(tmp_path / "other").send(FACTS, "likes ada")
+    with pytest.raises(MessageError, match="message of another adapter or pair: adapter='[0-9a-f]{32}', expected"):
+        channel.receive(message, "likes ada")
+    with pytest.raises(MessageError, match="message of another adapter or pair"):
+        Message.from_bytes(message.to_bytes(), origin=channel.origin)
+
+
+def test_a_model_of_equal_geometry_but_other_weights_is_refused(
+    trained: Path, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    config = trained / "adapter_config.json"
+    found = json.loads(config.read_text())
+    assert all(len(found[role]["fingerprint"]) == 32 for role in ("sharer", "receiver"))
+    shutil.copytree(model_folders["qwen3"], tmp_path / "twin")
+    config.write_text(config.read_text().replace(str(model_folders["qwen3"]), str(tmp_path / "twin")))
+    Channel.from_pretrained(trained)  # the same weights in another place
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "twin")
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    model.save_pretrained(tmp_path / "twin")
+    with pytest.raises(ModelError, match="receiver path='.*twin' has other weights than the receiver of this adapter"):
+        Channel.from_pretrained(trained)
+    found["receiver"] |= {"path": str(tmp_path / "twin"), "fingerprint": None}  # an adapter of an earlier release
+    config.write_text(json.dumps(found))
+    assert Channel.from_pretrained(trained).origin.receiver is None
 
 
 def test_a_model_that_is_not_the_adapters_is_refused(
@@ -71,3 +232,31 @@ def test_a_model_that_is_not_the_adapters_is_refused(
         Channel.from_pretrained(trained)
     with pytest.raises(AdapterFileError, match="has no adapter_config.json"):
         Channel.from_pretrained(tmp_path / "nowhere")
+
+
+def test_what_cannot_be_sent_or_received_is_refused(channel: Channel) -> None:
+    message = channel.send(FACTS, "likes ada")
+    with pytest.raises(DataError, match="send needs at least one passage, or a question"):
+        channel.send([])
+    with pytest.raises(DataError, match="receive needs at least one message"):
+        channel.receive([], "likes ada")
+    with pytest.raises(DataError, match="1 messages, 2 questions and 2 texts must be as many of each"):
+        channel.receive_batch([message], ["a", "b"], [[], []])
+    with pytest.raises(DataError, match="2 texts and 1 questions must be as many of each"):
+        channel.send_batch([FACTS, FACTS], ["a"])
+    huge = Message(*(torch.full_like(side, 3e38) for side in (message.keys, message.values)), message.origin)
+    with pytest.raises(MessageError, match="edits the receiver's cache to values that are not finite"):
+        channel.receive(huge, "likes ada")
+
+
+def test_what_a_limit_leaves_out_is_said(trained: Path) -> None:
+    config = trained / "adapter_config.json"
+    found = json.loads(config.read_text())
+    found["metadata"]["prompts"] |= {"max_sharer_tokens": 60, "max_receiver_tokens": 60}
+    config.write_text(json.dumps(found))
+    channel = Channel.from_pretrained(trained)
+    with pytest.warns(UserWarning, match="max_sharer_tokens, as in training, leaves out [0-9]+ spans"):
+        message = channel.send(FACTS * 4, "likes ada")
+    assert message.spans < 12
+    with pytest.warns(UserWarning, match="max_receiver_tokens, as in training, leaves out [0-9]+ spans"):
+        channel.receive(message, "likes ada", FACTS * 4)

@@ -30,8 +30,8 @@ class Batch:
         prompts: How they were written, so that an evaluation arm can write them otherwise.
         sharer: What the sharer reads; where there are several, a row for each, those of an example side by side.
         index: What `Pair.pool` takes of it: where the two read different texts, ``[batch, sharer tokens]``, the span of
-            each sharer token (-1 for none), several sharers one after the other; where they read the same, ``[batch, receiver tokens]``, the sharer
-            token that each receiver token is aligned with. int64.
+            each sharer token (-1 for none), several sharers one after the other; where they read the same, ``[batch,
+            receiver tokens]``, the sharer token that each receiver token is aligned with. int64.
         receiver: What the receiver reads, without the last prompt token.
         last: ``[batch, 1]``, int64: the last prompt token, fed again on the edited cache.
         answers: ``[batch, tokens]``, int64: the first accepted answer and the end of sequence, padded on the right.
@@ -134,11 +134,9 @@ class Collator:
         for group in groups:
             first = 0
             for prompt in group:
-                spans = [span if span < 0 else span + first for span in prompt.spans]
-                rows.append(
-                    Encoded(prompt.ids or [self.sharer.pad_id], spans or [-1])
-                )  # who reads nothing says nothing
-                first = max(first, *(span + 1 for span in rows[-1].spans))
+                read = prompt if prompt.ids else Encoded([self.sharer.pad_id], [-1])  # who reads nothing says nothing
+                rows.append(Encoded(read.ids, [span if span < 0 else span + first for span in read.spans]))
+                first += max(read.spans) + 1
         tokens = pad_left(rows, self.sharer.pad_id)
         return tokens, tokens.spans.reshape(len(groups), -1)
 
