@@ -162,9 +162,13 @@ class Collator:
 class SharedCollator(Collator):
     """Writes each example once for both models of a pair that reads the same text, and aligns their tokens."""
 
+    def __post_init__(self) -> None:
+        if self.sharer.settings.sharers != 1:
+            raise SettingError(
+                f"sharers={self.sharer.settings.sharers} must be 1 where both models read the same text."
+            )
+
     def written(self, examples: Sequence[Example], sharers: int) -> Batch:
-        if sharers != 1:
-            raise SettingError(f"sharers={sharers} must be 1 where both models read the same text.")
         prompts = [_aligned(self, example) for example in examples]
         tokens = pad_left([sharer for sharer, _, _ in prompts], self.sharer.pad_id)
         index = [index[:-1] for _, _, index in prompts]  # the receiver's last token is read on the edited cache

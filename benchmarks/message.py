@@ -1,0 +1,68 @@
+"""Bytes of a message on the wire, and what is answered with it: each dtype, with a summary a span or pooled over all.
+
+    python benchmarks/message.py --config configs/quickstart.yaml
+    python benchmarks/message.py --config configs/smollm2_babi_cpu.yaml --adapter DIR --limit 256
+
+The config's test split, with the run's own adapter where none is named. Exact match, with its bootstrap interval, on
+questions that need the sharer; *other answers*: how many differ from those of the float32 message; median bytes, header
+included. Every message goes through `to_bytes` and `from_bytes`.
+"""
+
+from __future__ import annotations
+
+import sys
+from statistics import median
+
+from lcf_lightning import Channel, Message
+from lcf_lightning.cli.adapter import AdapterCLI
+from lcf_lightning.data.example import Example, Passage
+from lcf_lightning.evaluation.answers import score
+from lcf_lightning.evaluation.statistics import estimate, written
+
+FORMS = [(dtype, pooled) for pooled in (False, True) for dtype in ("float32", "float16", "int8")]
+
+
+def texts(passages: tuple[Passage, ...]) -> list[str]:
+    return ["".join(passage) for passage in passages]
+
+
+def answers(channel: Channel, messages: list[Message], rows: list[Example], max_new_tokens: int) -> list[str]:
+    own = [texts(row.receiver) for row in rows]
+    found = channel.receive_batch(messages, [row.question for row in rows], own, max_new_tokens)
+    return [answer.text.split("\n")[0].strip() for answer in found]
+
+
+class Benchmark(AdapterCLI):
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+        adapter, data = self.adapter_and_data()
+        data.setup("test")
+        channel = self.channel(adapter, data)
+        said: dict[tuple[str, bool], list[str]] = {form: [] for form in FORMS}
+        sizes: dict[tuple[str, bool], list[int]] = {form: [] for form in FORMS}
+        examples: list[Example] = []
+        for batch in data.evaluation_loader("test", self.config["limit"], by_length=True):
+            rows = [row for row in batch.examples if row.needs_sharer]
+            examples += rows
+            read, asked = [texts(row.sharer) for row in rows], [row.question for row in rows]
+            for pooled in (False, True) if rows else ():
+                messages = channel.send_batch(read, asked, pooled)
+                for form in [form for form in FORMS if form[1] is pooled]:
+                    wire = [message.to_bytes(form[0]) for message in messages]
+                    arrived = [Message.from_bytes(data, origin=channel.origin) for data in wire]
+                    sizes[form] += map(len, wire)
+                    said[form] += answers(channel, arrived, rows, self.max_new_tokens)
+        print(f"n = {len(examples)}\n\n| message | dtype | bytes | exact match | other answers |")
+        print("| --- | --- | ---: | ---: | ---: |")
+        for dtype, pooled in FORMS:
+            right = [
+                score(text, row.answers).exact_match for text, row in zip(said[dtype, pooled], examples, strict=True)
+            ]
+            other = sum(one != two for one, two in zip(said[dtype, pooled], said["float32", False], strict=True))
+            form = "pooled" if pooled else "a summary a span"
+            size = f"{median(sizes[dtype, pooled]):,.0f}"
+            print(f"| {form} | {dtype} | {size} | {written(estimate(right))} | {other} |")
+
+
+if __name__ == "__main__":
+    Benchmark(sys.argv[1:])

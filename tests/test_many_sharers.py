@@ -1,0 +1,127 @@
+"""Several sharers of one example: in training and evaluation, and as messages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lcf_lightning import Channel, LCFModule, Message, ModelSpec
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.errors import DataError, SettingError
+from lcf_lightning.evaluation.answering import run_arms
+from lcf_lightning.evaluation.arms import ARMS, ArmCaches
+from lcf_lightning.models.geometry import KV
+from tests.pairs import small_data, small_module, small_trainer
+
+Spec = Callable[[str], ModelSpec]
+PROMPTS = PromptSettings(question=" {question}", sharers=3)
+FACTS = (("likes ada tea .",), ("owns bob lamp .",), ("seeks cleo ruby .",), ("sells dan soup .",))
+EXAMPLES = [
+    Example("one", "likes ada", ("tea",), FACTS, (("finds eva bell .",),)),
+    Example("two", "owns bob", ("lamp",), FACTS[1:3], ()),
+]
+
+
+@pytest.fixture
+def module(spec: Spec) -> LCFModule:
+    module = small_module(spec("llama"), spec("qwen3"))
+    module.configure_model()
+    module.eval()
+    return module
+
+
+def merged(channel: Channel, messages: list[Message]) -> KV:
+    """What the receiver makes of some messages before it fuses them."""
+    sides = (torch.cat([getattr(message, side) for message in messages], 3) for side in ("keys", "values"))
+    return channel.adapter.merge(KV(*sides), torch.ones(1, sum(m.spans for m in messages), dtype=torch.bool))
+
+
+def test_sharers_of_an_example_are_pooled_as_their_messages_are(module: LCFModule, tmp_path: Path) -> None:
+    module.adapter.save_pretrained(tmp_path / "adapter", {"prompts": {"question": " {question}"}})
+    channel = Channel.from_pretrained(tmp_path / "adapter")
+    batch = module.channel.collator(PROMPTS).written(EXAMPLES, 2)
+    pooled = module.channel.pool(module.channel.read_sharer(batch.sharer), batch.index)
+    assert (len(batch), len(batch.sharer.ids), len(batch.index)) == (2, 4, 2)
+    for row, example in enumerate(EXAMPLES):
+        half = len(example.sharer) // 2
+        parts = ([fact for (fact,) in part] for part in (example.sharer[:half], example.sharer[half:]))
+        messages = [channel.send(part, example.question) for part in parts]
+        for ours, theirs in zip(merged(channel, messages), pooled, strict=True):
+            torch.testing.assert_close(ours, theirs[:, row : row + 1], atol=1e-5, rtol=1e-4)
+
+
+def test_spans_are_counted_over_all_sharers(module: LCFModule) -> None:
+    batch = module.channel.collator(PROMPTS).written(EXAMPLES, 3)
+    assert [sorted(set(row.tolist()) - {-1}) for row in batch.index] == [list(range(7)), list(range(5))]
+    single = module.channel.collator(PROMPTS).written(EXAMPLES, 1)
+    assert torch.equal(single.index, single.sharer.spans)
+    assert torch.equal(single.receiver.ids, batch.receiver.ids)
+
+
+def test_a_training_batch_draws_its_sharers_and_an_evaluation_has_all(module: LCFModule) -> None:
+    collator = module.channel.collator(PROMPTS)
+
+    def drawn() -> list[int]:
+        return [len(collator.train([replace(EXAMPLES[0], id=f"{i}")]).sharer.ids) for i in range(60)]
+
+    counts = drawn()
+    assert set(counts) == {1, 2, 3}
+    assert counts == drawn()
+    evaluated: Batch = collator.evaluate([(EXAMPLES[0], EXAMPLES[1]), (EXAMPLES[1], EXAMPLES[0])])
+    assert len(evaluated.sharer.ids) == 6
+
+
+def test_a_sharer_that_reads_nothing_says_nothing(module: LCFModule) -> None:
+    blind = module.channel.collator(replace(PROMPTS, share_question=False, sharers=5))
+    few = replace(EXAMPLES[1], sharer=FACTS[:2])
+    batch = blind.written([few], 5)
+    alone = blind.written([few], 2)
+    pooled = [module.channel.pool(module.channel.read_sharer(each.sharer), each.index) for each in (batch, alone)]
+    assert len(batch.sharer.ids) == 5
+    for one, other in zip(*pooled, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    with pytest.raises(DataError, match="leaves the sharer of 'two' nothing to tell"):
+        blind.written([replace(few, sharer=())], 5)
+
+
+def test_fit_and_every_arm_run(spec: Spec, tmp_path: Path) -> None:
+    data = small_data(spec("llama"), spec("qwen3"), prompts=PROMPTS)
+    module = small_module(spec("llama"), spec("qwen3"))
+    before = {name: tensor.clone() for name, tensor in module.adapter.state_dict().items()}
+    small_trainer(tmp_path, max_steps=3).fit(module, datamodule=data)
+    assert any(not torch.equal(before[name], tensor) for name, tensor in module.adapter.state_dict().items())
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    arms = [arm for arm in ARMS if not arm.startswith("t2t") and arm != "sharer_alone"]
+    answers = run_arms(ArmCaches(module.channel, batch), [*arms, "t2t_4"], 4)
+    assert len(answers) == len(batch) * (len(arms) + 1)
+    assert len({answer.loss for answer in answers if answer.arm in ("message", "mismatched", "own_context")}) > 3
+    with pytest.raises(SettingError, match=r"sharers=3: no sharer alone \(arm sharer_alone\) has read all"):
+        run_arms(ArmCaches(module.channel, batch), ["sharer_alone"], 4)
+
+
+def test_the_order_of_messages_does_not_matter(module: LCFModule, tmp_path: Path) -> None:
+    module.adapter.save_pretrained(tmp_path / "adapter")
+    channel = Channel.from_pretrained(tmp_path / "adapter")
+    messages = channel.send_batch([[fact] for (fact,) in FACTS], ["likes ada"] * 4)
+    forwards, backwards = merged(channel, messages), merged(channel, messages[::-1])
+    torch.testing.assert_close(forwards.keys, backwards.keys, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(forwards.values, merged(channel, messages[:2]).values, atol=1e-4)
+    answers = [channel.receive(several, "likes ada").text for several in (messages, messages[::-1])]
+    assert answers[0] == answers[1]
+    assert channel.receive(messages[0], "q").text == channel.receive([messages[0]], "q").text
+
+
+def test_bad_numbers_of_sharers_are_refused(spec: Spec) -> None:
+    with pytest.raises(SettingError, match="sharers=0 must be at least 1"):
+        PromptSettings(sharers=0)
+    module = small_module(spec("llama"), spec("qwen3"), pooler=None)
+    module.configure_model()
+    with pytest.raises(SettingError, match="sharers=2 must be 1 where both models read the same text"):
+        module.channel.collator(replace(PROMPTS, sharers=2))
