@@ -81,8 +81,8 @@ def test_texts_passages_and_chats_are_ways_to_say_the_same(channel: Channel) -> 
     ways = ["\n\n".join(FACTS), FACTS, [{"role": "user", "content": fact} for fact in FACTS]]
     sent = [channel.send(way, "likes ada").to_bytes() for way in ways]
     assert len(set(sent)) == 1
-    asked = [channel.receive(channel.send(FACTS), [{"role": "user", "content": "likes ada"}]) for _ in range(1)]
-    assert asked[0].text == channel.receive(channel.send(FACTS), "likes ada").text
+    asked = channel.receive(channel.send(FACTS), [{"role": "user", "content": "likes ada"}])
+    assert asked.text == channel.receive(channel.send(FACTS), "likes ada").text
     talk = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Hello"},
@@ -90,8 +90,21 @@ def test_texts_passages_and_chats_are_ways_to_say_the_same(channel: Channel) -> 
         {"role": "user", "content": "likes ada"},
     ]
     longer = channel.receive(channel.send(FACTS, talk), talk)
-    assert longer.prompt_tokens > asked[0].prompt_tokens + 10
+    assert longer.prompt_tokens > asked.prompt_tokens + 10
     assert channel.send(FACTS, talk).to_bytes() != sent[0]
+
+
+def test_spans_of_a_message_are_those_of_training(trained: Path) -> None:
+    text = "It rained. Ada drank tea.\n\nBob slept."
+    config = trained / "adapter_config.json"
+    found = json.loads(config.read_text())
+    counts = {}
+    for spans in ("paragraph", "sentence", "window:8"):
+        found["metadata"]["prompts"] |= {"spans": spans, "share_question": False}
+        config.write_text(json.dumps(found))
+        counts[spans] = Channel.from_pretrained(trained).send(text, "never shown").spans
+    assert (counts["paragraph"], counts["sentence"]) == (2, 3)
+    assert counts["window:8"] > 3
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from lcf_lightning.data.example import Passage
@@ -16,14 +17,20 @@ Question = str | Sequence[Turn]
 
 
 def passages_of(text: Text) -> tuple[Passage, ...]:
-    """The passages of a text; each becomes a span where spans are paragraphs.
+    """The passages of a text, in sentences; blank ones are left out.
 
     Raises:
         DataError: If it is neither text, passages nor a chat.
     """
-    parts = text.splitlines() if isinstance(text, str) else list(text)
-    said = [part if isinstance(part, str) else _turn(part)[1] for part in parts]
-    return tuple((part.strip(),) for part in said if part.strip())
+    if isinstance(text, str):
+        text = [line.strip() for line in text.splitlines()]
+    passages = [part if isinstance(part, str) else _turn(part)[1] for part in text]
+    return tuple(tuple(split_sentences(passage)) for passage in passages if passage.strip())
+
+
+def split_sentences(text: str) -> list[str]:
+    """Sentences that joined with nothing in between give ``text`` again: each keeps the blank before it."""
+    return re.findall(r".+?(?:(?<=[.!?])(?=\s+[A-Z\"'(0-9])|\Z)", text, flags=re.DOTALL)
 
 
 def question_of(question: Question) -> tuple[History, str]:

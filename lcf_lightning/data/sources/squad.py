@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.partition import checked_mode, partition
+from lcf_lightning.data.said import split_sentences
 from lcf_lightning.data.sources.source import RowSource
 
 
@@ -55,11 +55,6 @@ class SQuAD(RowSource):
             receiver=receiver,
             partition={"mode": self.partition, "seed": seed},
         )
-
-
-def split_sentences(text: str) -> list[str]:
-    """Sentences that joined with nothing in between give ``text`` again: each keeps the blank before it."""
-    return re.findall(r".+?(?:(?<=[.!?])(?=\s+[A-Z\"'(0-9])|\Z)", text, flags=re.DOTALL)
 
 
 def _sentence_at(sentences: list[str], offset: int) -> int:

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lcf_lightning.data.said import split_sentences
 from lcf_lightning.data.sources import SQuAD
-from lcf_lightning.data.sources.squad import split_sentences
 from tests.data.sources.rows import CONTEXT, REAL, needs_real_data, squad_row, text_of, write
 
 
