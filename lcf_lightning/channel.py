@@ -31,7 +31,7 @@ class Channel(Pair):
 
     Example:
         >>> channel = Channel.from_pretrained("runs/quickstart/adapter")
-        >>> message = channel.send(["likes ada tea .", "owns bob lamp ."], question="likes ada")
+        >>> message = channel.send(["likes ada tea .", "owns ben lamp ."], question="likes ada")
         >>> print(channel.receive(message, "likes ada"))
         tea
     """
