@@ -84,9 +84,8 @@ def main() -> None:
             [answer.text == fact.split()[2] for answer, fact in zip(asked, other, strict=True)],
             probed(unasked(train, learned_from, spans), unasked(test, messages, spans)).tolist(),
         )
-        print(
-            f"| {'pooled' if pooled else 'a summary a span'} | {' | '.join(written(estimate(cell)) for cell in cells)} |"
-        )
+        form = "pooled" if pooled else "a summary a span"
+        print(f"| {form} | {' | '.join(written(estimate(cell)) for cell in cells)} |")
 
 
 if __name__ == "__main__":
