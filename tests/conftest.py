@@ -108,7 +108,7 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the whole quickstart: minutes, for slow tests."""
     from lcf_lightning.cli import main
 
-    folder = tmp_path_factory.mktemp("runs") / "quickstart"
+    folder = tmp_path_factory.mktemp("clone") / "runs" / "quickstart"
     config = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
     quiet = ["--trainer.enable_progress_bar", "false"]
     main(["fit", "--config", str(config), "--trainer.default_root_dir", str(folder), *quiet])

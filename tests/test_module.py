@@ -225,3 +225,19 @@ def test_optimizer_comes_from_the_caller(spec: Spec, tmp_path: Path) -> None:
     trainer.fit(module, datamodule=small_data(*pair))
     assert isinstance(trainer.optimizers[0], torch.optim.SGD)
     assert trainer.optimizers[0].defaults["lr"] == 0.5
+
+
+def test_a_checkpoint_knows_the_weights_of_its_models(spec: Spec, tmp_path: Path) -> None:
+    module = small_module(spec("llama"), spec("qwen3"))
+    small_trainer(tmp_path, ModelCheckpoint(tmp_path, save_last=True)).fit(
+        module, datamodule=small_data(spec("llama"), spec("qwen3"))
+    )
+    stored = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert stored["adapter_config"]["sharer"]["fingerprint"] == module.channel.sharer.fingerprint
+    again = small_module(spec("llama"), spec("qwen3"))
+    again.on_load_checkpoint(stored)  # before any weight is loaded
+    again.configure_model()
+    again.on_load_checkpoint(stored)
+    stored["adapter_config"]["receiver"]["fingerprint"] = "0" * 32
+    with pytest.raises(AdapterFileError, match="checkpoint belongs to another adapter: receiver differ"):
+        again.on_load_checkpoint(stored)

@@ -60,7 +60,7 @@ def test_the_four_lines_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     main(["fit", *QUICK, "--trainer.max_steps", "1"])
-    (code,) = blocks(ROOT / "README.md", "python")
+    code = blocks(ROOT / "README.md", "python")[0]
     capsys.readouterr()
     exec(compile(code, "README.md", "exec"), {})
     assert len(code.strip().splitlines()) <= 6

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lcf_lightning.adapter.adapter import CONFIG_FILE, WEIGHTS_FILE, CacheAdapter
 from lcf_lightning.adapter.hub import CARD_FILE
+from lcf_lightning.adapter.pruning import keep_layers
 from lcf_lightning.errors import AdapterFileError, GeometryError
 from lcf_lightning.models.geometry import KV
 from tests.adapter.conftest import RECEIVER, SHARER, random_kv
@@ -186,3 +188,25 @@ def test_a_damaged_or_foreign_config_is_refused(saved: Path) -> None:
     (saved / CONFIG_FILE).write_text(json.dumps(other))
     with pytest.raises(AdapterFileError, match="has shape"):
         CacheAdapter.from_pretrained(saved)
+
+
+def test_a_fingerprint_covers_what_a_message_means(adapter: Callable[..., CacheAdapter], tmp_path: Path) -> None:
+    whole = adapter()
+    whole.save_pretrained(tmp_path / "adapter", {"steps": 3})
+    elsewhere = adapter()
+    elsewhere.config = replace(whole.config, sharer=replace(whole.config.sharer, path="/another/place"))
+    same = [whole, CacheAdapter.from_pretrained(tmp_path / "adapter"), elsewhere]
+    moved = adapter()
+    with torch.no_grad():
+        moved.pooler.base_query[0, 0, 0] += 1e-6
+    others = [moved, adapter().half(), adapter(layer_map="proportional"), keep_layers(whole, (1, 2))]
+    assert len({each.fingerprint() for each in same}) == 1
+    assert len({each.fingerprint() for each in [whole, *others]}) == 5
+
+
+def test_where_both_read_the_same_text_there_is_nothing_to_summarise(adapter: Callable[..., CacheAdapter]) -> None:
+    shared = adapter(pooler=None)
+    with pytest.raises(GeometryError, match="pooler=null: where both models read the same text"):
+        shared.summarise(random_kv(5, SHARER, 1, 4), torch.zeros(1, 4).long())
+    with pytest.raises(GeometryError, match="sharer keys have shape"):
+        adapter().merge(random_kv(5, RECEIVER, 1, 4), torch.ones(1, 4).bool())

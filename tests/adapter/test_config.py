@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,3 +110,15 @@ def test_another_pair_is_refused_by_name(config: Config) -> None:
         config().require("sharer", Geometry(4, 2, 16))
     with pytest.raises(GeometryError, match=r"receiver of this adapter \(b/receiver\): kv_heads is 2, expected 3"):
         config().require("receiver", Geometry(5, 2, 4))
+
+
+def test_a_model_is_the_same_as_far_as_its_weights_are_known() -> None:
+    unknown, known = (
+        ModelIdentity("a/model", None, SHARER),
+        ModelIdentity("a/model", None, SHARER, fingerprint="1" * 32),
+    )
+    assert unknown.same(known)
+    assert known.same(unknown)
+    assert known.same(replace(known))
+    assert not known.same(replace(known, fingerprint="2" * 32))
+    assert not unknown.same(replace(known, dtype="bfloat16"))

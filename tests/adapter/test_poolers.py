@@ -84,3 +84,30 @@ def test_wrong_spans_are_refused(pooler: SpanPooler) -> None:
         pooler(cache, SPANS[:, 1:])
     with pytest.raises(GeometryError, match="every row needs at least one token in a span"):
         pooler(cache, torch.stack([SPANS[0], torch.full((7,), -1)]))
+
+
+@torch.no_grad()
+def test_summaries_of_several_caches_pool_as_one(pooler: SpanPooler) -> None:
+    """Each span is summarised alone: whether one sharer or two have read them does not matter."""
+    cache = random_kv(3, SHARER, 1, 7)
+    spans = torch.tensor([[0, 0, 0, 1, 1, 2, 2]])
+    whole = pooler(cache, spans)
+    first, _ = pooler.summarise(KV(*(tensor[..., :5, :] for tensor in cache)), spans[:, :5])
+    second, present = pooler.summarise(KV(*(tensor[..., 5:, :] for tensor in cache)), spans[:, 5:])
+    assert present.tolist() == [[False, False, True]]
+    both = KV(*(torch.cat([one, other[..., 2:, :]], 3) for one, other in zip(first, second, strict=True)))
+    for ours, expected in zip(pooler.merge(both, torch.ones(1, 3).bool()), whole, strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_absent_summaries_do_not_matter(pooler: SpanPooler) -> None:
+    summaries, present = pooler.summarise(random_kv(3, SHARER, 2, 7), SPANS)
+    assert present.tolist() == [[True, True, True], [True, True, False]]
+    before = pooler.merge(summaries, present)
+    for tensor in summaries:
+        tensor[:, 1, :, 2] = 1e3
+    for one, other in zip(before, pooler.merge(summaries, present), strict=True):
+        assert torch.equal(one, other)
+    single, alone = KV(*(tensor[:, :1, :, :1] for tensor in summaries)), torch.ones(1, 1).bool()
+    assert all(torch.equal(one, other) for one, other in zip(pooler.merge(single, alone), single, strict=True))

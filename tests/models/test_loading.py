@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from transformers import AutoConfig
 from lcf_lightning import ModelSpec
 from lcf_lightning.errors import GeometryError, ModelError
 from lcf_lightning.models.geometry import KNOWN_GEOMETRIES, Geometry
-from lcf_lightning.models.loading import BUILTIN, geometry_of, load_frozen, load_tokenizer
+from lcf_lightning.models.loading import BUILTIN, FrozenModel, geometry_of, load_frozen, load_tokenizer
 
 Spec = Callable[[str], ModelSpec]
 
@@ -134,3 +136,17 @@ def test_quantised_models_load_frozen(quantization: str) -> None:
     assert not any(parameter.requires_grad for parameter in frozen.model.parameters())
     linear = frozen.model.model.layers[0].self_attn.q_proj
     assert type(linear).__module__.startswith("bitsandbytes")
+
+
+def test_a_fingerprint_is_of_the_weights_whatever_they_are_called(spec: Spec) -> None:
+    model, twin = load_frozen(spec("llama")), load_frozen(spec("llama"))
+    state = {f"renamed.{name}": tensor for name, tensor in reversed(twin.model.state_dict().items())}
+    tied = state | {"lm_head.again": state["renamed.lm_head.weight"]}
+    renamed = [SimpleNamespace(state_dict=lambda found=found: found) for found in (state, tied)]
+    for each in renamed:
+        assert FrozenModel(model.spec, each, model.tokenizer).fingerprint == model.fingerprint  # type: ignore[arg-type]
+    other = load_frozen(spec("llama"))
+    with torch.no_grad():
+        other.model.lm_head.weight[0, 0] += 1e-6
+    half = load_frozen(replace(model.spec, dtype="float16"))
+    assert len({each.fingerprint for each in (model, other, half, load_frozen(spec("qwen2")))}) == 4
