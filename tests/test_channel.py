@@ -11,6 +11,7 @@ from lcf_lightning.callbacks import AdapterExport
 from transformers import AutoModelForCausalLM
 
 from lcf_lightning import Channel, Message, ModelSpec
+from lcf_lightning.adapter.pruning import keep_layers
 from lcf_lightning.errors import AdapterFileError, DataError, GeometryError, MessageError, ModelError, SettingError
 from lcf_lightning.evaluation.answering import run_arms
 from lcf_lightning.evaluation.arms import ArmCaches
@@ -201,6 +202,21 @@ def test_pairs_of_every_family(spec: Spec, sharer: str, receiver: str, tmp_path:
     assert message.keys.shape[0] == 2
     assert answer.new_tokens in range(1, 5)
     assert answer.text == channel.receive(message, "likes ada", FACTS[1:], max_new_tokens=4).text
+
+
+def test_closed_and_pruned_layers_do_not_travel(spec: Spec, tmp_path: Path) -> None:
+    adapter = small_module(spec("llama"), spec("qwen3")).adapter
+    with torch.no_grad():
+        adapter.gates.logits[1:3] = -1.0
+    adapter.save_pretrained(tmp_path / "closed")
+    keep_layers(adapter, (0, 3)).save_pretrained(tmp_path / "pruned")
+    channels = [Channel.from_pretrained(tmp_path / name) for name in ("closed", "pruned")]
+    messages = [channel.send(FACTS, "likes ada") for channel in channels]
+    assert messages[0].keys.shape == (2, 1, 2, 4, 8)
+    assert messages[0].to_bytes() == messages[1].to_bytes()
+    answers = [channel.receive(message, "likes ada") for channel, message in zip(channels, messages, strict=True)]
+    assert answers[0].text == answers[1].text
+    assert channels[0].receive(messages[1], "likes ada").text == answers[0].text
 
 
 def test_a_message_of_another_adapter_is_refused(channel: Channel, spec: Spec, tmp_path: Path) -> None:
