@@ -124,11 +124,11 @@ class Message:
         sides = {"keys": self.keys, "values": self.values}
         tensors = {name: part for side, tensor in sides.items() for name, part in _encoded(side, tensor, dtype).items()}
         for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor).all()):
+            if not bool(torch.isfinite(tensor * _factor(name)).all()):
                 raise MessageError(f"{name} of this message hold values that are not finite in {dtype}.")
         payload = save(tensors)
-        header = _Header(FORMAT_VERSION, self.origin, dtype, self.spans, hashlib.sha256(payload).hexdigest())
-        head = header.to_json()
+        header = _Header(FORMAT_VERSION, self.origin, dtype, self.spans)
+        head = header.to_json(sha256=header.digest(payload))
         body = _FRAME.pack(len(head)) + head + payload
         return MAGIC + _tag(key, body) + body
 
@@ -189,21 +189,24 @@ class _Header:
     origin: Origin
     dtype: str
     spans: int
-    sha256: str
 
-    def to_json(self) -> bytes:
+    def to_json(self, **more: str) -> bytes:
         """As it travels, the origin's fields among the others."""
         others = {name: value for name, value in asdict(self).items() if name != "origin"}
-        return json.dumps({**others, **asdict(self.origin)}, sort_keys=True).encode()
+        return json.dumps({**others, **asdict(self.origin), **more}, sort_keys=True).encode()
+
+    def digest(self, payload: bytes) -> str:
+        """SHA-256 of header and payload."""
+        return hashlib.sha256(self.to_json() + payload).hexdigest()
 
     @classmethod
-    def from_json(cls, text: bytes) -> _Header:
-        """Raise a MessageError unless ``text`` is what `to_json` writes."""
+    def from_json(cls, text: bytes) -> tuple[_Header, str]:
+        """The header and the digest that it names; raise a MessageError unless ``text`` is what `to_json` writes."""
         try:
             found = json.loads(text.decode())
         except (ValueError, RecursionError) as error:
             raise MessageError("message header is no JSON.") from error
-        names = {field.name for field in (*fields(cls), *fields(Origin))} - {"origin"}
+        names = {field.name for field in (*fields(cls), *fields(Origin))} - {"origin"} | {"sha256"}
         if not isinstance(found, dict) or found.get("format") != FORMAT_VERSION:
             version = found.get("format") if isinstance(found, dict) else None
             raise MessageError(f"message format={version!r:.40} is unknown; this release reads {FORMAT_VERSION}.")
@@ -213,7 +216,7 @@ class _Header:
         if wrong:
             raise MessageError(f"message header: {wrong[0]}={found[wrong[0]]!r:.40} is not allowed.")
         origin = Origin(**{field.name: found[field.name] for field in fields(Origin)})
-        return cls(found["format"], origin, found["dtype"], found["spans"], found["sha256"])
+        return cls(found["format"], origin, found["dtype"], found["spans"]), found["sha256"]
 
     def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """safetensors dtype and shape of each tensor of the payload."""
@@ -260,9 +263,9 @@ def _unframed(data: bytes, key: bytes | None, max_bytes: int) -> tuple[_Header, 
     (length,) = _FRAME.unpack(body[: _FRAME.size])
     if length > min(_MAX_HEADER_BYTES, len(data) - _START):
         raise MessageError(f"message header of {length} bytes is cut off, or longer than {_MAX_HEADER_BYTES}.")
-    header, payload = _Header.from_json(data[_START : _START + length]), data[_START + length :]
-    if hashlib.sha256(payload).hexdigest() != header.sha256:
-        raise MessageError("message payload is cut off or damaged: its digest is not the header's.")
+    (header, digest), payload = _Header.from_json(data[_START : _START + length]), data[_START + length :]
+    if header.digest(payload) != digest:
+        raise MessageError("message payload or header is cut off or damaged: the digest is another.")
     return header, payload
 
 
@@ -270,10 +273,10 @@ def _encoded(side: str, tensor: Tensor, dtype: str) -> dict[str, Tensor]:
     """One side of a message as the tensors that travel."""
     tensor = tensor[:, 0].detach().cpu()
     if dtype != "int8":
-        return {side: tensor.to(DTYPES[dtype]).contiguous()}
-    tensor = tensor.float()
+        return {side: tensor.to(DTYPES[dtype], copy=True).contiguous()}  # safetensors refuses shared memory
+    tensor = tensor.float().contiguous()
     scale = tensor.abs().amax(-1, keepdim=True) / 127
-    quantised = (tensor / scale.clamp(min=torch.finfo(torch.float32).tiny)).round().clamp(-127, 127)
+    quantised = torch.where(scale > 0, tensor / scale, 0).round().clamp(-127, 127)
     return {side: quantised.to(torch.int8), f"{side}_scale": scale}
 
 
@@ -287,10 +290,15 @@ def _decoded(payload: bytes, header: _Header) -> tuple[Tensor, Tensor]:
     if {name: (part["dtype"], tuple(part["shape"])) for name, part in found.items()} != layout:
         raise MessageError("message payload does not hold exactly the tensors of its header.")
     for name, (dtype, _) in layout.items():
-        if not _finite(dtype, found[name]["data"], 128 if name.endswith("_scale") else 1):
+        if not _finite(dtype, found[name]["data"], _factor(name)):
             raise MessageError(f"{name} of this message hold values that are not finite.")
     keys, values = (_tensor(side, found, header).unsqueeze(1) for side in ("keys", "values"))
     return keys, values
+
+
+def _factor(name: str) -> int:
+    """What a number of this tensor is multiplied with at most."""
+    return 128 if name.endswith("_scale") else 1
 
 
 def _finite(dtype: str, data: bytes, factor: int) -> bool:
