@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Generator, Sequence
 from functools import cached_property
@@ -16,8 +17,8 @@ from lcf_lightning.adapter.pruning import without_closed_layers
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.said import Question, Text, passages_of, question_of
-from lcf_lightning.data.tokens import Encoded, pad_left, split_last
-from lcf_lightning.errors import AdapterFileError, DataError, GeometryError, MessageError, SettingError
+from lcf_lightning.data.tokens import Encoded, Tokens, pad_left, split_last
+from lcf_lightning.errors import AdapterFileError, DataError, MessageError, SettingError
 from lcf_lightning.message import Message, Origin
 from lcf_lightning.models.decoding import Answer, Decoder
 from lcf_lightning.models.geometry import KV
@@ -124,6 +125,7 @@ class Channel(Pair):
                 .to(self.sharer.device)
             )
             kv, present = self.pool(self.read_sharer(batch.sharer), batch.index), batch.receiver.mask
+            sent_for: list[str | None] = _digests(batch.receiver)
         else:
             encoder = self.encoder(self.prompts, "sharer")
             shown = asked if self.prompts.share_question else [((), None)] * len(asked)
@@ -135,9 +137,10 @@ class Channel(Pair):
             kv, present = self.summarise(self.read_sharer(tokens), tokens.spans)
             if pooled:
                 kv, present = self.adapter.merge(kv, present), present.any(1, keepdim=True)
+            sent_for = [None] * len(prompts)
         return [
-            Message(kv.keys[:, row : row + 1, :, own], kv.values[:, row : row + 1, :, own], self.origin)
-            for row, own in enumerate(present)
+            Message(kv.keys[:, row : row + 1, :, own], kv.values[:, row : row + 1, :, own], self.origin, prompt)
+            for row, (own, prompt) in enumerate(zip(present, sent_for, strict=True))
         ]
 
     @overload
@@ -183,8 +186,8 @@ class Channel(Pair):
             options: Decoding options of transformers' ``generate``; greedy where they ask for nothing else.
 
         Raises:
-            MessageError: If a message comes from another adapter or pair, or edits the cache to what is not finite.
-            GeometryError: If both read the same text, and the message was sent of one of another length.
+            MessageError: If a message comes from another adapter or pair, edits the cache to what is not finite, or,
+                where both read the same text, was sent for another.
             DataError: If a chat cannot be understood.
             SettingError: If this channel has no receiver, or a decoding option is not allowed.
         """
@@ -227,12 +230,12 @@ class Channel(Pair):
         ]
         _warn_of_dropped(prompts, "receiver")
         read, last = split_last(prompts, encoder.pad_id, self.receiver.device)
-        kv, present = _together(received, self.adapter.gates.logits)
-        if self.shared and not torch.equal(present, read.mask):
-            raise GeometryError(
-                f"messages of {present.sum(1).tolist()} tokens for prompts of {read.mask.sum(1).tolist()}: where both "
-                "models read the same text, send and receive need the same passages and question."
+        if self.shared and [[m.prompt for m in several] for several in received] != [[d] for d in _digests(read)]:
+            raise MessageError(
+                "message of another text: where both models read the same, send and receive need the same passages and "
+                "question, and each question one message."
             )
+        kv, present = _together(received, self.adapter.gates.logits)
         watch = Stopwatch(self.receiver.device)
         with watch("receiver_prefill"):
             cache = self.read_receiver(read)
@@ -261,6 +264,14 @@ def _warn_of_dropped(prompts: Sequence[Encoded], role: Role) -> None:
     if dropped:
         message = f"max_{role}_tokens, as in training, leaves out {dropped} spans of what the {role} reads."
         warnings.warn(message, stacklevel=4)
+
+
+def _digests(prompts: Tokens) -> list[str | None]:
+    """A digest of each prompt's token ids."""
+    return [
+        hashlib.blake2b(ids[mask].cpu().numpy().tobytes(), digest_size=16).hexdigest()
+        for ids, mask in zip(prompts.ids, prompts.mask, strict=True)
+    ]
 
 
 def _together(received: Sequence[Sequence[Message]], like: Tensor) -> tuple[KV, Tensor]:

@@ -78,6 +78,7 @@ class Message:
             where both models read the same text, the sharer's cache at each of the receiver's tokens.
         values: The same shape and dtype.
         origin: The adapter and the pair it belongs to.
+        prompt: Where both models read the same text, a digest of the receiver's tokens that this was sent for.
 
     Raises:
         MessageError: If the tensors do not have that shape, or no common float dtype.
@@ -86,6 +87,7 @@ class Message:
     keys: Tensor
     values: Tensor
     origin: Origin
+    prompt: str | None = None
 
     def __post_init__(self) -> None:
         origin, shape = self.origin, tuple(self.keys.shape)
@@ -127,7 +129,7 @@ class Message:
             if not bool(torch.isfinite(tensor * _factor(name)).all()):
                 raise MessageError(f"{name} of this message hold values that are not finite in {dtype}.")
         payload = save(tensors)
-        header = _Header(FORMAT_VERSION, self.origin, dtype, self.spans)
+        header = _Header(FORMAT_VERSION, self.origin, dtype, self.spans, self.prompt)
         head = header.to_json(sha256=header.digest(payload))
         body = _FRAME.pack(len(head)) + head + payload
         return MAGIC + _tag(key, body) + body
@@ -155,7 +157,7 @@ class Message:
         header, payload = _unframed(data, key, max_bytes)
         if origin is not None:
             header.origin.require(origin)
-        return cls(*_decoded(payload, header), header.origin)
+        return cls(*_decoded(payload, header), header.origin, header.prompt)
 
     def save(self, path: str | Path, dtype: str | None = None, key: bytes | None = None) -> None:
         """Write `to_bytes` to a file: aside, then renamed."""
@@ -189,6 +191,7 @@ class _Header:
     origin: Origin
     dtype: str
     spans: int
+    prompt: str | None
 
     def to_json(self, **more: str) -> bytes:
         """As it travels, the origin's fields among the others."""
@@ -216,7 +219,7 @@ class _Header:
         if wrong:
             raise MessageError(f"message header: {wrong[0]}={found[wrong[0]]!r:.40} is not allowed.")
         origin = Origin(**{field.name: found[field.name] for field in fields(Origin)})
-        return cls(found["format"], origin, found["dtype"], found["spans"]), found["sha256"]
+        return cls(found["format"], origin, found["dtype"], found["spans"], found["prompt"]), found["sha256"]
 
     def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """safetensors dtype and shape of each tensor of the payload."""
@@ -235,7 +238,7 @@ def _allowed(name: str, value: Any) -> bool:
     if name == "dtype":
         return isinstance(value, str) and value in _WIRE_DTYPES
     if value is None:
-        return name in ("sharer", "receiver")
+        return name in ("sharer", "receiver", "prompt")
     length = 64 if name == "sha256" else 32
     return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", value) is not None
 

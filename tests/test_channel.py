@@ -116,6 +116,7 @@ def test_spans_of_a_message_are_those_of_training(trained: Path) -> None:
         ([], r"chat roles \[\] must alternate"),
         ([{"role": "user"}], r"\{'role': 'user'\} must be a text, or a chat's turn with role and content"),
         ([{"role": "user", "content": None}], "must be a text, or a chat's turn"),
+        ("half a \ud800", "is no text: surrogates not allowed"),
     ],
 )
 def test_a_chat_that_cannot_be_understood_is_refused(
@@ -187,8 +188,11 @@ def test_where_both_read_the_same_the_sharers_side_needs_the_receivers_tokenizer
     assert len(receiver.receive_batch(batch, ["likes ada", "who"], [FACTS, []], max_new_tokens=2)) == 2
     with pytest.raises(SettingError, match="pooled=true: where both models read the same text"):
         sharer.send(FACTS, "likes ada", pooled=True)
-    with pytest.raises(GeometryError, match=r"messages of \[.*\] tokens for prompts of \[.*\]: where both models read"):
+    with pytest.raises(MessageError, match="message of another text: where both models read the same"):
         receiver.receive([message, message], "likes ada", FACTS)
+    again = Message.from_bytes(message.to_bytes("float16"))
+    assert again.prompt == message.prompt is not None
+    assert receiver.receive(again, "likes ada", FACTS, max_new_tokens=3).prompt_tokens == answer.prompt_tokens
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_the_quickstart_communicates(quickstart: Path) -> None:
     assert report["latency"]["ttft_vs_t2t"]["50"]["median"] > 1.5
 
     channel = Channel.from_pretrained(quickstart / "adapter")
-    message = channel.send(["likes ada tea .", "owns bob lamp .", "seeks cleo ruby .", "sells dan soup ."], "likes ada")
+    message = channel.send(["likes ada tea .", "owns ben lamp .", "seeks cleo ruby .", "sells dan soup ."], "likes ada")
     assert (
         channel.receive(message, "likes ada", ["finds eva bell .", "hides finn kite .", "fears gia wolf ."]).text
         == "tea"

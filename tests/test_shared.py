@@ -13,7 +13,7 @@ from lcf_lightning import CacheAdapter, Channel
 from lcf_lightning.adapter.hub import CARD_FILE
 from lcf_lightning.cli import main
 from lcf_lightning.data.sources import Knowledge
-from lcf_lightning.errors import GeometryError
+from lcf_lightning.errors import MessageError
 from lcf_lightning.evaluation.arms import SHARED_ARMS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -138,8 +138,9 @@ def test_a_message_of_another_text_is_refused(run: Path) -> None:
     channel = Channel.from_pretrained(run / "adapter")
     message = channel.send([], "seeks wren")
     assert channel.receive(message, "seeks wren")
-    with pytest.raises(GeometryError, match="a message of 4 tokens for a prompt of 8: .* the same passages"):
-        channel.receive(message, "seeks wren", ["owns bob lamp ."])
+    for other in (("seeks wren", ["owns bob lamp ."]), ("seeks opal", [])):  # of another length, and of the same
+        with pytest.raises(MessageError, match="message of another text: where both models read the same, send and"):
+            channel.receive(message, *other)
 
 
 def test_another_adapters_evaluation_has_a_folder_of_its_own(run: Path) -> None:

@@ -24,7 +24,7 @@ def passages_of(text: Text) -> tuple[Passage, ...]:
     """
     if isinstance(text, str):
         text = [line.strip() for line in text.splitlines()]
-    passages = [part if isinstance(part, str) else _turn(part)[1] for part in text]
+    passages = [_checked(part) if isinstance(part, str) else _turn(part)[1] for part in text]
     return tuple(tuple(split_sentences(passage)) for passage in passages if passage.strip())
 
 
@@ -42,7 +42,7 @@ def question_of(question: Question) -> tuple[History, str]:
         DataError: If a chat's turns are not ``role`` and ``content``, or do not alternate from user to user.
     """
     if isinstance(question, str):
-        return (), question
+        return (), _checked(question)
     turns = [_turn(turn) for turn in question]
     system = "".join(f"{text.strip()}\n\n" for role, text in turns if role == "system" and text.strip())
     turns = [turn for turn in turns if turn[0] != "system"]
@@ -57,5 +57,14 @@ def _turn(turn: object) -> tuple[str, str]:
     if isinstance(turn, Mapping):
         role, content = turn.get("role"), turn.get("content")
         if isinstance(role, str) and isinstance(content, str):
-            return role, content
+            return role, _checked(content)
     raise DataError(f"{turn!r:.60} must be a text, or a chat's turn with role and content.")
+
+
+def _checked(text: str) -> str:
+    """``text``, if it is one: half of a surrogate pair is a character that no tokenizer knows."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{text!r:.60} is no text: {error.reason}.") from error
+    return text

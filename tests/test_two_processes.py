@@ -1,0 +1,206 @@
+"""`examples/two_processes.py`: two processes must say, bit for bit, what one says; and nothing of them must stay."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from lcf_lightning.callbacks import AdapterExport
+from torch import Tensor
+from transformers import LogitsProcessorList
+
+from lcf_lightning import Channel, Message, ModelSpec
+from lcf_lightning.errors import DataError, MessageError, SettingError
+from tests.pairs import small_data, small_module, small_trainer
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "two_processes.py"
+KEY = bytes(range(32))
+SHARER_READS, RECEIVER_READS = ["likes ada tea .", "owns ben lamp ."], ["finds eva bell ."]
+ASKED = Namespace(question="likes ada", receiver_reads=RECEIVER_READS, max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def example() -> ModuleType:
+    """The script as a module."""
+    spec = importlib.util.spec_from_file_location("two_processes", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def adapter(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained adapter between two tiny models."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    sharer, receiver = (ModelSpec(str(model_folders[name])) for name in ("llama", "qwen3"))
+    trainer = small_trainer(folder, AdapterExport())
+    trainer.fit(small_module(sharer, receiver), datamodule=small_data(sharer, receiver))
+    return folder / "adapter"
+
+
+def recorded(patch: pytest.MonkeyPatch) -> list[subprocess.Popen[str]]:
+    """Every process that is started from here on."""
+    started: list[subprocess.Popen[str]] = []
+
+    class Recorded(subprocess.Popen[str]):
+        def __init__(self, *args: Any, **settings: Any) -> None:
+            super().__init__(*args, **settings)
+            started.append(self)
+
+    patch.setattr(subprocess, "Popen", Recorded)
+    return started
+
+
+@pytest.fixture(scope="module")
+def address(example: ModuleType, adapter: Path) -> Iterator[str]:
+    """Where a sharer in a process of its own listens; its messages travel in the dtype they have."""
+    arguments = [str(adapter), "--text_tokens", "5", "--sharer_reads", *SHARER_READS]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # sums are made in the same order
+        children = recorded(patch)
+        with example.sharer_process(arguments, KEY) as address:
+            patch.undo()
+            yield address
+            children[0].stdin.close()  # type: ignore[union-attr]  # all that a process which was killed can do
+            assert children[0].wait(60) == 0
+
+
+def first_logits(channel: Channel, message: Message, question: str) -> tuple[str, Tensor]:
+    """The receiver's answer, and its logits of the first token."""
+    seen: list[Tensor] = []
+
+    def note(ids: Tensor, scores: Tensor) -> Tensor:
+        seen.append(scores.clone())
+        return scores
+
+    answer = channel.receive(message, question, RECEIVER_READS, 6, logits_processor=LogitsProcessorList([note]))
+    return answer.text, seen[0]
+
+
+def test_two_processes_say_what_one_says(example: ModuleType, adapter: Path, address: str) -> None:
+    alone, receiver = Channel.from_pretrained(adapter), Channel.from_pretrained(adapter, sides="receiver")
+    with pytest.raises(SettingError, match="no sharer"):
+        receiver.send(SHARER_READS, "likes ada")
+    answers = {}
+    for question in ("likes ada", "owns ben"):
+        sent = alone.send(SHARER_READS, question)
+        body, milliseconds, transfer = example.ask(address, "/message", question)
+        assert body == sent.to_bytes(key=KEY)
+        assert milliseconds > 0
+        assert transfer > 0
+        came = Message.from_bytes(body, key=KEY, origin=receiver.origin)
+        (text, logits), (expected_text, expected) = (
+            first_logits(channel, message, question) for channel, message in ((receiver, came), (alone, sent))
+        )
+        assert text == expected_text
+        assert torch.equal(logits, expected)
+        answers[question] = first_logits(receiver, came, "likes ada")[1]
+    assert not torch.equal(*answers.values())  # the message was listened to
+
+
+def test_both_channels_answer(example: ModuleType, adapter: Path, address: str) -> None:
+    receiver = Channel.from_pretrained(adapter, sides="receiver")
+    written, _, _ = example.ask(address, "/text", "likes ada")
+    message, _, _ = example.ask(address, "/message", "likes ada")
+    by_text, by_message = (
+        example.answer(receiver, name, body, KEY, ASKED) for name, body in (("text", written), ("latent", message))
+    )
+    assert by_text.prompt_tokens > by_message.prompt_tokens  # only the text is read
+    assert by_text.milliseconds.keys() | {"fuse", "receiver_prefill"} == by_message.milliseconds.keys()
+    assert by_message.text == receiver.receive(Message.from_bytes(message), "likes ada", RECEIVER_READS, 6).text
+
+
+def test_a_message_with_another_key_is_refused(example: ModuleType, adapter: Path, address: str) -> None:
+    receiver = Channel.from_pretrained(adapter, sides="receiver")
+    body, _, _ = example.ask(address, "/message", "likes ada")
+    changed = body[:-1] + bytes([body[-1] ^ 1])
+    for data, key in ((body, bytes(32)), (changed, KEY), (Message.from_bytes(body).to_bytes(), KEY)):
+        with pytest.raises(MessageError, match="not authenticated by this key"):
+            example.answer(receiver, "latent", data, key, ASKED)
+    assert example.answer(receiver, "latent", body, KEY, ASKED).new_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "length", "status"),
+    [
+        ("/message", b"no JSON", None, 400),
+        ("/message", b'{"question": 1}', None, 400),
+        ("/text", b"[]", None, 400),
+        ("/message", b'{"question": "\\ud800"}', None, 400),
+        ("/message", b"\xff", None, 400),
+        ("/message", b"[" * 16_000, None, 400),
+        ("/message", b"{}", "1000000", 400),
+        ("/message", b"{}", "9" * 5000, 400),
+        ("/message", b"{}", "-1", 400),
+        ("/nowhere", b'{"question": "likes ada"}', None, 404),
+    ],
+)
+def test_the_sharer_refuses(address: str, path: str, body: bytes, length: str | None, status: int) -> None:
+    connection = HTTPConnection(address.removeprefix("http://"), timeout=20)
+    connection.request("POST", path, body, {"Content-Length": length or str(len(body))})
+    reply = connection.getresponse()
+    assert reply.status == status
+    assert reply.read().endswith(b".")
+
+
+def test_who_asks_is_told_why_it_was_refused(example: ModuleType, address: str) -> None:
+    with pytest.raises(DataError, match=r"the sharer refuses: a request must be .* at most 16384 bytes\."):
+        example.ask(address, "/message", "a" * 20_000)
+    assert example.ask(address, "/text", "likes ada")[0]
+
+
+def test_the_script_answers_over_both_channels(adapter: Path) -> None:
+    reads = ["--sharer_reads", *SHARER_READS, "--receiver_reads", *RECEIVER_READS]
+    command = [sys.executable, str(SCRIPT), str(adapter), "--repeats", "1", "--max_new_tokens", "6", *reads]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    head, text, latent = done.stdout.splitlines()
+    assert head.split() == ["channel", "answer", "bytes", "sharer", "transfer", "receiver", "total"]
+    for name, row in (("text", text), ("latent", latent)):
+        stages = [float(figure) for figure in re.findall(r"([\d.]+) ms", row)]
+        assert row.startswith(f"{name} ")
+        assert min(stages) > 0
+        assert sum(stages[:3]) == pytest.approx(stages[3], abs=0.2)  # of one repeat; each rounded
+    channel = Channel.from_pretrained(adapter)
+    message = channel.send(SHARER_READS, "likes ada")
+    answer = " ".join(channel.receive(message, "likes ada", RECEIVER_READS, 6).text.split())
+    assert latent.startswith(f"latent   {answer:<20.20} {len(message.to_bytes()):>9,} ")
+
+
+def test_a_bad_adapter_ends_with_one_sentence(
+    example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    children = recorded(monkeypatch)
+    with pytest.raises(SystemExit, match="2"):
+        example.main([str(tmp_path)])
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert re.fullmatch(r"error: adapter='.*' has no adapter_config\.json; .*\.\n", printed.err)
+    assert [child.poll() for child in children] == [2]
+
+
+def test_an_interrupt_leaves_no_process(
+    example: ModuleType, adapter: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C while the sharer loads."""
+    children, handler = recorded(monkeypatch), signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        assert example.main([str(adapter)]) == 130
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+    assert [child.wait(60) for child in children] == [-signal.SIGTERM]
+    assert capfd.readouterr() == ("", "")
