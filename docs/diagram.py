@@ -32,10 +32,12 @@ def cells(axes: Axes, x: float, y: float, colors: tuple[str, ...], height: float
 
 
 def arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], color: str = INK) -> None:
+    """What becomes of what."""
     axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=11, color=color, lw=1.2))
 
 
 def note(axes: Axes, x: float, y: float, text: str, color: str = INK, size: float = 8.5) -> None:
+    """Text around a point."""
     axes.text(x, y, text, ha="center", va="center", color=color, fontsize=size)
 
 
@@ -98,6 +100,7 @@ def draw() -> Figure:
 
 
 def main() -> None:
+    """Write the picture to the file that is named, as its suffix says."""
     with matplotlib.rc_context({"svg.hashsalt": "lcf", "svg.fonttype": "none", "font.family": "DejaVu Sans"}):
         draw().savefig(Path(sys.argv[1]), metadata={"Date": None} if sys.argv[1].endswith(".svg") else None, dpi=110)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,15 @@ def test_the_first_screen_has_the_two_commands_and_the_four_lines() -> None:
     assert "python -m lcf_lightning fit --config configs/quickstart.yaml" in screen
     assert "\npytest" in screen
     assert "Channel.from_pretrained" in screen
+
+
+def test_the_picture_is_what_the_script_draws(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "docs/diagram.py", str(tmp_path / "channel.svg")], cwd=ROOT, check=True)
+    drawn, kept = (path.read_text() for path in (tmp_path / "channel.svg", ROOT / "docs" / "channel.svg"))
+    texts = [re.findall(r"<text[^>]*>([^<]+)</text>", picture) for picture in (drawn, kept)]
+    assert texts[0] == texts[1]
+    assert "message" in texts[0]
+    assert "(docs/channel.svg)" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("command", commands())
