@@ -83,7 +83,7 @@ def test_every_figure_of_the_results_table_is_in_the_results_file() -> None:
     results = json.loads((ROOT / "docs" / "results.json").read_text())
     readme = (ROOT / "README.md").read_text()
     assert {"quickstart", "quickstart_blind"} <= results.keys()
-    for run in ("quickstart", "quickstart_blind"):
+    for run in ("quickstart", "quickstart_blind", "quickstart_many"):
         row = next(line for line in readme.splitlines() if line.startswith(f"| `{run}.yaml`"))
         for arm in ("own_context", "mismatched", "message", "full_context"):
             assert f"{results[run]['arms'][arm]['exact_match']:.3f}" in row
