@@ -227,11 +227,12 @@ def package(command: str, text: str) -> None:
 
 def script(module: str | None, name: str, text: str) -> None:
     """A script or module of this repository, short."""
-    prepare(f"{name} {text}")
+    file = Path(f"{name.replace('.', '/')}.py" if module else name)
+    prepare(f"{file} {text}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [name, *shlex.split(text), *shlex.split(SHORT[name])])
-        patch.syspath_prepend(str(Path(name).parent))  # as python does
-        call(runpy.run_module if module else runpy.run_path, name, run_name="__main__")
+        patch.setattr(sys, "argv", [str(file), *shlex.split(text), *shlex.split(SHORT[name])])
+        patch.syspath_prepend("." if module else str(file.parent))  # as python does
+        call(runpy.run_path, str(file), run_name="__main__")
 
 
 def python(item: Item, desk: Desk) -> None:

@@ -39,13 +39,13 @@ def origin(**fields: Any) -> Origin:
     return Origin(**{**defaults, **fields})
 
 
-def message(dtype: str = "float32", spans: int = 3, seed: int = 0, **fields: Any) -> Message:
+def message(dtype: str = "float32", spans: int = 3, seed: int = 0, prompt: str | None = None, **fields: Any) -> Message:
     """Random numbers and, for the first, one that only a sign tells from zero."""
     whose, generator = origin(**fields), torch.Generator().manual_seed(seed)
     shape = (whose.layers, 1, whose.heads, spans, whose.head_dim)
     keys, values = (torch.randn(shape, generator=generator).to(FLOATS[dtype]) for _ in range(2))
     keys[0, 0, 0, 0, 0] = -0.0
-    return Message(keys, values, whose)
+    return Message(keys, values, whose, prompt)
 
 
 def with_value(value: float, place: int = 0, side: str = "keys", dtype: str = "float32") -> Message:
@@ -62,7 +62,8 @@ def equal(one: Tensor, other: Tensor) -> bool:
 
 
 def same(one: Message, other: Message) -> bool:
-    return one.origin == other.origin and equal(one.keys, other.keys) and equal(one.values, other.values)
+    alike = (one.origin, one.prompt) == (other.origin, other.prompt)
+    return alike and equal(one.keys, other.keys) and equal(one.values, other.values)
 
 
 def parts(data: bytes) -> tuple[dict[str, Any], bytes]:
@@ -135,6 +136,18 @@ def test_floats_arrive_as_they_were(
     assert same(Message.from_bytes(sent.to_bytes(key=key), key), sent)
 
 
+@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+def test_what_arrives_may_be_written_to_and_nothing_warns(dtype: str, recwarn: pytest.WarningsRecorder) -> None:
+    always = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    try:
+        arrived = Message.from_bytes(message().to_bytes(dtype))
+    finally:
+        torch.set_warn_always(always)
+    assert arrived.keys.zero_().sum() == 0
+    assert [str(warning.message) for warning in recwarn] == []
+
+
 @pytest.mark.parametrize("own", FLOATS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_floats_are_rounded_once_where_another_dtype_is_asked_for(own: str, dtype: str, tmp_path: Path) -> None:
@@ -170,6 +183,16 @@ def test_a_model_may_be_known_or_not(fields: dict[str, Any]) -> None:
     assert same(Message.from_bytes(sent.to_bytes(key=KEY), KEY, origin(**fields)), sent)
     with refuses("message of another adapter or pair: "):
         Message.from_bytes(sent.to_bytes(), origin=origin())
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_the_text_that_a_message_was_sent_for_arrives(dtype: str, tmp_path: Path) -> None:
+    sent = message(dtype, prompt="d2" * 16)
+    sent.save(tmp_path / "a.message", key=KEY)
+    assert same(Message.from_bytes(sent.to_bytes()), sent)
+    assert same(Message.load(tmp_path / "a.message", KEY, origin()), sent)
+    assert (Message.from_bytes(sent.to_bytes("int8")).prompt, message().prompt) == ("d2" * 16, None)
+    assert parts(sent.to_bytes())[0]["prompt"] == "d2" * 16
 
 
 def half_steps(sent: Tensor, arrived: Tensor) -> Tensor:
@@ -265,6 +288,7 @@ def test_bytes_are_laid_out_as_the_docstring_says(dtype: str, key: bytes | None)
         "head_dim": 4, "dtype": dtype, "spans": 5, "prompt": None,
     }  # fmt: skip
     assert json.loads(head) == {**header, "sha256": digest(header, payload)}
+    assert head == json.dumps(json.loads(head), sort_keys=True).encode()
     tensors = safetensors.torch.load(payload)
     assert all(tensors[side].shape == (3, 2, 5, 4) for side in ("keys", "values"))
     if dtype == "int8":
@@ -529,7 +553,7 @@ WRONG_TEXTS = ("", "a" * 31, "a" * 33, "A" * 32, "g" * 32, "a" * 32 + "\n", "٣"
 WRONG_DIGESTS = (None, "", "a" * 63, "a" * 65, "A" * 64, "a" * 64 + "\n", 7, ["a" * 64])
 WRONG_FIELDS = [
     *((name, value) for name in COUNTS for value in WRONG_COUNTS),
-    *((name, value) for name in ("adapter", "sharer", "receiver") for value in WRONG_TEXTS),
+    *((name, value) for name in ("adapter", "sharer", "receiver", "prompt") for value in WRONG_TEXTS),
     *(("sha256", value) for value in WRONG_DIGESTS),
     *(("dtype", value) for value in ("float64", "F32", "", None, 32, ["int8"], {"int8": 1}, True)),
     *(("format", value) for value in (True, 1.0)),
@@ -540,7 +564,7 @@ WRONG_FIELDS = [
 @pytest.mark.parametrize(("name", "value"), WRONG_FIELDS, ids=lambda each: ascii(each)[:20])
 def test_a_field_of_another_kind_is_refused(name: str, value: Any) -> None:
     for key in (None, KEY):
-        with refuses(f"message header: {name}=.* is not allowed"):
+        with refuses(f"message header: {name}=.{{1,40}} is not allowed"):
             Message.from_bytes(resigned(message().to_bytes(), key, **{name: value}), key)
 
 
@@ -583,14 +607,15 @@ def test_all_that_differs_between_two_pairs_is_named() -> None:
     assert sent.origin.require(origin()) is None
 
 
-@pytest.mark.parametrize("name", ["adapter", "sharer", "receiver"])
+@pytest.mark.parametrize("name", ["adapter", "sharer", "receiver", "prompt"])
 def test_damage_to_a_fingerprint_is_noticed_without_a_key(name: str) -> None:
-    data = message(receiver="c" * 32).to_bytes()
-    start = data.index(b'"', data.index(f'"{name}": '.encode()) + len(name) + 3) + 1
+    sent = message(receiver="c" * 32, prompt="d" * 32)
+    data = sent.to_bytes()
+    start = data.index(f'"{name}": "'.encode()) + len(name) + 5
     for place in range(start, start + 32):
-        with refuses("header|damaged|authenticated"):
+        with refuses("damaged: the digest is another|message header: "):
             Message.from_bytes(flipped(data, place))
-    assert same(Message.from_bytes(data), message(receiver="c" * 32))
+    assert same(Message.from_bytes(data), sent)
 
 
 @pytest.mark.parametrize("key", [None, KEY])

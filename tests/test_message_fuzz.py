@@ -40,7 +40,7 @@ COLUMNS = ("inputs", "refused", "equal", "another", "crashes", "bytes let throug
 
 
 def small(dtype: str, seed: int = 0) -> Message:
-    return message(dtype if dtype in FLOATS else "float32", 2, seed, **SMALL)
+    return message(dtype if dtype in FLOATS else "float32", 2, seed, prompt=f"e{seed}" * 16, **SMALL)
 
 
 def shared(one: bytes, other: bytes) -> int:
@@ -266,12 +266,6 @@ def without_tag(data: bytes) -> bytes:
     return data[:8] + data[40:]
 
 
-def only_renamed(data: bytes, sent: list[bytes]) -> bool:
-    """Whether these are tensors that were sent, of an origin that was not."""
-    found, others = Message.from_bytes(data), map(Message.from_bytes, sent)
-    return any(same(Message(found.keys, found.values, other.origin), other) for other in others)
-
-
 @pytest.mark.parametrize("guard", GUARDS)
 @pytest.mark.parametrize("dtype", WIRE_DTYPES)
 def test_mutations_are_refused_or_change_nothing(dtype: str, guard: str) -> None:
@@ -283,10 +277,9 @@ def test_mutations_are_refused_or_change_nothing(dtype: str, guard: str) -> None
         column = tried(kind, data, sent, key, whose)
         assert column == "refused" or guard != "key"
         assert column != "equal" or without_tag(data) in map(without_tag, sent)
-        assert column != "another" or only_renamed(data, sent)
     row = checked(kind)
     assert row["refused"] > 0.8 * row["inputs"]
-    assert row["another"] == 0 or guard == "nothing"
+    assert row["another"] == 0
     assert (row["equal"] > 0) == (guard != "key")
 
 
