@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lcf_lightning import Channel, LCFModule, Message, ModelSpec
+from lcf_lightning import AdapterSettings, Channel, LCFModule, Message, ModelSpec
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
@@ -17,7 +17,9 @@ from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.evaluation.answering import run_arms
 from lcf_lightning.evaluation.arms import ARMS, ArmCaches
 from lcf_lightning.models.geometry import KV
-from tests.pairs import small_data, small_module, small_trainer
+from lcf_lightning.models.loading import load_frozen
+from lcf_lightning.models.store import PrefillSettings, PrefillStore
+from tests.pairs import prefills_counted, small_data, small_module, small_trainer
 
 Spec = Callable[[str], ModelSpec]
 PROMPTS = PromptSettings(question=" {question}", sharers=3)
@@ -45,7 +47,7 @@ def merged(channel: Channel, messages: list[Message]) -> KV:
 def test_sharers_of_an_example_are_pooled_as_their_messages_are(module: LCFModule, tmp_path: Path) -> None:
     module.adapter.save_pretrained(tmp_path / "adapter", {"prompts": {"question": " {question}"}})
     channel = Channel.from_pretrained(tmp_path / "adapter")
-    batch = module.channel.collator(PROMPTS).written(EXAMPLES, 2)
+    batch = module.channel.collator(PROMPTS).written(EXAMPLES, [2, 2])
     pooled = module.channel.pool(module.channel.read_sharer(batch.sharer), batch.index)
     assert (len(batch), len(batch.sharer.ids), len(batch.index)) == (2, 4, 2)
     for row, example in enumerate(EXAMPLES):
@@ -57,37 +59,61 @@ def test_sharers_of_an_example_are_pooled_as_their_messages_are(module: LCFModul
 
 
 def test_spans_are_counted_over_all_sharers(module: LCFModule) -> None:
-    batch = module.channel.collator(PROMPTS).written(EXAMPLES, 3)
+    batch = module.channel.collator(PROMPTS).written(EXAMPLES, [3, 3])
     assert [sorted(set(row.tolist()) - {-1}) for row in batch.index] == [list(range(7)), list(range(5))]
-    single = module.channel.collator(PROMPTS).written(EXAMPLES, 1)
+    single = module.channel.collator(PROMPTS).written(EXAMPLES, [1, 1])
     assert torch.equal(single.index, single.sharer.spans)
     assert torch.equal(single.receiver.ids, batch.receiver.ids)
 
 
-def test_a_training_batch_draws_its_sharers_and_an_evaluation_has_all(module: LCFModule) -> None:
+def test_an_example_draws_its_sharers_and_has_all_in_an_evaluation(module: LCFModule) -> None:
+    """Whatever batch it is in: a batch of two processes is that of one."""
     collator = module.channel.collator(PROMPTS)
-
-    def drawn() -> list[int]:
-        return [len(collator.train([replace(EXAMPLES[0], id=f"{i}")]).sharer.ids) for i in range(60)]
-
-    counts = drawn()
+    rows = [replace(EXAMPLES[0], id=f"{i}") for i in range(60)]
+    counts = [len(collator.train([row]).sharer.ids) for row in rows]
     assert set(counts) == {1, 2, 3}
-    assert counts == drawn()
+    together = collator.train(rows)
+    assert len(together.sharer.ids) == 3 * len(rows)
+    said = (together.sharer.spans.reshape(len(rows), 3, -1) >= 0).any(-1).sum(1)
+    assert said.tolist() == counts
+    pooled, alone = (
+        module.channel.pool(module.channel.read_sharer(batch.sharer), batch.index)
+        for batch in (together, collator.train(rows[:1]))
+    )
+    torch.testing.assert_close(pooled.values[:, :1], alone.values, atol=1e-5, rtol=1e-4)
     evaluated: Batch = collator.evaluate([(EXAMPLES[0], EXAMPLES[1]), (EXAMPLES[1], EXAMPLES[0])])
     assert len(evaluated.sharer.ids) == 6
+
+
+def test_kept_prefills_of_several_sharers_are_those_of_a_fit(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read of the training split beforehand is what every epoch reads, in whatever batches."""
+    settings = PrefillSettings(str(tmp_path / "prefills"))
+    data = small_data(spec("llama"), spec("qwen3"), prompts=PROMPTS)
+    data.setup("fit")
+    for side in ("sharer", "receiver"):
+        store = PrefillStore(settings, load_frozen(spec("llama" if side == "sharer" else "qwen3")))
+        for batch in data.evaluation_loader("train"):
+            store.read(getattr(batch, side).ids, getattr(batch, side).mask)
+    made = prefills_counted(monkeypatch)
+    module = LCFModule(spec("llama"), spec("qwen3"), AdapterSettings(d=8), prefills=settings)
+    small_trainer(tmp_path, max_steps=40).fit(module, datamodule=data)
+    assert module.trainer.current_epoch > 1
+    assert made == []
 
 
 def test_a_sharer_that_reads_nothing_says_nothing(module: LCFModule) -> None:
     blind = module.channel.collator(replace(PROMPTS, share_question=False, sharers=5))
     few = replace(EXAMPLES[1], sharer=FACTS[:2])
-    batch = blind.written([few], 5)
-    alone = blind.written([few], 2)
+    batch = blind.written([few], [5])
+    alone = blind.written([few], [2])
     pooled = [module.channel.pool(module.channel.read_sharer(each.sharer), each.index) for each in (batch, alone)]
     assert len(batch.sharer.ids) == 5
     for one, other in zip(*pooled, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     with pytest.raises(DataError, match="leaves the sharer of 'two' nothing to tell"):
-        blind.written([replace(few, sharer=())], 5)
+        blind.written([replace(few, sharer=())], [5])
 
 
 def test_fit_and_every_arm_run(spec: Spec, tmp_path: Path) -> None:

@@ -87,17 +87,25 @@ class Collator:
         )
 
     def train(self, examples: Sequence[Example]) -> Batch:
-        """A batch of examples, with as many sharers as its first example's id says."""
-        return self.written(examples, random.Random(examples[0].id).randint(1, self.sharer.settings.sharers))
+        """A batch of examples, each with as many sharers as its id says."""
+        most = self.sharer.settings.sharers
+        return self.written(examples, [random.Random(example.id).randint(1, most) for example in examples])
 
     def evaluate(self, pairs: Sequence[tuple[Example, Example]]) -> Batch:
         """The batch of ``(example, partner)`` pairs, with all sharers."""
-        batch = self.written([example for example, _ in pairs], self.sharer.settings.sharers)
+        batch = self.written([example for example, _ in pairs], [self.sharer.settings.sharers] * len(pairs))
         return replace(batch, partners=tuple(partner for _, partner in pairs))
 
-    def written(self, examples: Sequence[Example], sharers: int) -> Batch:
-        """A batch of examples, with so many sharers."""
-        read = [self._sharer_prompts(row.id, row.sharer, row.question, sharers) for row in examples]
+    def train_pairs(self, pairs: Sequence[tuple[Example, Example]]) -> Batch:
+        """What `train` makes of the examples of ``(example, partner)`` pairs."""
+        return self.train([example for example, _ in pairs])
+
+    def written(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:
+        """A batch of examples, each with so many sharers."""
+        read = [
+            self._sharer_prompts(row.id, row.sharer, row.question, count)
+            for row, count in zip(examples, sharers, strict=True)
+        ]
         receiver = [self.receiver.prompt(example.receiver, example.question) for example in examples]
         tokens, index = self._grouped(read)
         return self._batch(examples, tokens, index, receiver, sum(prompt.dropped for group in read for prompt in group))
@@ -129,11 +137,15 @@ class Collator:
         return prompts
 
     def _grouped(self, groups: Sequence[Sequence[Encoded]]) -> tuple[Tokens, Tensor]:
-        """A row for each sharer, and each example's spans, counted over all of its sharers, in one row."""
+        """A row for each sharer, and each example's spans, counted over all of its sharers, in one row.
+
+        Every example gets as many rows as the one with most sharers.
+        """
         rows = []
+        most = max(map(len, groups))
         for group in groups:
             first = 0
-            for prompt in group:
+            for prompt in (*group, *[Encoded([], [])] * (most - len(group))):
                 read = prompt if prompt.ids else Encoded([self.sharer.pad_id], [-1])  # who reads nothing says nothing
                 rows.append(Encoded(read.ids, [span if span < 0 else span + first for span in read.spans]))
                 first += max(read.spans) + 1
@@ -160,7 +172,13 @@ class Collator:
 
 @dataclass(frozen=True)
 class SharedCollator(Collator):
-    """Writes each example once for both models of a pair that reads the same text, and aligns their tokens."""
+    """Writes each example once for both models of a pair that reads the same text, and aligns their tokens.
+
+    Attributes:
+        keeps: Whether prompts and alignments are kept, for the epochs to come.
+    """
+
+    keeps: bool = False
 
     def __post_init__(self) -> None:
         if self.sharer.settings.sharers != 1:
@@ -168,8 +186,9 @@ class SharedCollator(Collator):
                 f"sharers={self.sharer.settings.sharers} must be 1 where both models read the same text."
             )
 
-    def written(self, examples: Sequence[Example], sharers: int) -> Batch:
-        prompts = [_aligned(self, example) for example in examples]
+    def written(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:
+        align = _kept if self.keeps else _aligned
+        prompts = [align(self, example) for example in examples]
         tokens = pad_left([sharer for sharer, _, _ in prompts], self.sharer.pad_id)
         index = [index[:-1] for _, _, index in prompts]  # the receiver's last token is read on the edited cache
         return self._batch(examples, tokens, _padded(index, tokens), [receiver for _, receiver, _ in prompts], 0)
@@ -190,11 +209,13 @@ class SharedCollator(Collator):
         return all(limit is None or len(side.shared_prompt(example)[0].ids) <= limit for side, limit in limits)
 
 
-@lru_cache(maxsize=4_096)
 def _aligned(collator: SharedCollator, example: Example) -> tuple[Encoded, Encoded, Indexes]:
-    """Both prompts of an example, and the sharer token of every receiver token; kept, for the epochs to come."""
+    """Both prompts of an example, and the sharer token of every receiver token."""
     (sharer, theirs), (receiver, own) = (side.shared_prompt(example) for side in (collator.sharer, collator.receiver))
     return sharer, receiver, align(theirs, own, collator.sharer.settings.alignment)
+
+
+_kept = lru_cache(maxsize=4_096)(_aligned)
 
 
 def _padded(index: Sequence[Indexes], sharer: Tokens) -> Tensor:

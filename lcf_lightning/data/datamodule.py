@@ -159,7 +159,8 @@ class PairDataModule(pl.LightningDataModule):
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
         if len(pairs) < world_size:
             raise DataError(f"{split} split has {len(pairs)} examples; {world_size} processes need at least one each.")
-        collate: Callable[[Any], Batch] = self._collator.evaluate
+        # What is read of the training split is what a fit will read.
+        collate: Callable[[Any], Batch] = self._collator.train_pairs if split == "train" else self._collator.evaluate
         return DataLoader(
             pairs,  # type: ignore[arg-type]
             sampler=UnrepeatedDistributedSampler(pairs, num_replicas=world_size, rank=rank, shuffle=False),
@@ -210,7 +211,8 @@ class SharedContextDataModule(PairDataModule):
         self.benchmarks = benchmarks or {}
 
     def _make_collator(self, sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> Collator:
-        return SharedCollator.of(self.prompts, sharer, receiver)
+        collator = SharedCollator.of(self.prompts, sharer, receiver)
+        return SharedCollator(collator.sharer, collator.receiver, keeps=True)
 
     def _read(self, split: Split, collator: Collator) -> Sequence[Example]:
         if split == "test" and self.benchmarks:

@@ -99,7 +99,7 @@ def timed(arms: Sequence[str]) -> list[str]:
 def batches_of_one(channel: Channel, prompts: PromptSettings, examples: Sequence[Example]) -> list[Batch]:
     """Each example as a batch of its own, on the receiver's device."""
     collator = channel.collator(prompts)
-    return [collator.written([example], prompts.sharers).to(channel.receiver.device) for example in examples]
+    return [collator.written([example], [prompts.sharers]).to(channel.receiver.device) for example in examples]
 
 
 @torch.no_grad()

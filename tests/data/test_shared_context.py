@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lcf_lightning import ModelSpec, SharedContextDataModule
-from lcf_lightning.data.batch import Batch, SharedCollator, _aligned
+from lcf_lightning.data.batch import Batch, SharedCollator, _kept
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import Source
@@ -58,7 +58,7 @@ def batch_of(data: SharedContextDataModule) -> Batch:
 
 
 @pytest.mark.parametrize("chat", [False, True])
-def test_aligned_tokens_say_the_same(make: Make, chat: bool) -> None:
+def test_kept_tokens_say_the_same(make: Make, chat: bool) -> None:
     data = make(*EXAMPLES, prompts=PromptSettings(chat=chat))
     batch = batch_of(data)
     theirs, own = load_tokenizer(data.sharer), load_tokenizer(data.receiver)
@@ -164,9 +164,9 @@ def test_a_wrong_message_of_equal_length_stands_where_the_right_one_would(spec: 
 def test_prompts_are_encoded_once(make: Make) -> None:
     data = make(*EXAMPLES)
     batch_of(data)
-    before = _aligned.cache_info()
+    before = _kept.cache_info()
     batch_of(data)
-    after = _aligned.cache_info()
+    after = _kept.cache_info()
     assert after.hits == before.hits + 3
     assert after.misses == before.misses
 
