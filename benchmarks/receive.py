@@ -21,7 +21,7 @@ from latency import examples
 
 from lcf_lightning import AdapterSettings, Channel, LCFModule, Message, ModelSpec
 from lcf_lightning.data.example import Example
-from lcf_lightning.models.decoding import decoding_options
+from lcf_lightning.models.decoding import Decoding
 
 
 def plain(channel: Channel, row: Example, new_tokens: int) -> float:
@@ -29,7 +29,7 @@ def plain(channel: Channel, row: Example, new_tokens: int) -> float:
     started = time.perf_counter()
     receiver = channel.receiver
     prompt = channel.encoder(channel.prompts, "receiver").prompt(row.receiver, row.question)
-    config, _ = decoding_options(receiver, new_tokens, {"min_new_tokens": new_tokens})
+    config = Decoding.of(receiver, new_tokens, {"min_new_tokens": new_tokens}).config
     ids = torch.tensor([prompt.ids])
     said = receiver.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
     receiver.tokenizer.batch_decode(said[:, ids.shape[1] :], skip_special_tokens=True)
@@ -39,7 +39,7 @@ def plain(channel: Channel, row: Example, new_tokens: int) -> float:
 def received(channel: Channel, message: Message, row: Example, new_tokens: int) -> tuple[float, float]:
     """Milliseconds of `receive`, and of its fuse step."""
     started = time.perf_counter()
-    answer = channel.receive(message, row.question, *row.receiver, new_tokens, min_new_tokens=new_tokens)
+    answer = channel.receive(message, row.question, row.receiver[0], new_tokens, min_new_tokens=new_tokens)
     return (time.perf_counter() - started) * 1e3, answer.milliseconds["fuse"]
 
 
@@ -63,7 +63,7 @@ def main() -> None:
     rows = []
     inputs = islice(cycle(examples(channel, args.tokens)), args.repeats + 2)
     for repeat, row in enumerate(inputs, start=-2):  # two to warm up
-        message = channel.send(*row.sharer, row.question)
+        message = channel.send(row.sharer[0], row.question)
         own = plain(channel, row, args.new_tokens)
         whole, fuse = received(channel, message, row, args.new_tokens)
         if repeat >= 0:

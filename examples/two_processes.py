@@ -36,7 +36,7 @@ from lcf_lightning.data.example import Example
 from lcf_lightning.data.said import passages_of
 from lcf_lightning.errors import DataError, LCFError
 from lcf_lightning.evaluation.text_baseline import decoded, reading_prompts, text_prompts, write_texts
-from lcf_lightning.models.decoding import Answer, Decoder
+from lcf_lightning.models.decoding import Answer, Decoder, Decoding
 from lcf_lightning.stopwatch import Stopwatch
 
 PATHS = {"text": "/text", "latent": "/message"}
@@ -147,7 +147,9 @@ def answer(channel: Channel, name: str, body: bytes, key: bytes, args: argparse.
     prompt, last = reading_prompts(channel, channel.prompts, [example], [body.decode()])
     cache, watch = channel.read_receiver(prompt), Stopwatch(channel.receiver.device)
     ids = torch.cat([prompt.ids, last], dim=1)
-    return Decoder(channel.receiver, cache, ids, watch, args.max_new_tokens, {}).answers()[0]
+    return Decoder(
+        channel.receiver, cache, ids, watch, Decoding.of(channel.receiver, args.max_new_tokens, {})
+    ).answers()[0]
 
 
 def compare(args: argparse.Namespace, arguments: Sequence[str]) -> None:

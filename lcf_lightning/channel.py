@@ -14,13 +14,13 @@ from torch import Tensor
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.pruning import without_closed_layers
-from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.example import Example, Passage
+from lcf_lightning.data.prompts import History, PromptSettings
 from lcf_lightning.data.said import Question, Text, passages_of, question_of
 from lcf_lightning.data.tokens import Encoded, Tokens, pad_left, split_last
 from lcf_lightning.errors import AdapterFileError, DataError, MessageError, SettingError
-from lcf_lightning.message import Message, Origin
-from lcf_lightning.models.decoding import Answer, Decoder
+from lcf_lightning.message import Message, Origin, together
+from lcf_lightning.models.decoding import Answer, Decoder, Decoding
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.loading import geometry_of, load_frozen
 from lcf_lightning.pair import Pair, Role, spec_of
@@ -68,13 +68,14 @@ class Channel(Pair):
         specs = {role: spec_of(getattr(adapter.config, role)) for role in roles}
         for role, spec in specs.items():
             adapter.config.require(role, geometry_of(spec))
+        _prompts_of(adapter)  # what is wrong there is said before a weight is loaded
         loaded = {spec: load_frozen(spec, device) for spec in specs.values()}  # once where both are the same
         models = {role: loaded[spec] for role, spec in specs.items()}
         return cls(models.get("sharer"), models.get("receiver"), without_closed_layers(adapter))
 
     @cached_property
     def origin(self) -> Origin:
-        """What tells this channel's messages from others; an adapter that learns on has another."""
+        """What tells this channel's messages from others. Found once: its adapter is taken to learn no more."""
         config = self.adapter.config
         sharer = config.sharer.geometry
         return Origin(
@@ -106,42 +107,54 @@ class Channel(Pair):
         self, passages: Sequence[Text], questions: Sequence[Question | None], pooled: bool = False
     ) -> list[Message]:
         """One message for each text and question; see `send`."""
-        if len(passages) != len(questions):
-            raise DataError(f"{len(passages)} texts and {len(questions)} questions must be as many of each.")
+        _require_lists(texts=passages, questions=questions)
+        if not passages:
+            return []
         read = [passages_of(text) for text in passages]
         asked = [((), None) if question is None else question_of(question) for question in questions]
         if self.shared:
             if pooled:
                 raise SettingError("pooled=true: where both models read the same text a message is not pooled.")
-            texts = zip(read, asked, strict=True)
-            batch = (
-                self.collator(self.prompts)
-                .train(
-                    [
-                        Example("message", question or "", ("",), text, text, history=tuple(h))
-                        for text, (h, question) in texts
-                    ]
-                )
-                .to(self.sharer.device)
-            )
-            kv, present = self.pool(self.read_sharer(batch.sharer), batch.index), batch.receiver.mask
-            sent_for: list[str | None] = _digests(batch.receiver)
+            kv, present, sent_for = self._aligned(read, asked)
         else:
-            encoder = self.encoder(self.prompts, "sharer")
-            shown = asked if self.prompts.share_question else [((), None)] * len(asked)
-            prompts = [encoder.prompt(text, q, history=h) for text, (h, q) in zip(read, shown, strict=True)]
-            _warn_of_dropped(prompts, "sharer")
-            if any(max(prompt.spans, default=-1) < 0 for prompt in prompts):
-                raise DataError("send needs at least one passage, or a question that the sharer is shown.")
-            tokens = pad_left(prompts, encoder.pad_id).to(self.sharer.device)
-            kv, present = self.summarise(self.read_sharer(tokens), tokens.spans)
+            kv, present = self._summaries(read, asked if self.prompts.share_question else [((), None)] * len(asked))
+            sent_for = [None] * len(read)
             if pooled:
                 kv, present = self.adapter.merge(kv, present), present.any(1, keepdim=True)
-            sent_for = [None] * len(prompts)
         return [
-            Message(kv.keys[:, row : row + 1, :, own], kv.values[:, row : row + 1, :, own], self.origin, prompt)
+            Message(kv.keys[:, row : row + 1, :, own], kv.values[:, row : row + 1, :, own], self.origin, pooled, prompt)
             for row, (own, prompt) in enumerate(zip(present, sent_for, strict=True))
         ]
+
+    def _summaries(
+        self, read: Sequence[tuple[Passage, ...]], asked: Sequence[tuple[History, str | None]]
+    ) -> tuple[KV, Tensor]:
+        """Span summaries of each text, and which of them are there."""
+        encoder = self.encoder(self.prompts, "sharer")
+        prompts = [
+            encoder.prompt(text, question, history=history)
+            for text, (history, question) in zip(read, asked, strict=True)
+        ]
+        _warn_of_dropped(prompts, "sharer")
+        if any(max(prompt.spans, default=-1) < 0 for prompt in prompts):
+            raise DataError(
+                "send needs at least one passage, or a question that the sharer is shown, within "
+                f"max_sharer_tokens={self.prompts.max_sharer_tokens}."
+            )
+        tokens = pad_left(prompts, encoder.pad_id).to(self.sharer.device)
+        return self.summarise(self.read_sharer(tokens), tokens.spans)
+
+    def _aligned(
+        self, read: Sequence[tuple[Passage, ...]], asked: Sequence[tuple[History, str | None]]
+    ) -> tuple[KV, Tensor, list[str | None]]:
+        """The sharer's cache at each of the receiver's tokens, which of these are there, and digests of them."""
+        examples = [
+            Example("message", question or "", ("",), text, text, history=tuple(history))
+            for text, (history, question) in zip(read, asked, strict=True)
+        ]
+        batch = self.collator(self.prompts).train(examples).to(self.sharer.device)
+        kv = self.pool(self.read_sharer(batch.sharer), batch.index)
+        return kv, batch.receiver.mask, _digests(batch.receiver)
 
     @overload
     def receive(
@@ -204,7 +217,8 @@ class Channel(Pair):
     ) -> list[Answer]:
         """One answer for each message and question; see `receive`."""
         texts = [()] * len(messages) if passages is None else passages
-        return self._decoder(messages, questions, texts, max_new_tokens, options).answers()
+        _require_lists(messages=messages, questions=questions, texts=texts)
+        return self._decoder(messages, questions, texts, max_new_tokens, options).answers() if messages else []
 
     @torch.no_grad()
     def _decoder(
@@ -216,12 +230,44 @@ class Channel(Pair):
         options: dict[str, Any],
     ) -> Decoder:
         """The receiver's caches, edited by the messages, and what is to be decoded on them."""
-        if not len(messages) == len(questions) == len(passages):
-            counts = f"{len(messages)} messages, {len(questions)} questions and {len(passages)} texts"
-            raise DataError(f"{counts} must be as many of each.")
-        received = [[message] if isinstance(message, Message) else list(message) for message in messages]
-        for message in (message for several in received for message in several):
+        decoding = Decoding.of(self.receiver, max_new_tokens, options)
+        received = [self._received(message) for message in messages]
+        read, last = self._receiver_prompts(questions, passages)
+        if self.shared:
+            sent = [[(message.prompt, message.spans) for message in several] for several in received]
+            if sent != [[own] for own in zip(_digests(read), read.mask.sum(1).tolist(), strict=True)]:
+                raise MessageError(
+                    "message of another text: where both models read the same, send and receive need the same passages "
+                    "and question, and each question one message."
+                )
+        keys, values, present = together(received, self.adapter.gates.logits)
+        watch, layers = Stopwatch(self.receiver.device), self.adapter.config.receiver_layers
+        with watch("receiver_prefill"):
+            cache = self.read_receiver(read)
+        with watch("fuse"):
+            kv = KV(keys, values)
+            cache = self.fuse(cache, kv if self.shared else self.adapter.merge(kv, present))
+            if not all(
+                bool(torch.isfinite(side[layer]).all()) for side in (cache.keys, cache.values) for layer in layers
+            ):
+                raise MessageError("this message edits the receiver's cache to values that are not finite.")
+        return Decoder(self.receiver, cache, torch.cat([read.ids, last], dim=1), watch, decoding)
+
+    def _received(self, given: Message | Sequence[Message]) -> list[Message]:
+        """The messages to one question, if they may be heard together."""
+        several = list(given) if isinstance(given, Sequence) else [given]
+        if not several:
+            raise DataError("receive needs at least one message for each question.")
+        if not all(isinstance(message, Message) for message in several):
+            raise MessageError("receive takes a Message, or several; `Message.from_bytes` reads what has travelled.")
+        if len(several) > 1 and any(message.pooled for message in several):
+            raise MessageError("a pooled message stands alone; of several sharers each must send with pooled=false.")
+        for message in several:
             message.origin.require(self.origin)
+        return several
+
+    def _receiver_prompts(self, questions: Sequence[Question], passages: Sequence[Text]) -> tuple[Tokens, Tensor]:
+        """What the receiver reads itself: all but the last token, and it."""
         encoder = self.encoder(self.prompts, "receiver")
         encoder = encoder.unlimited() if self.shared else encoder
         prompts = [
@@ -229,22 +275,9 @@ class Channel(Pair):
             for text, (history, asked) in zip(passages, map(question_of, questions), strict=True)
         ]
         _warn_of_dropped(prompts, "receiver")
-        read, last = split_last(prompts, encoder.pad_id, self.receiver.device)
-        if self.shared and [[m.prompt for m in several] for several in received] != [[d] for d in _digests(read)]:
-            raise MessageError(
-                "message of another text: where both models read the same, send and receive need the same passages and "
-                "question, and each question one message."
-            )
-        kv, present = _together(received, self.adapter.gates.logits)
-        watch = Stopwatch(self.receiver.device)
-        with watch("receiver_prefill"):
-            cache = self.read_receiver(read)
-        with watch("fuse"):
-            delta = self.delta(cache, kv if self.shared else self.adapter.merge(kv, present))
-            if not all(bool(torch.isfinite(side).all()) for side in delta):
-                raise MessageError("this message edits the receiver's cache to values that are not finite.")
-            cache = self.edit(cache, self.adapter.config.receiver_layers, delta)
-        return Decoder(self.receiver, cache, torch.cat([read.ids, last], dim=1), watch, max_new_tokens, options)
+        if min(len(prompt.ids) for prompt in prompts) < 2:
+            raise DataError("the receiver's prompt must have at least two tokens: there is nothing to edit in one.")
+        return split_last(prompts, encoder.pad_id, self.receiver.device)
 
     @cached_property
     def prompts(self) -> PromptSettings:
@@ -253,10 +286,24 @@ class Channel(Pair):
         Raises:
             AdapterFileError: If the adapter's metadata cannot be understood.
         """
-        try:
-            return PromptSettings(**self.adapter.config.metadata.get("prompts", {}))
-        except TypeError as error:
-            raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error}") from error
+        return _prompts_of(self.adapter)
+
+
+def _prompts_of(adapter: CacheAdapter) -> PromptSettings:
+    try:
+        return PromptSettings(**adapter.config.metadata.get("prompts", {}))
+    except (TypeError, AttributeError, SettingError) as error:
+        raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error}") from error
+
+
+def _require_lists(**lists: Any) -> None:
+    """Raise a DataError unless all are lists of one length."""
+    for name, value in lists.items():
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+            raise DataError(f"{name} of a batch must be a list, not {type(value).__name__}.")
+    if len({len(value) for value in lists.values()}) > 1:
+        counts = ", ".join(f"{len(value)} {name}" for name, value in lists.items())
+        raise DataError(f"{counts} of a batch must be as many of each.")
 
 
 def _warn_of_dropped(prompts: Sequence[Encoded], role: Role) -> None:
@@ -272,22 +319,3 @@ def _digests(prompts: Tokens) -> list[str | None]:
         hashlib.blake2b(ids[mask].cpu().numpy().tobytes(), digest_size=16).hexdigest()
         for ids, mask in zip(prompts.ids, prompts.mask, strict=True)
     ]
-
-
-def _together(received: Sequence[Sequence[Message]], like: Tensor) -> tuple[KV, Tensor]:
-    """The spans of each row's messages, padded on the left with zeros, in the dtype and on the device of ``like``.
-
-    Returns:
-        ``[layers, batch, heads, spans, head_dim]``, and ``[batch, spans]``, bool, False on padding.
-    """
-    if not all(received):
-        raise DataError("receive needs at least one message for each question.")
-    counts = torch.tensor([sum(message.spans for message in messages) for messages in received])
-    width = int(counts.max())
-    present = (torch.arange(width) >= width - counts[:, None]).to(like.device)
-
-    def padded(side: Literal["keys", "values"]) -> Tensor:
-        rows = [torch.cat([getattr(message, side).to(like) for message in messages], 3) for messages in received]
-        return torch.cat([torch.nn.functional.pad(row, (0, 0, width - row.shape[3], 0)) for row in rows], 1)
-
-    return KV(padded("keys"), padded("values")), present

@@ -11,19 +11,19 @@ import hmac
 import json
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from safetensors import SafetensorError, deserialize
-from safetensors.torch import save
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lcf_lightning.errors import MessageError, SettingError
 from lcf_lightning.files import write_file
 from lcf_lightning.models.loading import DTYPES
+from lcf_lightning.payload import WIRE_DTYPES, decode, encode
 
 FORMAT_VERSION = 1
 MAGIC = b"LCFMSG\r\n"  # a transfer that takes it for text breaks it
@@ -35,7 +35,6 @@ _MAX_COUNT = 2**20  # of layers, heads, spans, and a head's size
 _TAG = slice(len(MAGIC), len(MAGIC) + 32)
 _FRAME = struct.Struct("<I")
 _START = _TAG.stop + _FRAME.size  # of the header
-_WIRE_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}  # in safetensors' words
 
 
 @dataclass(frozen=True)
@@ -63,10 +62,15 @@ class Origin:
         differing = [
             f"{field.name}={getattr(self, field.name)!r}, expected {getattr(expected, field.name)!r}"
             for field in fields(self)
-            if getattr(self, field.name) != getattr(expected, field.name)
+            if not _agree(field.name, getattr(self, field.name), getattr(expected, field.name))
         ]
         if differing:
             raise MessageError(f"message of another adapter or pair: {'; '.join(differing)}.")
+
+
+def _agree(name: str, one: str | int | None, other: str | int | None) -> bool:
+    """Whether both are the same, as far as a model's weights are known to both."""
+    return one == other or (name in ("sharer", "receiver") and None in (one, other))
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +82,7 @@ class Message:
             where both models read the same text, the sharer's cache at each of the receiver's tokens.
         values: The same shape and dtype.
         origin: The adapter and the pair it belongs to.
+        pooled: Whether the spans are pooled already; such a message stands alone.
         prompt: Where both models read the same text, a digest of the receiver's tokens that this was sent for.
 
     Raises:
@@ -87,6 +92,7 @@ class Message:
     keys: Tensor
     values: Tensor
     origin: Origin
+    pooled: bool = False
     prompt: str | None = None
 
     def __post_init__(self) -> None:
@@ -121,15 +127,10 @@ class Message:
             MessageError: If a value is not finite, or not in this dtype.
         """
         dtype = dtype or str(self.keys.dtype).removeprefix("torch.")
-        if dtype not in _WIRE_DTYPES:
-            raise SettingError(f"dtype={dtype!r} of a message must be one of {', '.join(_WIRE_DTYPES)}, or null.")
-        sides = {"keys": self.keys, "values": self.values}
-        tensors = {name: part for side, tensor in sides.items() for name, part in _encoded(side, tensor, dtype).items()}
-        for name, tensor in tensors.items():
-            if not bool(torch.isfinite(tensor * _factor(name)).all()):
-                raise MessageError(f"{name} of this message hold values that are not finite in {dtype}.")
-        payload = save(tensors)
-        header = _Header(FORMAT_VERSION, self.origin, dtype, self.spans, self.prompt)
+        if dtype not in WIRE_DTYPES:
+            raise SettingError(f"dtype={dtype!r} of a message must be one of {', '.join(WIRE_DTYPES)}, or null.")
+        payload = encode(self.keys[:, 0], self.values[:, 0], dtype)
+        header = _Header(FORMAT_VERSION, self.origin, dtype, self.spans, self.pooled, self.prompt)
         head = header.to_json(sha256=header.digest(payload))
         body = _FRAME.pack(len(head)) + head + payload
         return MAGIC + _tag(key, body) + body
@@ -151,13 +152,14 @@ class Message:
             max_bytes: Longer data is refused unread.
 
         Raises:
-            SettingError: If the key is too short.
+            SettingError: If the key is too short, or the limit is no number.
             MessageError: If anything is wrong with ``data``. No tensor has been made then.
         """
         header, payload = _unframed(data, key, max_bytes)
         if origin is not None:
             header.origin.require(origin)
-        return cls(*_decoded(payload, header), header.origin, header.prompt)
+        keys, values = (side.unsqueeze(1) for side in decode(payload, header.dtype, header.shape))
+        return cls(keys, values, header.origin, header.pooled, header.prompt)
 
     def save(self, path: str | Path, dtype: str | None = None, key: bytes | None = None) -> None:
         """Write `to_bytes` to a file: aside, then renamed."""
@@ -177,6 +179,7 @@ class Message:
         Raises:
             MessageError: If there is no such file, or anything is wrong with it.
         """
+        _require_limit(max_bytes)
         try:
             with Path(path).open("rb") as file:
                 data = file.read(max_bytes + 1)  # one more, so that a longer file is refused
@@ -191,6 +194,7 @@ class _Header:
     origin: Origin
     dtype: str
     spans: int
+    pooled: bool
     prompt: str | None
 
     def to_json(self, **more: str) -> bytes:
@@ -219,36 +223,41 @@ class _Header:
         if wrong:
             raise MessageError(f"message header: {wrong[0]}={found[wrong[0]]!r:.40} is not allowed.")
         origin = Origin(**{field.name: found[field.name] for field in fields(Origin)})
-        return cls(found["format"], origin, found["dtype"], found["spans"], found["prompt"]), found["sha256"]
+        own = {field.name: found[field.name] for field in fields(cls) if field.name != "origin"}
+        return cls(origin=origin, **own), found["sha256"]
 
-    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """safetensors dtype and shape of each tensor of the payload."""
-        shape = (self.origin.layers, self.origin.heads, self.spans, self.origin.head_dim)
-        found: dict[str, tuple[str, tuple[int, ...]]] = {}
-        found |= dict.fromkeys(("keys", "values"), (_WIRE_DTYPES[self.dtype], shape))
-        if self.dtype == "int8":
-            found |= {f"{side}_scale": ("F32", (*shape[:3], 1)) for side in ("keys", "values")}
-        return found
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of keys and values, without the batch."""
+        return self.origin.layers, self.origin.heads, self.spans, self.origin.head_dim
 
 
 def _allowed(name: str, value: Any) -> bool:
     """Whether a header's field may have this value."""
     if name in ("layers", "heads", "head_dim", "spans", "format"):
         return type(value) is int and 1 <= value <= _MAX_COUNT
+    if name == "pooled":
+        return type(value) is bool
     if name == "dtype":
-        return isinstance(value, str) and value in _WIRE_DTYPES
+        return isinstance(value, str) and value in WIRE_DTYPES
     if value is None:
         return name in ("sharer", "receiver", "prompt")
     length = 64 if name == "sha256" else 32
     return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", value) is not None
 
 
+def _require_limit(max_bytes: int) -> None:
+    if type(max_bytes) is not int or max_bytes < 0:
+        raise SettingError(f"max_bytes={max_bytes!r} must be a whole number of at least 0.")
+
+
 def _tag(key: bytes | None, body: bytes) -> bytes:
     """What authenticates a message; zero where there is no key."""
     if key is None:
         return bytes(hashlib.sha256().digest_size)
-    if len(key) < MIN_KEY_BYTES:
-        raise SettingError(f"key of {len(key)} bytes must have at least {MIN_KEY_BYTES}.")
+    if not isinstance(key, bytes) or len(key) < MIN_KEY_BYTES:
+        kind = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
+        raise SettingError(f"key of a message must be at least {MIN_KEY_BYTES} bytes, not {kind}.")
     return hmac.new(key, MAGIC + body, hashlib.sha256).digest()
 
 
@@ -256,6 +265,7 @@ def _unframed(data: bytes, key: bytes | None, max_bytes: int) -> tuple[_Header, 
     """Header and payload, if size, tag, lengths and digest hold."""
     if not isinstance(data, bytes):
         raise MessageError(f"a message must be bytes, not {type(data).__name__}.")
+    _require_limit(max_bytes)
     if len(data) > max_bytes:
         raise MessageError(f"message exceeds max_bytes={max_bytes}.")
     if not data.startswith(MAGIC) or len(data) < _START:
@@ -272,53 +282,18 @@ def _unframed(data: bytes, key: bytes | None, max_bytes: int) -> tuple[_Header, 
     return header, payload
 
 
-def _encoded(side: str, tensor: Tensor, dtype: str) -> dict[str, Tensor]:
-    """One side of a message as the tensors that travel."""
-    tensor = tensor[:, 0].detach().cpu()
-    if dtype != "int8":
-        return {side: tensor.to(DTYPES[dtype], copy=True).contiguous()}  # safetensors refuses shared memory
-    tensor = tensor.float().contiguous()
-    scale = tensor.abs().amax(-1, keepdim=True) / 127
-    quantised = torch.where(scale > 0, tensor / scale, 0).round().clamp(-127, 127)
-    return {side: quantised.to(torch.int8), f"{side}_scale": scale}
+def together(received: Sequence[Sequence[Message]], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The spans of each row's messages, padded on the left with zeros, in the dtype and on the device of ``like``.
 
+    Returns:
+        Keys and values, ``[layers, batch, heads, spans, head_dim]``, and ``[batch, spans]``, bool, False on padding.
+    """
+    counts = torch.tensor([sum(message.spans for message in messages) for messages in received])
+    width = int(counts.max())
+    present = (torch.arange(width) >= width - counts[:, None]).to(like.device)
 
-def _decoded(payload: bytes, header: _Header) -> tuple[Tensor, Tensor]:
-    """Keys and values, if the payload holds exactly what the header says and all of it is finite."""
-    try:
-        found = dict(deserialize(payload))
-    except SafetensorError as error:
-        raise MessageError("message payload is no safetensors file.") from error
-    layout = header.layout()
-    if {name: (part["dtype"], tuple(part["shape"])) for name, part in found.items()} != layout:
-        raise MessageError("message payload does not hold exactly the tensors of its header.")
-    for name, (dtype, _) in layout.items():
-        if not _finite(dtype, found[name]["data"], _factor(name)):
-            raise MessageError(f"{name} of this message hold values that are not finite.")
-    keys, values = (_tensor(side, found, header).unsqueeze(1) for side in ("keys", "values"))
-    return keys, values
+    def padded(side: str) -> Tensor:
+        rows = [torch.cat([getattr(message, side).to(like) for message in messages], 3) for messages in received]
+        return torch.cat([pad(row, (0, 0, width - row.shape[3], 0)) for row in rows], 1)
 
-
-def _factor(name: str) -> int:
-    """What a number of this tensor is multiplied with at most."""
-    return 128 if name.endswith("_scale") else 1
-
-
-def _finite(dtype: str, data: bytes, factor: int) -> bool:
-    """Whether all numbers, times ``factor``, are finite; nothing is copied to a tensor."""
-    if dtype == "I8":
-        return True
-    if dtype == "BF16":  # the upper half of a float32: all bits of the exponent set
-        return not bool(np.any((np.frombuffer(data, "<u2") & 0x7F80) == 0x7F80))
-    numbers = np.frombuffer(data, "<f4" if dtype == "F32" else "<f2")
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(np.isfinite(numbers * numbers.dtype.type(factor)).all())
-
-
-def _tensor(side: str, found: dict[str, Any], header: _Header) -> Tensor:
-    dtype = torch.int8 if header.dtype == "int8" else DTYPES[header.dtype]
-    tensor = torch.frombuffer(bytearray(found[side]["data"]), dtype=dtype).reshape(found[side]["shape"])
-    if header.dtype != "int8":
-        return tensor
-    scale = found[f"{side}_scale"]
-    return tensor.float() * torch.frombuffer(bytearray(scale["data"]), dtype=torch.float32).reshape(scale["shape"])
+    return padded("keys"), padded("values"), present

@@ -40,7 +40,7 @@ class Pair:
     Args:
         sharer: The model that has read something; None where messages are only received.
         receiver: The model that answers; None where messages are only sent.
-        adapter: What was trained for this pair; it may live on another device or in another dtype than the models.
+        adapter: What was trained for this pair; it may be in another dtype than the models.
         prefills: Where prefills are kept and looked for; null to compute every one.
 
     Raises:
@@ -63,6 +63,7 @@ class Pair:
             if model is not None:
                 _require(adapter.config, role, model)
         readers = {id(model): Reader(model, unrotate, prefills) for model in models.values() if model is not None}
+        self._tokenizers: dict[Role, PreTrainedTokenizerBase] = {}  # of sides that are not loaded
         self._readers = {role: readers[id(model)] for role, model in models.items() if model is not None}
 
     @property
@@ -93,7 +94,9 @@ class Pair:
         """A side's tokenizer, also where its model is not loaded: alignment needs both."""
         if role in self._readers:
             return self._readers[role].model.tokenizer
-        return load_tokenizer(spec_of(getattr(self.adapter.config, role)))
+        if role not in self._tokenizers:
+            self._tokenizers[role] = load_tokenizer(spec_of(getattr(self.adapter.config, role)))
+        return self._tokenizers[role]
 
     def read_sharer(self, tokens: Tokens) -> KVCache:
         """The sharer's prefill."""

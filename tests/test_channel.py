@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from lcf_lightning.errors import AdapterFileError, DataError, GeometryError, Mes
 from lcf_lightning.evaluation.answering import run_arms
 from lcf_lightning.evaluation.arms import ArmCaches
 from lcf_lightning.models.geometry import KV
-from lcf_lightning.models.loading import FrozenModel, load_frozen
+from lcf_lightning.models.loading import FrozenModel, load_frozen, load_tokenizer
 from tests.pairs import small_data, small_module, small_trainer
 
 Spec = Callable[[str], ModelSpec]
@@ -176,7 +177,11 @@ def test_where_both_read_the_same_the_sharers_side_needs_the_receivers_tokenizer
         loaded.append(Path(spec.path).name)
         return load_frozen(spec, device)
 
+    tokenizers: list[str] = []
     monkeypatch.setattr("lcf_lightning.channel.load_frozen", noted)
+    monkeypatch.setattr(
+        "lcf_lightning.pair.load_tokenizer", lambda spec: (tokenizers.append(spec.path), load_tokenizer(spec))[1]
+    )
     sharer = Channel.from_pretrained(tmp_path / "shared", sides="sharer")
     receiver = Channel.from_pretrained(tmp_path / "shared", sides="receiver")
     assert loaded == ["llama", "qwen3"]
@@ -184,6 +189,7 @@ def test_where_both_read_the_same_the_sharers_side_needs_the_receivers_tokenizer
     answer = receiver.receive(message, "likes ada", FACTS, max_new_tokens=3)
     assert message.spans == answer.prompt_tokens - 1
     batch = sharer.send_batch([FACTS, []], ["likes ada", "who"])
+    assert len(tokenizers) == 1
     assert torch.equal(batch[0].keys, message.keys) or torch.allclose(batch[0].keys, message.keys, atol=1e-5)
     assert len(receiver.receive_batch(batch, ["likes ada", "who"], [FACTS, []], max_new_tokens=2)) == 2
     with pytest.raises(SettingError, match="pooled=true: where both models read the same text"):
@@ -273,10 +279,22 @@ def test_what_cannot_be_sent_or_received_is_refused(channel: Channel) -> None:
         channel.send([])
     with pytest.raises(DataError, match="receive needs at least one message"):
         channel.receive([], "likes ada")
-    with pytest.raises(DataError, match="1 messages, 2 questions and 2 texts must be as many of each"):
+    with pytest.raises(DataError, match="1 messages, 2 questions, 2 texts of a batch must be as many of each"):
         channel.receive_batch([message], ["a", "b"], [[], []])
-    with pytest.raises(DataError, match="2 texts and 1 questions must be as many of each"):
+    with pytest.raises(DataError, match="2 texts, 1 questions of a batch must be as many of each"):
         channel.send_batch([FACTS, FACTS], ["a"])
+    for batch in (("ab", "cd"), (FACTS, "cd"), (None, [])):
+        with pytest.raises(DataError, match="of a batch must be a list, not (str|NoneType)"):
+            channel.send_batch(*batch)  # type: ignore[arg-type]
+    assert channel.send_batch([], []) == channel.receive_batch([], []) == []
+    for nothing in (None, 5, message.to_bytes(), [message, None]):
+        with pytest.raises(MessageError, match="receive takes a Message, or several; `Message.from_bytes` reads what"):
+            channel.receive(nothing, "likes ada")  # type: ignore[arg-type]
+    for text in (None, 5, {"role": "user", "content": "tea"}, b"tea"):
+        with pytest.raises(DataError, match="must be a text, a list of passages, or a chat|question=.* must be a text"):
+            channel.send(text, "likes ada")  # type: ignore[arg-type]
+        with pytest.raises(DataError, match="question=.* must be a text, or a chat that ends with it"):
+            channel.receive(message, text)  # type: ignore[arg-type]
     huge = Message(*(torch.full_like(side, 3e38) for side in (message.keys, message.values)), message.origin)
     with pytest.raises(MessageError, match="edits the receiver's cache to values that are not finite"):
         channel.receive(huge, "likes ada")
@@ -293,3 +311,84 @@ def test_what_a_limit_leaves_out_is_said(trained: Path) -> None:
     assert message.spans < 12
     with pytest.warns(UserWarning, match="max_receiver_tokens, as in training, leaves out [0-9]+ spans"):
         channel.receive(message, "likes ada", FACTS * 4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision(spec: Spec, tmp_path: Path, dtype: str) -> None:
+    """Models and adapter in half precision; what overflows in the cache is refused, though its edit is finite."""
+    pair = [ModelSpec(spec(name).path, dtype=dtype) for name in ("llama", "qwen3")]
+    adapter = small_module(*pair).adapter
+    adapter.save_pretrained(tmp_path / "whole")
+    adapter.to(torch.float16 if dtype == "float16" else torch.bfloat16).save_pretrained(tmp_path / "half")
+    whole, half = (Channel.from_pretrained(tmp_path / name) for name in ("whole", "half"))
+    for channel in (whole, half):
+        message = channel.send(FACTS, "likes ada")
+        arrived = Message.from_bytes(message.to_bytes("float16"), origin=channel.origin)
+        assert message.keys.dtype == channel.adapter.gates.logits.dtype
+        assert channel.receive(arrived, "likes ada", max_new_tokens=3).new_tokens in (1, 2, 3)
+    with torch.no_grad():
+        for last in whole.adapter.fuser.last_maps:
+            for parameter in last.parameters():
+                parameter.mul_(1e6)
+    if dtype == "float16":
+        with pytest.raises(MessageError, match="edits the receiver's cache to values that are not finite"):
+            whole.receive(
+                replace(message, keys=message.keys.float(), values=message.values.float(), origin=whole.origin), "q"
+            )
+
+
+def test_pooled_messages_stand_alone(channel: Channel) -> None:
+    whole, pooled = channel.send(FACTS, "likes ada"), channel.send(FACTS, "likes ada", pooled=True)
+    assert (whole.pooled, pooled.pooled, Message.from_bytes(pooled.to_bytes()).pooled) == (False, True, True)
+    for several in ([whole, pooled], [pooled, pooled]):
+        with pytest.raises(MessageError, match="a pooled message stands alone; of several sharers each must send with"):
+            channel.receive(several, "likes ada")
+
+
+def test_where_both_read_the_same_a_part_of_a_message_is_refused(spec: Spec, tmp_path: Path) -> None:
+    small_module(spec("llama"), spec("qwen3"), pooler=None).adapter.save_pretrained(tmp_path / "shared")
+    channel = Channel.from_pretrained(tmp_path / "shared")
+    message = channel.send(FACTS, "likes ada")
+    for kept in (1, message.spans - 1):
+        part = replace(message, keys=message.keys[..., :kept, :], values=message.values[..., :kept, :])
+        with pytest.raises(MessageError, match="message of another text"):
+            channel.receive(part, "likes ada", FACTS)
+
+
+def test_what_is_wrong_with_an_adapters_prompts_is_said_before_a_weight_is_loaded(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = trained / "adapter_config.json"
+    found = json.loads(config.read_text())
+    monkeypatch.setattr("lcf_lightning.channel.load_frozen", lambda *_: pytest.fail("a model was loaded"))
+    for wrong in ({"unknown": 1}, {"spans": "foo"}, {"context": 5}):
+        config.write_text(json.dumps(found | {"metadata": {"prompts": wrong}}))
+        with pytest.raises(AdapterFileError, match=r"metadata\.prompts of this adapter cannot be understood"):
+            Channel.from_pretrained(trained)
+    config.write_text(json.dumps(found | {"sharer": found["sharer"] | {"fingerprint": 5}}))
+    with pytest.raises(AdapterFileError, match="fingerprint=5 must be 32 hexadecimal digits, or null"):
+        Channel.from_pretrained(trained)
+
+
+def test_another_way_to_write_prompts_is_another_origin(trained: Path) -> None:
+    config = trained / "adapter_config.json"
+    before, found = Channel.from_pretrained(trained), json.loads(config.read_text())
+    found["metadata"]["prompts"]["separator"] = " ; "
+    config.write_text(json.dumps(found))
+    with pytest.raises(MessageError, match="message of another adapter or pair: adapter="):
+        Channel.from_pretrained(trained).receive(before.send(FACTS, "likes ada"), "likes ada")
+    found["metadata"]["prompts"]["separator"] = "\n"
+    config.write_text(json.dumps(found | {"metadata": found["metadata"] | {"steps": 99}}))
+    assert Channel.from_pretrained(trained).origin == before.origin
+
+
+def test_a_prompt_of_one_token_is_refused(trained: Path) -> None:
+    config = trained / "adapter_config.json"
+    found = json.loads(config.read_text())
+    found["metadata"]["prompts"]["question"] = "{question}"
+    config.write_text(json.dumps(found))
+    channel = Channel.from_pretrained(trained)
+    message = channel.send(FACTS, "a")
+    with pytest.raises(DataError, match="the receiver's prompt must have at least two tokens"):
+        channel.receive(message, "a")
+    assert channel.receive(message, "a b c").prompt_tokens > 1

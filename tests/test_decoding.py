@@ -79,6 +79,22 @@ def test_an_edit_decodes_as_the_evaluation_does(channel: Channel, message: Messa
     assert answer.new_tokens == ours.shape[1]
 
 
+@pytest.mark.parametrize("pad", ["<pad>", "<eos>", "J"])
+def test_rows_of_a_batch_end_each_by_itself(channel: Channel, pad: str) -> None:
+    """By a stop string, an end of sequence or the limit: text and tokens are those of the row alone."""
+    channel.receiver.tokenizer.pad_token = pad
+    messages = channel.send_batch([FACTS] * 3, [None] * 3)
+    alone = [channel.receive(m, q, max_new_tokens=20) for m, q in zip(messages, QUESTIONS, strict=True)]
+    stop = alone[0].text[2:3]
+    options = {"max_new_tokens": 20, "stop_strings": [stop]}
+    alone = [channel.receive(m, q, **options) for m, q in zip(messages, QUESTIONS, strict=True)]
+    together = channel.receive_batch(messages, QUESTIONS, **options)
+    assert [(each.text, each.new_tokens) for each in together] == [(each.text, each.new_tokens) for each in alone]
+    assert stop in together[0].text
+    assert len({each.new_tokens for each in alone}) > 1
+    assert together[0].milliseconds is not together[1].milliseconds
+
+
 def test_an_answer_says_what_it_cost(channel: Channel, message: Message) -> None:
     answer = channel.receive(message, "likes ada", max_new_tokens=5)
     assert str(answer) == answer.text
@@ -143,7 +159,9 @@ def test_an_error_reaches_who_listens(channel: Channel, message: Message) -> Non
         ({"num_return_sequences": 2}, "decoding option num_return_sequences is not to be set here"),
         ({"num_beams": 0}, "num_beams=0 must be a whole number of at least 1"),
         ({"num_beams": 2.5}, "num_beams=2.5 must be a whole number"),
-        ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
+        ({"max_new_tokens": 0}, "max_new_tokens=0 must be a whole number of at least 1"),
+        ({"max_new_tokens": True}, "max_new_tokens=True must be a whole number of at least 1"),
+        ({"custom_generate": "a/b"}, "decoding option custom_generate is not to be set here"),
         ({"do_sample": True, "temperature": -1.0}, r"decoding options \['do_sample', 'temperature'\]: .*temperature"),
     ],
 )

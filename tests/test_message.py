@@ -45,7 +45,7 @@ def message(dtype: str = "float32", spans: int = 3, seed: int = 0, prompt: str |
     shape = (whose.layers, 1, whose.heads, spans, whose.head_dim)
     keys, values = (torch.randn(shape, generator=generator).to(FLOATS[dtype]) for _ in range(2))
     keys[0, 0, 0, 0, 0] = -0.0
-    return Message(keys, values, whose, prompt)
+    return Message(keys, values, whose, prompt=prompt)
 
 
 def with_value(value: float, place: int = 0, side: str = "keys", dtype: str = "float32") -> Message:
@@ -62,7 +62,7 @@ def equal(one: Tensor, other: Tensor) -> bool:
 
 
 def same(one: Message, other: Message) -> bool:
-    alike = (one.origin, one.prompt) == (other.origin, other.prompt)
+    alike = (one.origin, one.pooled, one.prompt) == (other.origin, other.pooled, other.prompt)
     return alike and equal(one.keys, other.keys) and equal(one.values, other.values)
 
 
@@ -181,8 +181,28 @@ def test_the_largest_and_the_smallest_numbers_arrive(dtype: str) -> None:
 def test_a_model_may_be_known_or_not(fields: dict[str, Any]) -> None:
     sent = message(**fields)
     assert same(Message.from_bytes(sent.to_bytes(key=KEY), KEY, origin(**fields)), sent)
-    with refuses("message of another adapter or pair: "):
-        Message.from_bytes(sent.to_bytes(), origin=origin())
+    assert same(Message.from_bytes(sent.to_bytes(), origin=origin()), sent)  # what one of both does not know
+
+
+@pytest.mark.parametrize("name", ["sharer", "receiver"])
+def test_a_model_that_one_side_does_not_know_may_be_any(name: str) -> None:
+    known, unknown, other = (message(**{name: value}) for value in ("c" * 32, None, "b" * 32))
+    assert same(Message.from_bytes(known.to_bytes(), origin=unknown.origin), known)
+    assert same(Message.from_bytes(unknown.to_bytes(), origin=known.origin), unknown)
+    with refuses(f"pair: {name}='c+', expected 'b+'.$"):
+        Message.from_bytes(known.to_bytes(), origin=other.origin)
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_whether_a_message_is_pooled_arrives(pooled: bool, tmp_path: Path) -> None:
+    sent = replace(message(spans=1), pooled=pooled)
+    sent.save(tmp_path / "a.message", key=KEY)
+    assert same(Message.from_bytes(sent.to_bytes()), sent)
+    assert same(Message.load(tmp_path / "a.message", KEY), sent)
+    assert parts(sent.to_bytes())[0]["pooled"] is pooled
+    other = (b'"pooled": true', b'"pooled":false') if pooled else (b'"pooled": false', b'"pooled":  true')
+    with refuses("damaged: the digest is another"):
+        Message.from_bytes(sent.to_bytes().replace(*other))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -224,6 +244,18 @@ def test_int8_is_off_by_half_a_step_however_small_the_vector_is(largest: float) 
     arrived = Message.from_bytes(sent.to_bytes("int8"))
     assert torch.isfinite(arrived.keys).all()
     assert half_steps(sent.keys, arrived.keys).max() <= 1 + 1e-2  # a scale so small has few digits
+
+
+@pytest.mark.parametrize("units", [1, 60, 64, 190, 191, 300])
+def test_int8_keeps_every_sign_where_a_scale_has_no_digits(units: int) -> None:
+    """As many times the least number of all."""
+    sent = message()
+    least = torch.ones_like(sent.keys, dtype=torch.int32).view(torch.float32)
+    up, down = (
+        Message.from_bytes(replace(sent, keys=keys).to_bytes("int8")).keys for keys in (least * units, least * -units)
+    )
+    assert ((up >= 0) & (up <= 2 * units * least)).all()
+    assert torch.equal(up, -down)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.99, 0.995, 1.0])
@@ -285,7 +317,7 @@ def test_bytes_are_laid_out_as_the_docstring_says(dtype: str, key: bytes | None)
     assert tag == (hmac.digest(key, magic + data[40:], "sha256") if key else bytes(32))
     header = {
         "format": 1, "adapter": "a0" * 16, "sharer": "5b" * 16, "receiver": None, "layers": 3, "heads": 2,
-        "head_dim": 4, "dtype": dtype, "spans": 5, "prompt": None,
+        "head_dim": 4, "dtype": dtype, "spans": 5, "pooled": False, "prompt": None,
     }  # fmt: skip
     assert json.loads(head) == {**header, "sha256": digest(header, payload)}
     assert head == json.dumps(json.loads(head), sort_keys=True).encode()
@@ -380,7 +412,7 @@ def test_a_short_key_is_named(key: bytes, tmp_path: Path) -> None:
         lambda: Message.load(tmp_path / "a.message", key),
     ]
     for call in calls:
-        with pytest.raises(SettingError, match=f"key of {len(key)} bytes must have at least 16"):
+        with pytest.raises(SettingError, match=f"must be at least 16 bytes, not {len(key)} bytes"):
             call()
     assert os.listdir(tmp_path) == ["a.message"]
     assert same(Message.from_bytes(message().to_bytes(key=KEY), KEY), message())
@@ -455,6 +487,21 @@ def test_no_more_of_a_file_is_read_than_may_be(limit: int, tmp_path: Path, monke
     with refuses(f"exceeds max_bytes={limit}"):
         Message.load(tmp_path / "a.message", max_bytes=limit)
     assert 0 < sum(read) <= limit + 1
+
+
+@pytest.mark.parametrize("limit", [-1, -2, 1.5, None, True, "100", math.inf])
+def test_a_limit_that_is_none_is_named(limit: Any, tmp_path: Path) -> None:
+    message().save(tmp_path / "a.message")
+    for read, given in ((Message.load, tmp_path / "a.message"), (Message.from_bytes, message().to_bytes())):
+        with pytest.raises(SettingError, match=f"max_bytes={limit!r} must be a whole number of at least 0"):
+            read(given, max_bytes=limit)
+
+
+@pytest.mark.parametrize("key", ["a text of sixteen", bytearray(KEY), 16, memoryview(KEY)])
+def test_a_key_that_is_not_bytes_is_named(key: Any) -> None:
+    for call in (message().to_bytes, lambda key: Message.from_bytes(message().to_bytes(key=KEY), key)):
+        with pytest.raises(SettingError, match=f"must be at least 16 bytes, not {type(key).__name__}"):
+            call(key=key)
 
 
 @pytest.mark.parametrize("key", [None, KEY])
@@ -557,6 +604,7 @@ WRONG_FIELDS = [
     *(("sha256", value) for value in WRONG_DIGESTS),
     *(("dtype", value) for value in ("float64", "F32", "", None, 32, ["int8"], {"int8": 1}, True)),
     *(("format", value) for value in (True, 1.0)),
+    *(("pooled", value) for value in (0, 1, None, "true", [])),
     ("adapter", None),
 ]
 
@@ -570,26 +618,28 @@ def test_a_field_of_another_kind_is_refused(name: str, value: Any) -> None:
 
 def test_a_header_must_hold_exactly_its_fields() -> None:
     header, payload = parts(message().to_bytes())
-    assert len(header) == 11
+    assert len(header) == 12
     for name in header.keys() - {"format"}:
         less = {other: value for other, value in header.items() if other != name}
         for changed in (less, {**less, name.upper(): header[name]}, {**header, name + " ": 1}):
             with refuses(f"must hold exactly .*{name}"):
                 Message.from_bytes(framed(json.dumps(changed).encode(), payload, KEY), KEY)
     for more in ("", "origin", "tensors"):
-        with refuses("must hold exactly adapter, dtype, format, head_dim, heads, layers, prompt, receiver, sha256, "):
+        with refuses(
+            "must hold exactly adapter, dtype, format, head_dim, heads, layers, pooled, prompt, receiver, sha256, "
+        ):
             Message.from_bytes(resigned(message().to_bytes(), **{more: None}))
 
 
 @pytest.mark.parametrize(
     ("name", "other"),
     [
-        ("adapter", "b" * 32), ("sharer", "b" * 32), ("sharer", None), ("receiver", "b" * 32), ("layers", 4),
+        ("adapter", "b" * 32), ("sharer", "b" * 32), ("receiver", "b" * 32), ("layers", 4),
         ("heads", 1), ("head_dim", 8),
     ],
 )  # fmt: skip
 def test_a_message_of_another_adapter_or_pair_is_refused(name: str, other: Any, tmp_path: Path) -> None:
-    sent, expected = message(), origin(**{name: other})
+    sent, expected = message(receiver="c" * 32), origin(**{name: other})
     sent.save(tmp_path / "a.message")
     found = getattr(sent.origin, name)
     match = f"message of another adapter or pair: {name}={found!r}, expected {other!r}.$"
@@ -601,8 +651,8 @@ def test_a_message_of_another_adapter_or_pair_is_refused(name: str, other: Any, 
 
 
 def test_all_that_differs_between_two_pairs_is_named() -> None:
-    sent, expected = message(), origin(adapter="b" * 32, receiver="c" * 32, heads=7)
-    with refuses("adapter='a0.*; receiver=None, expected 'cc.*; heads=2, expected 7"):
+    sent, expected = message(receiver="e" * 32), origin(adapter="b" * 32, receiver="c" * 32, heads=7)
+    with refuses("adapter='a0.*; receiver='ee.*, expected 'cc.*; heads=2, expected 7"):
         Message.from_bytes(sent.to_bytes(), origin=expected)
     assert sent.origin.require(origin()) is None
 

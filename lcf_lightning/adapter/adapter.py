@@ -162,10 +162,14 @@ class CacheAdapter(nn.Module):
         return KV(cache.keys.to(dtype), cache.values.to(dtype))
 
     def fingerprint(self) -> str:
-        """A digest of all that decides what a message means: parameters, settings and both models' geometry."""
+        """A digest of what decides how a message is written and read.
+
+        That is parameters, settings, both models' geometry, and how prompts are written (``metadata["prompts"]``).
+        """
         config = self.config
-        facts = [asdict(part) for part in (config.settings, config.sharer.geometry, config.receiver.geometry)]
-        digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
+        parts = [asdict(part) for part in (config.settings, config.sharer.geometry, config.receiver.geometry)]
+        facts = json.dumps([*parts, config.metadata.get("prompts")], sort_keys=True)
+        digest = hashlib.blake2b(facts.encode(), digest_size=16)
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tensor_digest(tensor)}".encode())
         return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -180,4 +181,7 @@ class AdapterConfig:
 
 
 def _identity(data: dict[str, Any]) -> ModelIdentity:
+    fingerprint = data.get("fingerprint")
+    if fingerprint is not None and not re.fullmatch("[0-9a-f]{32}", str(fingerprint)):
+        raise ValueError(f"fingerprint={fingerprint!r} must be 32 hexadecimal digits, or null")
     return ModelIdentity(**{**data, "geometry": Geometry(**data["geometry"])})

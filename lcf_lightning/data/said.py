@@ -24,6 +24,8 @@ def passages_of(text: Text) -> tuple[Passage, ...]:
     """
     if isinstance(text, str):
         text = [line.strip() for line in text.splitlines()]
+    if isinstance(text, Mapping | bytes) or not isinstance(text, Sequence):
+        raise DataError(f"{text!r:.60} must be a text, a list of passages, or a chat.")
     passages = [_checked(part) if isinstance(part, str) else _turn(part)[1] for part in text]
     return tuple(tuple(split_sentences(passage)) for passage in passages if passage.strip())
 
@@ -43,6 +45,8 @@ def question_of(question: Question) -> tuple[History, str]:
     """
     if isinstance(question, str):
         return (), _checked(question)
+    if isinstance(question, Mapping | bytes) or not isinstance(question, Sequence):
+        raise DataError(f"question={question!r:.60} must be a text, or a chat that ends with it.")
     turns = [_turn(turn) for turn in question]
     system = "".join(f"{text.strip()}\n\n" for role, text in turns if role == "system" and text.strip())
     turns = [turn for turn in turns if turn[0] != "system"]

@@ -21,7 +21,8 @@ from lcf_lightning.stopwatch import Stopwatch
 _RESERVED = {
     "inputs", "input_ids", "inputs_embeds", "attention_mask", "past_key_values", "cache", "use_cache", "streamer",
     "generation_config", "num_return_sequences", "return_dict_in_generate", "max_length", "eos_token_id",
-    "pad_token_id", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens",
+    "pad_token_id", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens", "custom_generate",
+    "trust_remote_code", "tokenizer",
 }  # fmt: skip
 
 
@@ -45,6 +46,51 @@ class Answer:
         return self.text
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How an answer is to be decoded.
+
+    Attributes:
+        config: Options of ``generate`` that its config knows.
+        others: The rest of them.
+        names: Those that were asked for.
+        pad_id: What fills the rows of a batch that have ended; no token that ends one.
+    """
+
+    config: GenerationConfig
+    others: dict[str, Any]
+    names: list[str]
+    pad_id: int
+
+    @classmethod
+    def of(cls, reader: FrozenModel, max_new_tokens: int, options: dict[str, Any]) -> Decoding:
+        """Decoding options of transformers' ``generate``; greedy where they ask for nothing else.
+
+        Raises:
+            SettingError: If an option is reserved or out of range.
+        """
+        for name in sorted(options.keys() & _RESERVED):
+            raise SettingError(f"decoding option {name} is not to be set here.")
+        for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", options.get("num_beams", 1))):
+            if type(value) is not int or value < 1:
+                raise SettingError(f"{name}={value!r} must be a whole number of at least 1.")
+        known = vars(GenerationConfig()).keys()
+        tokenizer, stops = reader.tokenizer, reader.stop_ids
+        candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *range(len(stops) + 1))
+        pad_id = next(token for token in candidates if token is not None and token not in stops)
+        try:
+            config = GenerationConfig(
+                **{"do_sample": False, **{name: value for name, value in options.items() if name in known}},
+                max_new_tokens=max_new_tokens,
+                eos_token_id=list(stops),
+                pad_token_id=pad_id,
+            )
+        except (ValueError, TypeError) as error:
+            raise SettingError(f"decoding options {sorted(options)}: {reason(error)}") from error
+        others = {name: value for name, value in options.items() if name not in known}
+        return cls(config, others, sorted(options), pad_id)
+
+
 class Decoder:
     """Decodes on a cache, which stays as it is.
 
@@ -53,28 +99,14 @@ class Decoder:
         cache: Its cache of all prompt tokens but the last.
         ids: ``[batch, tokens]``, int64: all prompt tokens, padded on the left.
         watch: Notes the stages, after those that it has noted already.
-        max_new_tokens: At least 1.
-        options: Decoding options of transformers' ``generate``; greedy where they ask for nothing else.
-
-    Raises:
-        SettingError: If an option is unknown, reserved or refused by transformers.
+        decoding: How.
     """
 
-    def __init__(
-        self,
-        reader: FrozenModel,
-        cache: KVCache,
-        ids: Tensor,
-        watch: Stopwatch,
-        max_new_tokens: int,
-        options: dict[str, Any],
-    ) -> None:
-        self.reader, self.ids, self.watch = reader, ids, watch
+    def __init__(self, reader: FrozenModel, cache: KVCache, ids: Tensor, watch: Stopwatch, decoding: Decoding) -> None:
+        self.reader, self.ids, self.watch, self.decoding = reader, ids, watch, decoding
         self.mask = torch.cat([cache.mask, torch.ones_like(cache.mask[:, :1])], dim=1)
-        self.given = sorted(options)
-        self.config, self.others = decoding_options(reader, max_new_tokens, options)
         # `generate` repeats the prompt for every beam, but not a cache that it is given.
-        rows = torch.arange(len(ids), device=ids.device).repeat_interleave(options.get("num_beams", 1))
+        rows = torch.arange(len(ids), device=ids.device).repeat_interleave(decoding.config.num_beams or 1)
         self.cache = cache if len(rows) == len(ids) else cache.rows(rows)
 
     def answers(self) -> list[Answer]:
@@ -99,13 +131,13 @@ class Decoder:
         return self._answers(future.result())[0]
 
     def _generate(self, progress: _Progress, streamer: TextIteratorStreamer | None = None) -> Tensor:
-        others = dict(self.others)
+        others = dict(self.decoding.others)
         criteria = [*(others.pop("stopping_criteria", None) or ()), progress]
         try:
             ids: Tensor = self.reader.model.generate(  # type: ignore[operator]
                 self.ids,
                 attention_mask=self.mask.long(),
-                generation_config=self.config,
+                generation_config=self.decoding.config,
                 stopping_criteria=criteria,
                 streamer=streamer,
                 tokenizer=self.reader.tokenizer,  # for `stop_strings`
@@ -113,18 +145,18 @@ class Decoder:
                 **others,
             )
         except (ValueError, TypeError) as error:
-            raise SettingError(f"decoding options {self.given}: {reason(error)}") from error
+            raise SettingError(f"decoding options {self.decoding.names}: {reason(error)}") from error
         self.watch.milliseconds["rest_of_answer"] = self.watch.now() - progress.last
         return ids[:, self.ids.shape[1] :]
 
     def _answers(self, ids: Tensor) -> list[Answer]:
-        texts: list[str] = self.reader.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        stops = torch.isin(ids, torch.tensor(self.reader.stop_ids, device=ids.device))
-        ended = stops.long().cumsum(1) - stops.long() > 0  # behind a row's first end of sequence
-        return [
-            Answer(text.strip(), int(read), int(written), self.watch.milliseconds)
-            for text, read, written in zip(texts, self.mask.sum(1), (~ended).sum(1), strict=True)
-        ]
+        found = []
+        for row, read in zip(ids.tolist(), self.mask.sum(1).tolist(), strict=True):
+            while row and row[-1] == self.decoding.pad_id:  # others of the batch went on
+                row.pop()
+            text = str(self.reader.tokenizer.decode(row, skip_special_tokens=True)).strip()
+            found.append(Answer(text, read, len(row), dict(self.watch.milliseconds)))
+        return found
 
 
 class _Progress(StoppingCriteria):
@@ -139,34 +171,3 @@ class _Progress(StoppingCriteria):
             now = self._watch.now()
             self._watch.milliseconds["first_token"], self.last = now - self.last, now
         return torch.full((len(input_ids),), self.stopped.is_set(), device=input_ids.device)
-
-
-def decoding_options(
-    reader: FrozenModel, max_new_tokens: int, options: dict[str, Any]
-) -> tuple[GenerationConfig, dict[str, Any]]:
-    """Options of ``generate`` as its config, and those that are no part of it.
-
-    Raises:
-        SettingError: If an option is unknown, reserved or out of range.
-    """
-    reserved = sorted(options.keys() & _RESERVED)
-    if reserved:
-        raise SettingError(f"decoding option {reserved[0]} is not to be set here.")
-    if max_new_tokens < 1:
-        raise SettingError(f"max_new_tokens={max_new_tokens} must be at least 1.")
-    beams = options.get("num_beams", 1)
-    if type(beams) is not int or beams < 1:
-        raise SettingError(f"num_beams={beams!r} must be a whole number of at least 1.")
-    known = vars(GenerationConfig()).keys()
-    given = {"do_sample": False, "max_new_tokens": max_new_tokens} | {
-        name: value for name, value in options.items() if name in known
-    }
-    try:
-        config = GenerationConfig(
-            **given,
-            eos_token_id=list(reader.stop_ids),
-            pad_token_id=reader.tokenizer.pad_token_id or reader.stop_ids[0],
-        )
-    except (ValueError, TypeError) as error:
-        raise SettingError(f"decoding options {sorted(options)}: {reason(error)}") from error
-    return config, {name: value for name, value in options.items() if name not in known}

@@ -16,7 +16,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lcf_lightning.digests import tensor_digest
 from lcf_lightning.errors import ModelError, reason
@@ -107,12 +114,13 @@ class FrozenModel:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A digest of the weights as they are in memory, whatever a release of transformers calls them.
+        """A digest of the weights as they are in memory, in their order, whatever transformers calls them.
 
-        It reads every weight once: about a second for each 10⁹ bytes.
+        It reads every weight once: a second or two for each 10⁹ bytes.
         """
-        digests = {tensor_digest(tensor) for tensor in self.model.state_dict().values()}  # a tied weight may come twice
-        return hashlib.blake2b("".join(sorted(digests)).encode(), digest_size=16).hexdigest()
+        weights = {tensor.data_ptr(): tensor for tensor in self.model.state_dict().values()}  # tied ones once
+        digests = "".join(map(tensor_digest, weights.values()))
+        return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
@@ -166,6 +174,8 @@ def load_frozen(spec: ModelSpec, device: torch.device | str = "cpu") -> FrozenMo
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # bitsandbytes would repack nf4 weights at the first prefill, for a kernel through which no gradient flows.
             module.support_avx512bf16_for_cpu = False
+    # What a model's makers like for chats is no setting of ours: decoding is greedy unless it is asked for otherwise.
+    model.generation_config = GenerationConfig(eos_token_id=getattr(model.generation_config, "eos_token_id", None))
     model.eval().requires_grad_(False)
     return FrozenModel(spec, model, load_tokenizer(spec))
 

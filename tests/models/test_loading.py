@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -140,13 +141,26 @@ def test_quantised_models_load_frozen(quantization: str) -> None:
 
 def test_a_fingerprint_is_of_the_weights_whatever_they_are_called(spec: Spec) -> None:
     model, twin = load_frozen(spec("llama")), load_frozen(spec("llama"))
-    state = {f"renamed.{name}": tensor for name, tensor in reversed(twin.model.state_dict().items())}
+    state = {f"renamed.{name}": tensor for name, tensor in twin.model.state_dict().items()}
     tied = state | {"lm_head.again": state["renamed.lm_head.weight"]}
     renamed = [SimpleNamespace(state_dict=lambda found=found: found) for found in (state, tied)]
     for each in renamed:
         assert FrozenModel(model.spec, each, model.tokenizer).fingerprint == model.fingerprint  # type: ignore[arg-type]
+    swapped = load_frozen(spec("llama"))
+    layers = swapped.model.model.layers
+    layers[0], layers[1] = layers[1], layers[0]
     other = load_frozen(spec("llama"))
     with torch.no_grad():
         other.model.lm_head.weight[0, 0] += 1e-6
     half = load_frozen(replace(model.spec, dtype="float16"))
-    assert len({each.fingerprint for each in (model, other, half, load_frozen(spec("qwen2")))}) == 4
+    assert len({each.fingerprint for each in (model, swapped, other, half, load_frozen(spec("qwen2")))}) == 5
+
+
+def test_what_makers_like_for_their_chats_is_no_setting_of_ours(model_folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(model_folders["llama"], tmp_path / "talker")
+    likes = {"do_sample": True, "temperature": 0.6, "repetition_penalty": 1.8, "num_beams": 3, "eos_token_id": [1, 7]}
+    (tmp_path / "talker" / "generation_config.json").write_text(json.dumps(likes))
+    loaded = load_frozen(ModelSpec(str(tmp_path / "talker")))
+    assert loaded.stop_ids == (1, 7)
+    found = loaded.model.generation_config
+    assert (found.repetition_penalty, found.num_beams, found.do_sample) == (None, None, None)

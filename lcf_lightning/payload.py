@@ -1,0 +1,90 @@
+"""The tensors of a message as bytes: safetensors, in one of four dtypes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, deserialize
+from safetensors.torch import save
+from torch import Tensor
+
+from lcf_lightning.errors import MessageError
+from lcf_lightning.models.loading import DTYPES
+
+WIRE_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
+"""By the dtype of a message on the wire, its name in safetensors."""
+_SIDES = ("keys", "values")
+
+
+def encode(keys: Tensor, values: Tensor, dtype: str) -> bytes:
+    """Keys and values ``[layers, heads, spans, head_dim]`` as a safetensors file.
+
+    Raises:
+        MessageError: If a value is not finite in ``dtype``.
+    """
+    sides = zip(_SIDES, (keys, values), strict=True)
+    tensors = {name: part for side, tensor in sides for name, part in _parts(side, tensor, dtype).items()}
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor * _factor(name)).all()):
+            raise MessageError(f"{name} of this message hold values that are not finite in {dtype}.")
+    return save(tensors)
+
+
+def decode(payload: bytes, dtype: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Keys and values of ``shape``, as `encode` wrote them; int8 as float32.
+
+    Raises:
+        MessageError: If these are not exactly those tensors, or one is not finite. No tensor has been made then.
+    """
+    try:
+        found = dict(deserialize(payload))
+    except SafetensorError as error:
+        raise MessageError("message payload is no safetensors file.") from error
+    expected = dict.fromkeys(_SIDES, (WIRE_DTYPES[dtype], shape))
+    if dtype == "int8":
+        expected |= {f"{side}_scale": ("F32", (*shape[:-1], 1)) for side in _SIDES}
+    if {name: (part["dtype"], tuple(part["shape"])) for name, part in found.items()} != expected:
+        raise MessageError("message payload does not hold exactly the tensors of its header.")
+    for name, (kind, _) in expected.items():
+        if not _finite(kind, found[name]["data"], _factor(name)):
+            raise MessageError(f"{name} of this message hold values that are not finite.")
+    if dtype != "int8":
+        keys, values = (_tensor(found[side], DTYPES[dtype]) for side in _SIDES)
+        return keys, values
+    keys, values = (
+        _tensor(found[side], torch.int8).float() * _tensor(found[f"{side}_scale"], torch.float32) for side in _SIDES
+    )
+    return keys, values
+
+
+def _parts(side: str, tensor: Tensor, dtype: str) -> dict[str, Tensor]:
+    """One side as the tensors that travel."""
+    tensor = tensor.detach().cpu()
+    if dtype != "int8":
+        return {side: tensor.to(DTYPES[dtype], copy=True).contiguous()}  # safetensors refuses shared memory
+    tensor = tensor.float().contiguous()
+    scale = tensor.abs().amax(-1, keepdim=True) / 127
+    quantised = torch.where(scale > 0, tensor / scale, 0).round().clamp(-127, 127)
+    return {side: quantised.to(torch.int8), f"{side}_scale": scale}
+
+
+def _factor(name: str) -> int:
+    """What a number of this tensor is multiplied with at most."""
+    return 128 if name.endswith("_scale") else 1
+
+
+def _finite(kind: str, data: bytes, factor: int) -> bool:
+    """Whether all numbers, times ``factor``, are finite; nothing is copied to a tensor."""
+    if kind == "I8":
+        return True
+    if kind == "BF16":  # the upper half of a float32: all bits of the exponent set
+        return not bool(np.any((np.frombuffer(data, "<u2") & 0x7F80) == 0x7F80))
+    numbers = np.frombuffer(data, "<f4" if kind == "F32" else "<f2")
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(numbers * numbers.dtype.type(factor)).all())
+
+
+def _tensor(part: dict[str, Any], dtype: torch.dtype) -> Tensor:
+    return torch.frombuffer(bytearray(part["data"]), dtype=dtype).reshape(part["shape"])
