@@ -117,6 +117,9 @@ class Channel(Pair):
                 raise SettingError("pooled=true: where both models read the same text a message is not pooled.")
             kv, present, sent_for = self._aligned(read, asked)
         else:
+            if self.prompts.share_question and None in questions:
+                message = "question=None, but this adapter's sharer was shown the question in training."
+                warnings.warn(message, stacklevel=3)
             kv, present = self._summaries(read, asked if self.prompts.share_question else [((), None)] * len(asked))
             sent_for = [None] * len(read)
             if pooled:
