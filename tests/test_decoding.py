@@ -92,7 +92,6 @@ def test_rows_of_a_batch_end_each_by_itself(channel: Channel, pad: str) -> None:
             break
     together = channel.receive_batch(messages, QUESTIONS, **options)
     assert [(each.text, each.new_tokens) for each in together] == [(each.text, each.new_tokens) for each in alone]
-    assert any(stop in each.text for each in together)
     assert len({each.new_tokens for each in alone}) > 1
     assert together[0].milliseconds is not together[1].milliseconds
 
