@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lcf_lightning.errors import MessageError, SettingError
+from lcf_lightning.errors import MessageError, SettingError, reason
 from lcf_lightning.files import write_file
 from lcf_lightning.models.loading import DTYPES
 from lcf_lightning.payload import WIRE_DTYPES, decode, encode
@@ -183,8 +183,9 @@ class Message:
         try:
             with Path(path).open("rb") as file:
                 data = file.read(max_bytes + 1)  # one more, so that a longer file is refused
-        except OSError as error:
-            raise MessageError(f"message file {str(path)!r} cannot be read: {error.strerror}.") from error
+        except (OSError, ValueError) as error:  # a path may be none
+            why = getattr(error, "strerror", None) or reason(error)
+            raise MessageError(f"message file {str(path)!r} cannot be read: {why}.") from error
         return cls.from_bytes(data, key, origin, max_bytes)
 
 

@@ -1,10 +1,9 @@
-"""What README and docs say to run does run."""
+"""README's first screen: the lines, the picture, the figures. All commands of all pages: tests/test_docs.py."""
 
 from __future__ import annotations
 
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -12,25 +11,13 @@ from pathlib import Path
 import pytest
 
 from lcf_lightning.cli import main
-from tests.pairs import parse_only
 from tests.test_cli import QUICK
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
-
-
-def commands() -> list[str]:
-    """Every ``python -m lcf_lightning`` command of every page, continued lines joined."""
-    found = []
-    for page in PAGES:
-        for block in blocks(page, "bash"):
-            for line in block.replace("\\\n", " ").splitlines():
-                found += re.findall(r"python -m lcf_lightning .*", line)
-    return found
 
 
 def test_the_first_screen_has_the_two_commands_and_the_four_lines() -> None:
@@ -41,29 +28,13 @@ def test_the_first_screen_has_the_two_commands_and_the_four_lines() -> None:
     assert "Channel.from_pretrained" in screen
 
 
-def test_the_picture_is_what_the_script_draws(tmp_path: Path) -> None:
+def test_the_picture_says_what_the_script_writes(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "docs/diagram.py", str(tmp_path / "channel.svg")], cwd=ROOT, check=True)
     drawn, kept = (path.read_text() for path in (tmp_path / "channel.svg", ROOT / "docs" / "channel.svg"))
     texts = [re.findall(r"<text[^>]*>([^<]+)</text>", picture) for picture in (drawn, kept)]
     assert texts[0] == texts[1]
     assert "message" in texts[0]
     assert "(docs/channel.svg)" in (ROOT / "README.md").read_text()
-
-
-@pytest.mark.parametrize("command", commands())
-def test_every_command_parses(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = shlex.split(command.split(" #")[0].replace("$SMOLLM2", "model.gguf").replace("$GEMMA3", "model.gguf"))
-    if words[3] in ("compare", "export"):  # these need no config: what is missing here is only what they read
-        monkeypatch.chdir(tmp_path)
-        with pytest.raises(SystemExit):
-            main(words[3:])
-        assert re.match(r"error: (first|checkpoint)='.*' (must be a folder of|is not a file)", capsys.readouterr().err)
-        return
-    monkeypatch.chdir(ROOT)
-    parsed = parse_only([word for word in words[3:] if word != "--print_config"])
-    assert parsed._get(parsed.config, "model")["sharer"]["path"]
 
 
 def test_the_four_lines_run(

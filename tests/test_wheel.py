@@ -45,11 +45,14 @@ def test_the_four_lines_run_after_the_quickstart_and_from_the_wheel_in_an_empty_
     site, empty = tmp_path / "site", tmp_path / "empty"
     subprocess.run([*PIP, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=300)
     shutil.copytree(quickstart / "adapter", empty / "runs" / "quickstart" / "adapter")
-    code = blocks(ROOT / "README.md", "python")[0]
+    code, more = blocks(ROOT / "README.md", "python")
     assert len(code.strip().splitlines()) <= 6
     clone = said(code, quickstart.parents[1], os.environ)
     installed = said(code + WHERE, empty, {**os.environ, "PYTHONPATH": str(site)})
     assert clone == ["tea"]
+    first, *rest = said(more, quickstart.parents[1], os.environ)
+    assert first.startswith("lamp 17 2 {'receiver_prefill': ")
+    assert rest == ["lamp", "['ruby', 'soup']"]
     assert installed[0] == "tea"
     assert all(line.startswith(str(site)) for line in installed[1:])  # neither this clone nor its editable install
     assert len(installed) == 3
