@@ -245,6 +245,7 @@ def run_as(devices: int, command: str, folder: Path, *extra: str) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(tmp_path: Path) -> None:
     """The same global batch gives the same adapter, and seven examples on two ranks count as seven."""
     figures = []

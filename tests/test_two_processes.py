@@ -162,6 +162,7 @@ def test_who_asks_is_told_why_it_was_refused(example: ModuleType, address: str) 
     assert example.ask(address, "/text", "likes ada")[0]
 
 
+@pytest.mark.slow
 def test_the_script_answers_over_both_channels(adapter: Path) -> None:
     reads = ["--sharer_reads", *SHARER_READS, "--receiver_reads", *RECEIVER_READS]
     command = [sys.executable, str(SCRIPT), str(adapter), "--repeats", "1", "--max_new_tokens", "6", *reads]
@@ -180,6 +181,7 @@ def test_the_script_answers_over_both_channels(adapter: Path) -> None:
     assert latent.startswith(f"latent   {answer:<20.20} {len(message.to_bytes()):>9,} ")
 
 
+@pytest.mark.slow
 def test_a_bad_adapter_ends_with_one_sentence(
     example: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -248,6 +248,7 @@ def write(folder: str, path: str, seed: int, rounds: int) -> None:
         store.read(*prompts((seed + step) % rounds))
 
 
+@pytest.mark.slow
 def test_many_writers_share_a_folder(spec: Spec, tmp_path: Path) -> None:
     """Three processes write and read the same texts in different orders; one of them is killed."""
     start = multiprocessing.get_context("spawn").Process
