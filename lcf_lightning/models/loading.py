@@ -113,13 +113,18 @@ class FrozenModel:
         return Geometry.from_config(self.model.config)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """A digest of the weights as they are in memory, in their order, whatever transformers calls them.
+    def weight_digests(self) -> dict[str, str]:
+        """A digest of each weight as it is in memory, by name.
 
-        It reads every weight once: a second or two for each 10⁹ bytes.
+        Found once, since it reads every weight: a second or two for each 10⁹ bytes.
         """
-        weights = {tensor.data_ptr(): tensor for tensor in self.model.state_dict().values()}  # tied ones once
-        digests = "".join(map(tensor_digest, weights.values()))
+        return {name: tensor_digest(tensor) for name, tensor in self.model.state_dict().items()}
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the weights in their order, whatever transformers calls them."""
+        names = {tensor.data_ptr(): name for name, tensor in self.model.state_dict().items()}  # tied weights once
+        digests = "".join(self.weight_digests[name] for name in names.values())
         return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
 
     @property

@@ -18,7 +18,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lcf_lightning.digests import tensor_digest
 from lcf_lightning.errors import SettingError, reason
 from lcf_lightning.files import write_file
 from lcf_lightning.models.cache import KVCache, check_prompts, prefill
@@ -210,8 +209,7 @@ def _touch(file: Path) -> None:
 def fingerprint(model: FrozenModel) -> str:
     """A digest of all that a prefill depends on besides the tokens: weights as they are in memory, and the config."""
     config = {name: value for name, value in model.model.config.to_dict().items() if name not in _IGNORED}
-    weights = {name: tensor_digest(tensor) for name, tensor in model.model.state_dict().items()}
-    facts = json.dumps([weights, config], sort_keys=True, default=str)
+    facts = json.dumps([model.weight_digests, config], sort_keys=True, default=str)
     return hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
 
 
