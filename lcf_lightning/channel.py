@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.adapter.poolers import Sent
 from lcf_lightning.adapter.pruning import without_closed_layers
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.prompts import History, PromptSettings
@@ -112,27 +113,26 @@ class Channel(Pair):
             return []
         read = [passages_of(text) for text in passages]
         asked = [((), None) if question is None else question_of(question) for question in questions]
+        pooler = self.adapter.config.settings.pooler
+        if pooled and pooler != "span":
+            raise SettingError(f"pooled=true: with pooler={pooler or 'null'} nothing is pooled before it is read.")
         if self.shared:
-            if pooled:
-                raise SettingError("pooled=true: where both models read the same text a message is not pooled.")
-            kv, present, sent_for = self._aligned(read, asked)
+            sent, sent_for = self._aligned(read, asked)
         else:
             if self.prompts.share_question and None in questions:
                 message = "question=None, but this adapter's sharer was shown the question in training."
                 warnings.warn(message, stacklevel=3)
-            kv, present = self._summaries(read, asked if self.prompts.share_question else [((), None)] * len(asked))
+            sent = self._summaries(read, asked if self.prompts.share_question else [((), None)] * len(asked))
             sent_for = [None] * len(read)
-            if pooled:
-                kv, present = self.adapter.merge(kv, present), present.any(1, keepdim=True)
+            sent = self.adapter.merge(sent) if pooled else sent
+        kv, present = sent
         return [
             Message(kv.keys[:, row : row + 1, :, own], kv.values[:, row : row + 1, :, own], self.origin, pooled, prompt)
             for row, (own, prompt) in enumerate(zip(present, sent_for, strict=True))
         ]
 
-    def _summaries(
-        self, read: Sequence[tuple[Passage, ...]], asked: Sequence[tuple[History, str | None]]
-    ) -> tuple[KV, Tensor]:
-        """Span summaries of each text, and which of them are there."""
+    def _summaries(self, read: Sequence[tuple[Passage, ...]], asked: Sequence[tuple[History, str | None]]) -> Sent:
+        """Span summaries of each text."""
         encoder = self.encoder(self.prompts, "sharer")
         prompts = [
             encoder.prompt(text, question, history=history)
@@ -149,15 +149,15 @@ class Channel(Pair):
 
     def _aligned(
         self, read: Sequence[tuple[Passage, ...]], asked: Sequence[tuple[History, str | None]]
-    ) -> tuple[KV, Tensor, list[str | None]]:
-        """The sharer's cache at each of the receiver's tokens, which of these are there, and digests of them."""
+    ) -> tuple[Sent, list[str | None]]:
+        """The sharer's cache at each of the receiver's tokens, and digests of these."""
         examples = [
             Example("message", question or "", ("",), text, text, history=tuple(history))
             for text, (history, question) in zip(read, asked, strict=True)
         ]
         batch = self.collator(self.prompts).train(examples).to(self.sharer.device)
-        kv = self.pool(self.read_sharer(batch.sharer), batch.index)
-        return kv, batch.receiver.mask, _digests(batch.receiver)
+        sent = self.pool(self.read_sharer(batch.sharer), batch.index)
+        return Sent(sent.kv, batch.receiver.mask), _digests(batch.receiver)
 
     @overload
     def receive(
@@ -237,8 +237,8 @@ class Channel(Pair):
         received = [self._received(message) for message in messages]
         read, last = self._receiver_prompts(questions, passages)
         if self.shared:
-            sent = [[(message.prompt, message.spans) for message in several] for several in received]
-            if sent != [[own] for own in zip(_digests(read), read.mask.sum(1).tolist(), strict=True)]:
+            written = [[(message.prompt, message.spans) for message in several] for several in received]
+            if written != [[own] for own in zip(_digests(read), read.mask.sum(1).tolist(), strict=True)]:
                 raise MessageError(
                     "message of another text: where both models read the same, send and receive need the same passages "
                     "and question, and each question one message."
@@ -248,8 +248,8 @@ class Channel(Pair):
         with watch("receiver_prefill"):
             cache = self.read_receiver(read)
         with watch("fuse"):
-            kv = KV(keys, values)
-            cache = self.fuse(cache, kv if self.shared else self.adapter.merge(kv, present))
+            sent = Sent(KV(keys, values), present)
+            cache = self.fuse(cache, sent if self.shared else self.adapter.merge(sent))
             if not all(
                 bool(torch.isfinite(side[layer]).all()) for side in (cache.keys, cache.values) for layer in layers
             ):

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig, ModelIdentity
+from lcf_lightning.adapter.poolers import Sent
 from lcf_lightning.data.batch import Collator, SharedCollator
 from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
 from lcf_lightning.data.tokens import Tokens
@@ -106,11 +107,11 @@ class Pair:
         """The receiver's prefill of all prompt tokens but the last."""
         return self._reader("receiver").read(tokens.ids, tokens.mask)
 
-    def pool(self, sharer: KVCache, index: Tensor) -> KV:
+    def pool(self, sharer: KVCache, index: Tensor) -> Sent:
         """The message: what the adapter takes from the sharer's cache, see `CacheAdapter.pool`."""
         return self.adapter.pool(self._read_layers(sharer, len(index)), index)
 
-    def summarise(self, sharer: KVCache, spans: Tensor) -> tuple[KV, Tensor]:
+    def summarise(self, sharer: KVCache, spans: Tensor) -> Sent:
         """The first half of `pool` where there is a pooler, see `CacheAdapter.summarise`."""
         return self.adapter.summarise(self._read_layers(sharer, len(spans)), spans)
 
@@ -123,11 +124,11 @@ class Pair:
         grouped = (layers, batch, rows // batch, heads, tokens, size)
         return KV(*(side.reshape(grouped).transpose(2, 3).reshape(layers, batch, heads, -1, size) for side in kv))
 
-    def fuse(self, receiver: KVCache, message: KV, temperature: float | None = None) -> KVCache:
+    def fuse(self, receiver: KVCache, message: Sent, temperature: float | None = None) -> KVCache:
         """The receiver's cache, edited by the message; ``temperature`` is the gates' in training."""
         return self.edit(receiver, self.adapter.config.receiver_layers, self.delta(receiver, message, temperature))
 
-    def delta(self, receiver: KVCache, message: KV, temperature: float | None = None) -> KV:
+    def delta(self, receiver: KVCache, message: Sent, temperature: float | None = None) -> KV:
         """What the message adds to the receiver's cache, ``[layers, batch, heads, tokens, head size]``."""
         layers = self.adapter.config.receiver_layers
         delta: KV = self.adapter(message, receiver.read(layers, self._reader("receiver").rotary), temperature)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lcf_lightning import AdapterSettings, Channel, LCFModule, Message, ModelSpec
+from lcf_lightning.adapter.poolers import Sent
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
@@ -41,14 +42,15 @@ def module(spec: Spec) -> LCFModule:
 def merged(channel: Channel, messages: list[Message]) -> KV:
     """What the receiver makes of some messages before it fuses them."""
     sides = (torch.cat([getattr(message, side) for message in messages], 3) for side in ("keys", "values"))
-    return channel.adapter.merge(KV(*sides), torch.ones(1, sum(m.spans for m in messages), dtype=torch.bool))
+    present = torch.ones(1, sum(m.spans for m in messages), dtype=torch.bool)
+    return channel.adapter.merge(Sent(KV(*sides), present)).kv
 
 
 def test_sharers_of_an_example_are_pooled_as_their_messages_are(module: LCFModule, tmp_path: Path) -> None:
     module.adapter.save_pretrained(tmp_path / "adapter", {"prompts": {"question": " {question}"}})
     channel = Channel.from_pretrained(tmp_path / "adapter")
     batch = module.channel.collator(PROMPTS).written(EXAMPLES, [2, 2])
-    pooled = module.channel.pool(module.channel.read_sharer(batch.sharer), batch.index)
+    pooled = module.channel.pool(module.channel.read_sharer(batch.sharer), batch.index).kv
     assert (len(batch), len(batch.sharer.ids), len(batch.index)) == (2, 4, 2)
     for row, example in enumerate(EXAMPLES):
         half = len(example.sharer) // 2
@@ -77,7 +79,7 @@ def test_an_example_draws_its_sharers_and_has_all_in_an_evaluation(module: LCFMo
     said = (together.sharer.spans.reshape(len(rows), 3, -1) >= 0).any(-1).sum(1)
     assert said.tolist() == counts
     pooled, alone = (
-        module.channel.pool(module.channel.read_sharer(batch.sharer), batch.index)
+        module.channel.pool(module.channel.read_sharer(batch.sharer), batch.index).kv
         for batch in (together, collator.train(rows[:1]))
     )
     torch.testing.assert_close(pooled.values[:, :1], alone.values, atol=1e-5, rtol=1e-4)
@@ -108,7 +110,7 @@ def test_a_sharer_that_reads_nothing_says_nothing(module: LCFModule) -> None:
     few = replace(EXAMPLES[1], sharer=FACTS[:2])
     batch = blind.written([few], [5])
     alone = blind.written([few], [2])
-    pooled = [module.channel.pool(module.channel.read_sharer(each.sharer), each.index) for each in (batch, alone)]
+    pooled = [module.channel.pool(module.channel.read_sharer(each.sharer), each.index).kv for each in (batch, alone)]
     assert len(batch.sharer.ids) == 5
     for one, other in zip(*pooled, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lcf_lightning.adapter.config import AdapterConfig
+from lcf_lightning.adapter.config import LEARNED, AdapterConfig, last_aligned
 from lcf_lightning.adapter.fusers import FUSERS
 from lcf_lightning.adapter.gates import LayerGates
 from lcf_lightning.adapter.hub import CARD_FILE, card, fetch, is_hub_id, upload
-from lcf_lightning.adapter.poolers import SpanPooler, aligned
+from lcf_lightning.adapter.layers import LayerMix
+from lcf_lightning.adapter.poolers import POOLERS, Sent, SpanSummaries, aligned
 from lcf_lightning.digests import tensor_digest
 from lcf_lightning.errors import AdapterFileError, GeometryError
 from lcf_lightning.models.geometry import KV
@@ -39,8 +40,8 @@ class CacheAdapter(nn.Module):
         config: Settings and geometry of both models.
 
     Example:
-        >>> message = adapter.pool(sharer_cache.read(config.sharer_layers), spans)
-        >>> delta = adapter(message, receiver_cache.read(config.receiver_layers))
+        >>> sent = adapter.pool(sharer_cache.read(config.sharer_layers), spans)
+        >>> delta = adapter(sent, receiver_cache.read(config.receiver_layers))
         >>> edited = receiver_cache.edit(config.receiver_layers, delta)
     """
 
@@ -49,61 +50,68 @@ class CacheAdapter(nn.Module):
         self.config = config
         settings, layers = config.settings, len(config.receiver_layers)
         sharer, receiver = config.sharer.geometry, config.receiver.geometry
-        self.pooler = SpanPooler(layers, sharer) if settings.pooler == "span" else None
+        learned = settings.layer_map == LEARNED
+        self.mix = LayerMix(config.mapped(last_aligned), sharer.layers) if learned else None
+        self.pooler = POOLERS[settings.pooler](layers, sharer, receiver, settings.rank) if settings.pooler else None
         self.fuser = FUSERS[settings.fuser](layers, sharer, receiver, settings.d, settings.dropout)
-        self.gates = LayerGates(layers, settings.gate_init)
+        self.gates = LayerGates(layers, settings.gate_init, settings.gate_noise)
         if settings.zero_init:
             for last in self.fuser.last_maps:
                 for parameter in last.parameters():
                     nn.init.zeros_(parameter)
 
-    def pool(self, cache: KV, index: Tensor) -> KV:
-        """What travels from the sharer to the receiver.
+    def pool(self, cache: KV, index: Tensor) -> Sent:
+        """What the receiver is given: `summarise`, then `merge`; or the aligned tokens where there is no pooler.
 
         Args:
-            cache: The mapped sharer layers, ``[layers, batch, sharer heads, tokens, sharer head size]``.
+            cache: The sharer's layers ``config.sharer_layers``, ``[layers, batch, sharer heads, tokens, sharer head
+                size]``.
             index: int64. With a pooler ``[batch, tokens]``, the span of each sharer token, -1 for none; without
                 ``[batch, receiver tokens]``, for each receiver token the sharer token it is aligned with.
 
         Returns:
-            With a pooler (LCF-X), ``[layers, batch, sharer heads, 1, sharer head size]``; without, as many tokens as
-            the receiver has.
+            Of as many edited layers as there are, and of so many parts: with the ``span`` pooler one; with the
+            ``retrieval`` pooler one for each span; without a pooler as many as the receiver has tokens.
 
         Raises:
             GeometryError: If ``cache`` or ``index`` does not fit this adapter or each other.
         """
-        cache = self._checked(cache, "sharer")
         if self.pooler is None:
-            return aligned(cache, index)
-        return self._of_layers(self._all if self.training else self.gates.open, self.pooler, (cache,), index)
+            return Sent(aligned(self._mapped(cache), index), torch.ones_like(index, dtype=torch.bool))
+        return self.merge(self.summarise(cache, index))
 
-    def summarise(self, cache: KV, spans: Tensor) -> tuple[KV, Tensor]:
-        """The first half of `pool` with a pooler: the span summaries that a message carries, see `SpanPooler`.
+    def summarise(self, cache: KV, spans: Tensor) -> Sent:
+        """The span summaries that a message carries; see `pool`.
 
         Raises:
             GeometryError: As `pool`, and if there is no pooler.
         """
-        return self._span_pooler.summarise(self._checked(cache, "sharer"), spans)
+        return self._pooler.summarise(self._mapped(cache), spans)
 
-    def merge(self, summaries: KV, present: Tensor) -> KV:
-        """The second half of `pool` with a pooler, over the summaries of one sharer or several, see `SpanPooler`.
+    def merge(self, sent: Sent) -> Sent:
+        """Summaries of one sharer or several, pooled as far as they can be before the receiver is known.
 
         Raises:
-            GeometryError: If ``summaries`` does not fit this adapter, and if there is no pooler.
+            GeometryError: If they do not fit this adapter, and if there is no pooler.
         """
-        return self._span_pooler.merge(self._checked(summaries, "sharer"), present)
+        return self._pooler.merge(Sent(self._checked(sent.kv, "sharer"), sent.present))
 
     @property
-    def _span_pooler(self) -> SpanPooler:
+    def _pooler(self) -> SpanSummaries:
         if self.pooler is None:
             raise GeometryError("pooler=null: where both models read the same text there are no spans to summarise.")
         return self.pooler
 
-    def forward(self, message: KV, receiver: KV, temperature: float | None = None) -> KV:
+    def _mapped(self, cache: KV) -> KV:
+        """The sharer's layer for each edited layer."""
+        cache = self._checked(cache, "sharer", len(self.config.sharer_layers))
+        return cache if self.mix is None else self.mix(cache)
+
+    def forward(self, sent: Sent, receiver: KV, temperature: float | None = None) -> KV:
         """The gated residual to add to the receiver's cache.
 
         Args:
-            message: What `pool` returned, with one token or as many as the receiver's cache.
+            sent: What `pool` returned.
             receiver: The edited receiver layers, ``[layers, batch, heads, tokens, head size]``, any float dtype.
             temperature: Gate temperature in training; None for the hard gates of evaluation.
 
@@ -113,42 +121,51 @@ class CacheAdapter(nn.Module):
         Raises:
             GeometryError: If layers, batch, heads, sizes or tokens do not fit this adapter or each other.
         """
-        message, receiver = self._checked(message, "sharer"), self._checked(receiver, "receiver")
-        batch, tokens = receiver.keys.shape[1], receiver.keys.shape[3]
-        if message.keys.shape[1] != batch or message.keys.shape[3] not in (1, tokens):
-            raise GeometryError(
-                f"message of {message.keys.shape[1]} examples × {message.keys.shape[3]} tokens does not fit a receiver "
-                f"cache of {batch} × {tokens}; the batch must be equal, and the tokens 1 or equal."
-            )
+        sent = Sent(self._checked(sent.kv, "sharer"), sent.present)
+        receiver = self._checked(receiver, "receiver")
+        self._require_fit(sent, receiver)
+        weights = self.pooler.weights(sent, receiver) if self.pooler is not None else None
         layers = self.gates.open if temperature is None else self._all
         # Before the fuser, whose dropout draws as many numbers as there are tokens: the same noise on every rank.
         gates = self.gates(temperature).view(-1, 2, 1, 1, 1, 1)
-        delta = self._of_layers(layers, self.fuser, (message, receiver))
+        delta = self._fused(layers, sent.kv, receiver, weights)
         return KV(gates[:, 0] * delta.keys, gates[:, 1] * delta.values)
 
     @property
     def _all(self) -> Tensor:
         return torch.arange(len(self.config.receiver_layers), device=self.gates.logits.device)
 
-    @staticmethod
-    def _of_layers(layers: Tensor, module: nn.Module, caches: tuple[KV, ...], *others: Tensor) -> KV:
-        """What ``module`` gives for some layers (places, ascending), and zero for the rest, which are not computed.
+    def _fused(self, layers: Tensor, sent: KV, receiver: KV, weights: Tensor | None) -> KV:
+        """What the fuser gives for some layers (places, ascending), and zero for the rest, which are not computed.
 
         So a pruned adapter computes bit for bit what the full one does with the other gates closed. The parameters of
         the rest are copied for it; whoever loads an adapter for use takes the closed layers out (`Channel`).
         """
-        count = len(caches[0].keys)
+        count = len(receiver.keys)
         if len(layers) == count:
-            return module(*caches, *others)
-        parameters = {name: parameter[layers] for name, parameter in module.named_parameters()}
-        parts = tuple(KV(*(tensor[layers] for tensor in cache)) for cache in caches)
-        found = functional_call(module, parameters, (*parts, *others))
+            return self.fuser(sent, receiver, weights)
+        parameters = {name: parameter[layers] for name, parameter in self.fuser.named_parameters()}
+        parts = [KV(*(tensor[layers] for tensor in cache)) for cache in (sent, receiver)]
+        found = functional_call(self.fuser, parameters, (*parts, None if weights is None else weights[layers]))
         return KV(*(tensor.new_zeros(count, *tensor.shape[1:]).index_copy(0, layers, tensor) for tensor in found))
 
-    def _checked(self, cache: KV, role: str) -> KV:
+    def _require_fit(self, sent: Sent, receiver: KV) -> None:
+        """Raise a GeometryError unless what was sent fits a receiver's cache."""
+        (batch, n), (rows, tokens) = (cache.keys.shape[1:4:2] for cache in (sent.kv, receiver))
+        any_number = self.config.settings.pooler == "retrieval"
+        if sent.present.shape != (batch, n):
+            raise GeometryError(f"present {tuple(sent.present.shape)} must mark {batch} examples × {n} tokens.")
+        if batch != rows or not (any_number or n in (1, tokens)):
+            allowed = "any number" if any_number else "1 or equal"
+            raise GeometryError(
+                f"message of {batch} examples × {n} tokens does not fit a receiver cache of {rows} × {tokens}; the "
+                f"batch must be equal, and the tokens {allowed}."
+            )
+
+    def _checked(self, cache: KV, role: str, layers: int | None = None) -> KV:
         """``cache`` in the adapter's dtype, if it has this role's layers, heads and head size."""
         geometry = getattr(self.config, role).geometry
-        layers = len(self.config.receiver_layers)
+        layers = layers or len(self.config.receiver_layers)
         for name, tensor in zip(KV._fields, cache, strict=True):
             shape = tuple(tensor.shape)
             if len(shape) != 5 or (shape[0], shape[2], shape[4]) != (layers, geometry.kv_heads, geometry.head_dim):
@@ -175,9 +192,10 @@ class CacheAdapter(nn.Module):
         return digest.hexdigest()
 
     def parameter_counts(self) -> dict[str, int]:
-        """Trainable parameters: ``total``, ``per_layer`` (without the pool) and ``pool``."""
+        """Trainable parameters: ``total``, ``per_layer`` (without the pool) and ``pool`` (and layer map)."""
         total = sum(parameter.numel() for parameter in self.parameters())
-        pool = sum(parameter.numel() for parameter in self.pooler.parameters()) if self.pooler is not None else 0
+        before = [part for part in (self.mix, self.pooler) if part is not None]
+        pool = sum(parameter.numel() for part in before for parameter in part.parameters())
         return {"total": total, "per_layer": (total - pool) // len(self.config.receiver_layers), "pool": pool}
 
     def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:

@@ -12,7 +12,8 @@ from lcf_lightning.models.geometry import Geometry
 
 FORMAT_VERSION = 1
 FUSERS = ("lcf", "c2c")
-POOLERS = ("span",)
+POOLERS = ("span", "retrieval")
+GATE_NOISES = ("logistic", "gumbel", "none")
 
 
 def last_aligned(layer: int, sharer: int, receiver: int) -> int:
@@ -26,6 +27,7 @@ def proportional(layer: int, sharer: int, receiver: int) -> int:
 
 
 LAYER_MAPS: dict[str, Callable[[int, int, int], int]] = {"last_aligned": last_aligned, "proportional": proportional}
+LEARNED = "learned"  # a layer map that is no function of the layer: see `LayerMix`
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,15 @@ class AdapterSettings:
 
     Attributes:
         fuser: ``lcf`` (method.md §2) or ``c2c`` (§3).
-        pooler: ``span`` for cross context (LCF-X, §4), null where both models read the same tokens.
+        pooler: For cross context: ``span`` (LCF-X, §4), or ``retrieval``, where each receiver token takes what it needs
+            of the span summaries, see `RetrievalPooler`. Null where both models read the same tokens.
+        rank: Size of the vectors that are compared in retrieval.
         d: Bottleneck of the LCF fuser (even), or hidden width of the C2C fuser.
         layers: Receiver layers to edit; null for all of them.
-        layer_map: ``last_aligned`` or ``proportional``: which sharer layer a receiver layer reads.
+        layer_map: Which sharer layer a receiver layer reads: ``last_aligned``, ``proportional``, or ``learned``, a
+            linear combination of all of them that starts as ``last_aligned``.
         gate_init: Initial gate logit. 0 is off under the hard gate; the paper starts LCF at 0 and LCF-X at +1.
+        gate_noise: ``logistic``, ``gumbel`` or ``none``, see `LayerGates`.
         unrotate_keys: Take the rotary embedding off keys before pooling and fusing, and put it on the edit.
         dropout: Dropout of the fuser's FFN blocks in training (C2C's recipe: 0.1).
         zero_init: Start from no edit at all: the maps that write Δ are zero at first, as in LoRA. Where the receiver
@@ -47,10 +53,12 @@ class AdapterSettings:
 
     fuser: str = "lcf"
     pooler: str | None = "span"
+    rank: int = 32
     d: int = 128
     layers: tuple[int, ...] | None = None
     layer_map: str = "last_aligned"
     gate_init: float = 1.0
+    gate_noise: str = "logistic"
     unrotate_keys: bool = True
     dropout: float = 0.0
     zero_init: bool = False
@@ -63,7 +71,15 @@ class AdapterSettings:
                 self.d >= 2 and self.d % 2 == 0,
                 f"d={self.d} must be even and at least 2",
             ),
-            (self.layer_map in LAYER_MAPS, f"layer_map={self.layer_map!r} must be one of {', '.join(LAYER_MAPS)}"),
+            (self.rank >= 1, f"rank={self.rank} must be at least 1"),
+            (
+                self.layer_map in (*LAYER_MAPS, LEARNED),
+                f"layer_map={self.layer_map!r} must be one of {', '.join((*LAYER_MAPS, LEARNED))}",
+            ),
+            (
+                self.gate_noise in GATE_NOISES,
+                f"gate_noise={self.gate_noise!r} must be one of {', '.join(GATE_NOISES)}",
+            ),
             (0 <= self.dropout < 1, f"dropout={self.dropout} must be in [0, 1)"),
         ]
         wrong = [message for holds, message in checks if not holds]
@@ -137,8 +153,13 @@ class AdapterConfig:
 
     @property
     def sharer_layers(self) -> tuple[int, ...]:
-        """For each edited receiver layer, the sharer layer it reads."""
-        layer_map = LAYER_MAPS[self.settings.layer_map]
+        """The sharer layers that are read: all for a learned layer map, else one for each edited receiver layer."""
+        if self.settings.layer_map == LEARNED:
+            return tuple(range(self.sharer.geometry.layers))
+        return self.mapped(LAYER_MAPS[self.settings.layer_map])
+
+    def mapped(self, layer_map: Callable[[int, int, int], int]) -> tuple[int, ...]:
+        """For each edited receiver layer, the sharer layer that a map names."""
         sharer, receiver = self.sharer.geometry.layers, self.receiver.geometry.layers
         return tuple(layer_map(layer, sharer, receiver) for layer in self.receiver_layers)
 

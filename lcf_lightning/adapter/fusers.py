@@ -2,8 +2,9 @@
 
 Every fuser computes all its layers in batched products, and takes the same inputs and gives the same output:
 
-    sharer    KV  [layers, batch, sharer heads, tokens or 1, sharer head size]
+    sharer    KV  [layers, batch, sharer heads, tokens or 1 or n, sharer head size]
     receiver  KV  [layers, batch, receiver heads, tokens, receiver head size]
+    weights       [layers, batch, tokens, n], how much each token takes of the n parts; None where n is tokens or 1
     → KV          [layers, batch, receiver heads, tokens, receiver head size], the residual ``α ⊙ Δ`` before the gates
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lcf_lightning.adapter.layers import LayerFFN, LayerLinear
+from lcf_lightning.adapter.layers import LayerFFN, LayerLinear, flatten
 from lcf_lightning.models.geometry import KV, Geometry
 
 
@@ -42,9 +43,9 @@ class LCFFuser(nn.Module):
         """The maps that write Δ, of keys and of values."""
         return tuple(self.updates)  # type: ignore[arg-type]
 
-    def forward(self, sharer: KV, receiver: KV) -> KV:
-        shared, own = _flatten(*sharer), _flatten(*receiver)
-        z = self.blocks(_joint_linear(self.down, shared, own).flatten(1, 2))
+    def forward(self, sharer: KV, receiver: KV, weights: Tensor | None = None) -> KV:
+        shared, own = flatten(*sharer), flatten(*receiver)
+        z = self.blocks(_joint_linear(self.down, shared, own, weights).flatten(1, 2))
         alphas = (torch.sigmoid(weight(z)) for weight in self.weights)
         deltas = (update(part) for update, part in zip(self.updates, z.chunk(2, dim=-1), strict=True))
         return KV(*(_weigh(a, d, receiver.keys.shape) for a, d in zip(alphas, deltas, strict=True)))
@@ -70,8 +71,8 @@ class C2CPipeline(nn.Module):
         self.weight_block = LayerFFN(layers, hidden, hidden, dropout)
         self.weight = LayerLinear(layers, hidden, receiver.kv_heads)
 
-    def forward(self, sharer: Tensor, receiver: Tensor) -> Tensor:
-        joint = _joint_linear(self.down, _flatten(sharer), _flatten(receiver))
+    def forward(self, sharer: Tensor, receiver: Tensor, weights: Tensor | None) -> Tensor:
+        joint = _joint_linear(self.down, flatten(sharer), flatten(receiver), weights)
         z = self.block(joint.flatten(1, 2))
         alpha = torch.sigmoid(self.weight(self.weight_block(z)))
         return _weigh(alpha, self.update(self.update_block(z)), receiver.shape)
@@ -98,28 +99,24 @@ class C2CFuser(nn.Module):
         """The maps that write Δ, of keys and of values."""
         return (self.keys.update, self.values.update)
 
-    def forward(self, sharer: KV, receiver: KV) -> KV:
-        return KV(self.keys(sharer.keys, receiver.keys), self.values(sharer.values, receiver.values))
+    def forward(self, sharer: KV, receiver: KV, weights: Tensor | None = None) -> KV:
+        keys = self.keys(sharer.keys, receiver.keys, weights)
+        return KV(keys, self.values(sharer.values, receiver.values, weights))
 
 
 FUSERS: dict[str, type[LCFFuser] | type[C2CFuser]] = {"lcf": LCFFuser, "c2c": C2CFuser}
 
 
-def _flatten(*tensors: Tensor) -> Tensor:
-    """Heads side by side, tensors side by side: ``[layers, batch, tokens, features]``."""
-    return torch.cat([tensor.transpose(2, 3).flatten(3) for tensor in tensors], dim=-1)
+def _joint_linear(linear: LayerLinear, sharer: Tensor, receiver: Tensor, weights: Tensor | None) -> Tensor:
+    """``linear([weights · sharer; receiver])`` without building the joint input.
 
-
-def _joint_linear(linear: LayerLinear, sharer: Tensor, receiver: Tensor) -> Tensor:
-    """``linear([sharer; receiver])`` without building the joint input.
-
-    A pooled message has one token, so its share of the product is computed once per example, not once per token.
+    The share of a pooled message, or of each summary, is computed once per example, not once per token.
     """
     split = sharer.shape[-1]
     left = torch.bmm(sharer.flatten(1, 2), linear.weight[:, :split]).unflatten(1, sharer.shape[1:3])
     assert linear.bias is not None
     right = torch.baddbmm(linear.bias, receiver.flatten(1, 2), linear.weight[:, split:])
-    return right.unflatten(1, receiver.shape[1:3]) + left
+    return right.unflatten(1, receiver.shape[1:3]) + (left if weights is None else weights @ left)
 
 
 def _weigh(alpha: Tensor, delta: Tensor, shape: torch.Size) -> Tensor:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lcf_lightning.adapter.poolers import Sent
 from lcf_lightning.channel import Channel
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example, Passage
@@ -61,8 +62,8 @@ class ArmCaches:
         return self.channel.read_sharer(self.batch.sharer)
 
     @cached_property
-    def sent(self) -> KV:
-        """This example's message, ``[layers, batch, heads, 1 or receiver tokens, head size]``."""
+    def sent(self) -> Sent:
+        """This example's message."""
         return self.channel.pool(self.sharer, self.batch.index)
 
     @cached_property
@@ -76,11 +77,11 @@ class ArmCaches:
         ids, mask = self.batch.answers[:, :1], self.batch.answer_mask[:, :1]
         return self.channel.logits(self.own_context.cache, self.batch.last, ids, mask)[:, 0].log_softmax(-1)
 
-    def receives(self, message: KV) -> Reading:
+    def receives(self, message: Sent) -> Reading:
         """The receiver reads its own passages and some message."""
         return Reading(self.channel.fuse(self.own_context.cache, message), self.batch.last)
 
-    def sent_of(self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]]) -> KV:
+    def sent_of(self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]]) -> Sent:
         """What the sharer sends where it reads ``passages`` of other examples."""
         tokens, index = self.collator.message_of(examples, passages, self.batch.receiver)
         device = self.channel.sharer.device
@@ -133,7 +134,8 @@ def _sharer_alone(caches: ArmCaches) -> Reading:
 
 
 def _zero(caches: ArmCaches) -> Reading:
-    return caches.receives(KV(*(torch.zeros_like(tensor) for tensor in caches.sent)))
+    nothing = KV(*(torch.zeros_like(tensor) for tensor in caches.sent.kv))
+    return caches.receives(caches.sent._replace(kv=nothing))
 
 
 def _self(caches: ArmCaches) -> Reading:
@@ -141,8 +143,9 @@ def _self(caches: ArmCaches) -> Reading:
 
 
 def _noise(caches: ArmCaches) -> Reading:
-    tokens = caches.batch.receiver.mask if caches.channel.shared else None
-    return caches.receives(moment_matched_noise(caches.sent, caches.batch.ids, tokens))
+    present = caches.batch.receiver.mask if caches.channel.shared else caches.sent.present
+    noise = moment_matched_noise(caches.sent.kv, caches.batch.ids, present)
+    return caches.receives(caches.sent._replace(kv=noise))
 
 
 TEXT_ARMS: dict[str, Callable[[Example], tuple[Passage, ...]]] = {
@@ -202,19 +205,19 @@ def receiver_reading(caches: ArmCaches, arm: str) -> Reading:
     return caches.reads_text(budget) if budget else _ARMS[arm](caches)
 
 
-def moment_matched_noise(message: KV, ids: Sequence[str], mask: Tensor | None = None) -> KV:
+def moment_matched_noise(message: KV, ids: Sequence[str], present: Tensor) -> KV:
     """Normal noise with the mean and standard deviation of each layer and head of each example's message.
 
     Args:
         message: ``[layers, batch, heads, tokens, head size]``.
         ids: The examples' ids; noise is a function of them, whatever the batch.
-        mask: ``[batch, tokens]``, bool, False on padding, which stays zero; null where there is none.
+        present: ``[batch, tokens]``, bool, False on padding, which stays zero.
     """
 
     def matched(tensor: Tensor, name: str) -> Tensor:
         found = torch.zeros_like(tensor)
         for row, id in enumerate(ids):
-            real = slice(None) if mask is None else mask[row]
+            real = present[row]
             example = tensor[:, row][:, :, real]
             generator = torch.Generator().manual_seed(zlib.crc32(f"noise/{name}/{id}".encode()))
             noise = torch.randn(example.shape, generator=generator).to(example)

@@ -162,7 +162,7 @@ def _message(channel: Channel, batch: Batch, run: Run) -> tuple[KVCache, Tensor]
         sharer = channel.read_sharer(batch.sharer)
     with watch("pool"):
         message = channel.pool(sharer, batch.index)
-    run.sent_bytes = sum(tensor.numel() * tensor.element_size() for tensor in message)
+    run.sent_bytes = sum(tensor.numel() * tensor.element_size() for tensor in message.kv)
     with watch("receiver_prefill"):
         own = channel.read_receiver(batch.receiver)
     with watch("fuse"):

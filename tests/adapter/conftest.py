@@ -9,6 +9,7 @@ import torch
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings, ModelIdentity
+from lcf_lightning.adapter.poolers import Sent
 from lcf_lightning.models.geometry import KV, Geometry
 
 SHARER, RECEIVER = Geometry(layers=3, kv_heads=2, head_dim=8), Geometry(layers=5, kv_heads=3, head_dim=4)
@@ -38,3 +39,7 @@ def random_kv(layers: int, geometry: Geometry, batch: int, tokens: int, seed: in
     generator = torch.Generator().manual_seed(seed)
     shape = (layers, batch, geometry.kv_heads, tokens, geometry.head_dim)
     return KV(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
+
+
+def random_sent(layers: int, geometry: Geometry, batch: int, parts: int, seed: int = 0) -> Sent:
+    return Sent(random_kv(layers, geometry, batch, parts, seed), torch.ones(batch, parts, dtype=torch.bool))

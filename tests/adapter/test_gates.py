@@ -25,6 +25,17 @@ def test_training_gates_are_unbiased_at_zero_and_open_with_their_logit() -> None
         assert values.max() <= 1
 
 
+def test_one_gumbel_sample_is_biased_open_and_without_noise_nothing_is_drawn() -> None:
+    for logit, expected in ((0.0, 0.6321), (1.0, 0.9340)):  # 1 - exp(-exp(logit))
+        torch.manual_seed(0)
+        values = LayerGates(20_000, logit, "gumbel")(temperature=0.5)
+        assert abs((values > 0.5).float().mean().item() - expected) < 0.01
+    before = torch.get_rng_state()
+    quiet = LayerGates(3, 1.0, "none")(temperature=0.5)
+    torch.testing.assert_close(quiet, torch.full((3, 2), 2.0).sigmoid())
+    assert torch.equal(before, torch.get_rng_state())
+
+
 def test_a_lower_temperature_hardens_the_gates() -> None:
     gates = LayerGates(5_000, 0.5)
     undecided = []

@@ -4,12 +4,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcf_lightning.adapter.poolers import SpanPooler
+from lcf_lightning.adapter.poolers import RetrievalPooler, Sent, SpanPooler
 from lcf_lightning.errors import GeometryError
 from lcf_lightning.models.geometry import KV
-from tests.adapter.conftest import SHARER, random_kv
+from tests.adapter.conftest import RECEIVER, SHARER, random_kv, random_sent
 
 SPANS = torch.tensor([[-1, 0, 0, 1, 1, 1, 2], [-1, -1, -1, 0, 0, 1, 1]])  # three spans and two, left-padded
+
+
+def pooled(pooler: SpanPooler, cache: KV, spans: Tensor) -> KV:
+    return pooler.merge(pooler.summarise(cache, spans)).kv
 
 
 def attend(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -37,24 +41,24 @@ def plain_pool(pooler: SpanPooler, cache: KV, spans: Tensor) -> KV:
 @pytest.fixture
 def pooler() -> SpanPooler:
     torch.manual_seed(0)
-    return SpanPooler(3, SHARER)
+    return SpanPooler(3, SHARER, RECEIVER, rank=4)
 
 
 @torch.no_grad()
 def test_pooling_is_its_formula(pooler: SpanPooler) -> None:
     cache = random_kv(3, SHARER, 2, 7)
     expected = plain_pool(pooler, cache, SPANS)
-    for ours, plain in zip(pooler(cache, SPANS), expected, strict=True):
+    for ours, plain in zip(pooled(pooler, cache, SPANS), expected, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_padding_and_tokens_in_no_span_do_not_matter(pooler: SpanPooler) -> None:
     cache = random_kv(3, SHARER, 2, 7)
-    before = pooler(cache, SPANS)
+    before = pooled(pooler, cache, SPANS)
     for tensor in cache:
         tensor.masked_fill_((SPANS < 0)[None, :, None, :, None], 1e3)
-    after = pooler(cache, SPANS)
+    after = pooled(pooler, cache, SPANS)
     assert torch.equal(before.keys, after.keys)
     assert torch.equal(before.values, after.values)
 
@@ -62,15 +66,15 @@ def test_padding_and_tokens_in_no_span_do_not_matter(pooler: SpanPooler) -> None
 @torch.no_grad()
 def test_the_number_of_spans_is_free_and_their_order_does_not_matter(pooler: SpanPooler) -> None:
     cache = random_kv(3, SHARER, 1, 7)
-    one, seven = (pooler(cache, spans) for spans in (torch.zeros(1, 7).long(), torch.arange(7)[None]))
+    one, seven = (pooled(pooler, cache, spans) for spans in (torch.zeros(1, 7).long(), torch.arange(7)[None]))
     assert one.keys.shape == seven.keys.shape == (3, 1, 2, 1, 8)
-    turned = pooler(KV(*(tensor.flip(3) for tensor in cache)), torch.arange(7)[None])
+    turned = pooled(pooler, KV(*(tensor.flip(3) for tensor in cache)), torch.arange(7)[None])
     torch.testing.assert_close(seven.keys, turned.keys, atol=1e-5, rtol=1e-5)
 
 
 def test_both_queries_learn_without_nan(pooler: SpanPooler) -> None:
     """Row 1 has a span less than row 0: its missing span must not poison gradients."""
-    message = pooler(random_kv(3, SHARER, 2, 7), SPANS)
+    message = pooled(pooler, random_kv(3, SHARER, 2, 7), SPANS)
     (message.keys.square().sum() + message.values.square().sum()).backward()
     for query in (pooler.base_query, pooler.layer_query):
         assert query.grad is not None
@@ -81,9 +85,9 @@ def test_both_queries_learn_without_nan(pooler: SpanPooler) -> None:
 def test_wrong_spans_are_refused(pooler: SpanPooler) -> None:
     cache = random_kv(3, SHARER, 2, 7)
     with pytest.raises(GeometryError, match=r"spans \(2, 6\) must be \[batch, tokens\]"):
-        pooler(cache, SPANS[:, 1:])
+        pooled(pooler, cache, SPANS[:, 1:])
     with pytest.raises(GeometryError, match="every row needs at least one token in a span"):
-        pooler(cache, torch.stack([SPANS[0], torch.full((7,), -1)]))
+        pooled(pooler, cache, torch.stack([SPANS[0], torch.full((7,), -1)]))
 
 
 @torch.no_grad()
@@ -91,12 +95,12 @@ def test_summaries_of_several_caches_pool_as_one(pooler: SpanPooler) -> None:
     """Each span is summarised alone: whether one sharer or two have read them does not matter."""
     cache = random_kv(3, SHARER, 1, 7)
     spans = torch.tensor([[0, 0, 0, 1, 1, 2, 2]])
-    whole = pooler(cache, spans)
+    whole = pooled(pooler, cache, spans)
     first, _ = pooler.summarise(KV(*(tensor[..., :5, :] for tensor in cache)), spans[:, :5])
     second, present = pooler.summarise(KV(*(tensor[..., 5:, :] for tensor in cache)), spans[:, 5:])
     assert present.tolist() == [[False, False, True]]
     both = KV(*(torch.cat([one, other[..., 2:, :]], 3) for one, other in zip(first, second, strict=True)))
-    for ours, expected in zip(pooler.merge(both, torch.ones(1, 3).bool()), whole, strict=True):
+    for ours, expected in zip(pooler.merge(Sent(both, torch.ones(1, 3).bool())).kv, whole, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
 
 
@@ -104,10 +108,63 @@ def test_summaries_of_several_caches_pool_as_one(pooler: SpanPooler) -> None:
 def test_absent_summaries_do_not_matter(pooler: SpanPooler) -> None:
     summaries, present = pooler.summarise(random_kv(3, SHARER, 2, 7), SPANS)
     assert present.tolist() == [[True, True, True], [True, True, False]]
-    before = pooler.merge(summaries, present)
+    before = pooler.merge(Sent(summaries, present)).kv
     for tensor in summaries:
         tensor[:, 1, :, 2] = 1e3
-    for one, other in zip(before, pooler.merge(summaries, present), strict=True):
+    for one, other in zip(before, pooler.merge(Sent(summaries, present)).kv, strict=True):
         assert torch.equal(one, other)
     single, alone = KV(*(tensor[:, :1, :, :1] for tensor in summaries)), torch.ones(1, 1).bool()
-    assert all(torch.equal(one, other) for one, other in zip(pooler.merge(single, alone), single, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(pooler.merge(Sent(single, alone)).kv, single, strict=True))
+
+
+@pytest.fixture
+def retrieval() -> RetrievalPooler:
+    torch.manual_seed(0)
+    return RetrievalPooler(3, SHARER, RECEIVER, rank=4)
+
+
+def normed(x: Tensor) -> Tensor:
+    return x / x.square().mean(-1, keepdim=True).sqrt()
+
+
+@torch.no_grad()
+def test_summaries_of_retrieval_are_their_formula(retrieval: RetrievalPooler) -> None:
+    cache = random_kv(3, SHARER, 2, 7)
+    retrieval.base_query.mul_(20)  # away from the mean that it starts as
+    sent = retrieval.summarise(cache, SPANS)
+    assert sent.present.tolist() == [[True, True, True], [True, True, False]]
+    assert retrieval.merge(sent) is sent
+    for layer, row, head, span in ((0, 0, 0, 1), (2, 1, 1, 0)):
+        keys, values = (tensor[layer, row, head][SPANS[row] == span] for tensor in cache)
+        weights = torch.softmax(normed(keys) @ retrieval.base_query[layer, head], 0)
+        torch.testing.assert_close(sent.kv.keys[layer, row, head, span], weights @ keys, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(sent.kv.values[layer, row, head, span], weights @ values, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_each_receiver_token_weighs_the_summaries_for_itself(retrieval: RetrievalPooler) -> None:
+    sent, receiver = random_sent(3, SHARER, 2, 3), random_kv(3, RECEIVER, 2, 5, seed=1)
+    sent.present[1, 2] = False
+    weights = retrieval.weights(sent, receiver)
+    assert weights.shape == (3, 2, 5, 3)
+    for layer, row, token, there in ((0, 0, 0, 3), (1, 1, 4, 2), (2, 1, 0, 2)):
+        own = torch.cat([tensor[layer, row, :, token].flatten() for tensor in receiver])
+        a = normed(own) @ retrieval.queries.weight[layer] + retrieval.queries.bias[layer, 0]
+        scores = []
+        for span in range(there):
+            told = torch.cat([tensor[layer, row, :, span].flatten() for tensor in sent.kv])
+            scores.append(a @ (normed(told) @ retrieval.addresses.weight[layer] + retrieval.addresses.bias[layer, 0]))
+        expected = torch.stack(scores).softmax(0)
+        torch.testing.assert_close(weights[layer, row, token, :there], expected, atol=1e-5, rtol=1e-4)
+    assert weights[:, 1, :, 2].abs().max() == 0
+    assert (weights[:, :, 0] - weights[:, :, 1]).abs().max() > 0.01
+
+
+def test_all_of_retrieval_learns_without_nan(retrieval: RetrievalPooler) -> None:
+    sent = retrieval.summarise(random_kv(3, SHARER, 2, 7), SPANS)
+    weights = retrieval.weights(sent, random_kv(3, RECEIVER, 2, 5, seed=1))
+    (weights[..., 0].sum() + sent.kv.values.square().sum()).backward()
+    for name, parameter in retrieval.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all()
+        assert name == "addresses.bias" or (parameter.grad.flatten(1).norm(dim=1) > 0).all(), name

@@ -11,12 +11,16 @@ from lcf_lightning.adapter.adapter import WEIGHTS_FILE, CacheAdapter
 from lcf_lightning.adapter.pruning import keep_layers, open_layers, without_closed_layers
 from lcf_lightning.errors import SettingError
 from lcf_lightning.models.geometry import KV
-from tests.adapter.conftest import RECEIVER, SHARER, random_kv
+from tests.adapter.conftest import RECEIVER, SHARER, random_kv, random_sent
 
 Build = Callable[..., CacheAdapter]
 
 
-@pytest.mark.parametrize("settings", [{"pooler": None}, {"pooler": None, "fuser": "c2c"}, {}], ids=["lcf", "c2c", "x"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"pooler": None}, {"pooler": None, "fuser": "c2c"}, {}, {"pooler": "retrieval"}],
+    ids=["lcf", "c2c", "x", "retrieval"],
+)
 @pytest.mark.parametrize("kept", [(2,), (0, 3), (0, 1, 2, 3, 4)])
 @torch.no_grad()
 def test_a_pruned_adapter_is_the_full_one_with_the_other_gates_closed(
@@ -27,7 +31,7 @@ def test_a_pruned_adapter_is_the_full_one_with_the_other_gates_closed(
     pruned = keep_layers(full, kept)
     for layer in set(range(5)) - set(kept):
         full.gates.logits[layer] = -1.0
-    cache, index = random_kv(5, SHARER, 2, 4, seed=1), torch.zeros(2, 4).long()
+    cache, index = random_kv(5, SHARER, 2, 4, seed=1), torch.tensor([[0, 0, 1, 2], [0, 0, 1, 1]])
     whole = full(full.pool(cache, index), receiver)
     fewer = pruned(
         pruned.pool(KV(*(t[list(kept)] for t in cache)), index), KV(*(tensor[list(kept)] for tensor in receiver))
@@ -75,7 +79,7 @@ def test_closed_layers_are_taken_out_for_use(adapter: Build) -> None:
     assert without_closed_layers(module).config.receiver_layers == (0, 2, 3, 4)
     module.gates.logits.fill_(-1.0)
     assert without_closed_layers(module) is module  # an adapter has at least one layer
-    assert not any(t.any() for t in module(random_kv(5, SHARER, 1, 3), random_kv(5, RECEIVER, 1, 3)))
+    assert not any(t.any() for t in module(random_sent(5, SHARER, 1, 3), random_kv(5, RECEIVER, 1, 3)))
 
 
 @torch.no_grad()

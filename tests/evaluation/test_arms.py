@@ -122,11 +122,11 @@ def test_a_zero_message_is_zero_and_self_reads_the_receivers_context(channel: Ch
     caches.receives = lambda message: sent.append(message)  # type: ignore[assignment, method-assign, return-value, func-returns-value]
     for arm in ("zero", "self"):
         receiver_reading(caches, arm)
-    assert not any(tensor.any() for tensor in sent[0])
+    assert not any(tensor.any() for tensor in sent[0].kv)
     mirrored = [replace(example, sharer=example.receiver) for example in batch.examples]
     expected = ArmCaches(channel, channel.collator(batch.prompts).train(mirrored)).sent
-    assert torch.equal(sent[1].values, expected.values)
-    assert sent[0].keys.shape == sent[1].keys.shape == caches.sent.keys.shape
+    assert torch.equal(sent[1].kv.values, expected.kv.values)
+    assert sent[0].kv.keys.shape == sent[1].kv.keys.shape == caches.sent.kv.keys.shape
 
 
 def test_self_without_anything_to_read_is_refused(channel: Channel, batch: Batch) -> None:
@@ -140,12 +140,12 @@ def test_self_without_anything_to_read_is_refused(channel: Channel, batch: Batch
 def test_noise_has_the_messages_moments_and_depends_on_the_example_alone() -> None:
     torch.manual_seed(0)
     message = KV(torch.randn(3, 4, 2, 5, 6) * 7 + 2, torch.randn(3, 4, 2, 5, 6))
-    noise = moment_matched_noise(message, ["a", "b", "c", "d"])
+    noise = moment_matched_noise(message, ["a", "b", "c", "d"], torch.ones(4, 5).bool())
     for mine, theirs in zip(noise, message, strict=True):
         torch.testing.assert_close(mine.mean((-2, -1)), theirs.mean((-2, -1)))
         torch.testing.assert_close(mine.std((-2, -1)), theirs.std((-2, -1)))
         assert torch.corrcoef(torch.stack([mine.flatten(), theirs.flatten()]))[0, 1].abs() < 0.95
-    alone = moment_matched_noise(KV(message.keys[:, 2:3], message.values[:, 2:3]), ["c"])
+    alone = moment_matched_noise(KV(message.keys[:, 2:3], message.values[:, 2:3]), ["c"], torch.ones(1, 5).bool())
     torch.testing.assert_close(alone.keys[:, 0], noise.keys[:, 2])
     assert not torch.allclose(noise.keys[:, 0].sort(-1).values, noise.keys[:, 1].sort(-1).values)
 
