@@ -29,8 +29,6 @@ from time import perf_counter
 from urllib.error import HTTPError
 from urllib.request import ProxyHandler, Request, build_opener
 
-import torch
-
 from lcf_lightning import Channel, Message
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.said import passages_of
@@ -146,10 +144,8 @@ def answer(channel: Channel, name: str, body: bytes, key: bytes, args: argparse.
     example = Example("asked", args.question, ("",), (), passages_of(args.receiver_reads))
     prompt, last = reading_prompts(channel, channel.prompts, [example], [body.decode()])
     cache, watch = channel.read_receiver(prompt), Stopwatch(channel.receiver.device)
-    ids = torch.cat([prompt.ids, last], dim=1)
-    return Decoder(
-        channel.receiver, cache, ids, watch, Decoding.of(channel.receiver, args.max_new_tokens, {})
-    ).answers()[0]
+    decoding = Decoding.of(channel.receiver, args.max_new_tokens, {})
+    return Decoder(channel.receiver, cache, prompt, last, watch, decoding).answers()[0]
 
 
 def compare(args: argparse.Namespace, arguments: Sequence[str]) -> None:

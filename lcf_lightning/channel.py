@@ -254,7 +254,7 @@ class Channel(Pair):
                 bool(torch.isfinite(side[layer]).all()) for side in (cache.keys, cache.values) for layer in layers
             ):
                 raise MessageError("this message edits the receiver's cache to values that are not finite.")
-        return Decoder(self.receiver, cache, torch.cat([read.ids, last], dim=1), watch, decoding)
+        return Decoder(self.receiver, cache, read, last, watch, decoding)
 
     def _received(self, given: Message | Sequence[Message]) -> list[Message]:
         """The messages to one question, if they may be heard together."""

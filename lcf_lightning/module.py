@@ -109,7 +109,7 @@ class LCFModule(pl.LightningModule):
             )
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ContextMismatchDataModule) and self.adapter.pooler is None:
-            raise SettingError("pooler=null must be span where sharer and receiver read different texts.")
+            raise SettingError("pooler=null must be span or prefix where sharer and receiver read different texts.")
         if isinstance(data, SharedContextDataModule) and self.adapter.pooler is not None:
             raise SettingError(
                 f"pooler={self.adapter.config.settings.pooler!r} must be null where both models read the same text."

@@ -125,18 +125,24 @@ class Pair:
         return KV(*(side.reshape(grouped).transpose(2, 3).reshape(layers, batch, heads, -1, size) for side in kv))
 
     def fuse(self, receiver: KVCache, message: Sent, temperature: float | None = None) -> KVCache:
-        """The receiver's cache, edited by the message; ``temperature`` is the gates' in training."""
-        return self.edit(receiver, self.adapter.config.receiver_layers, self.delta(receiver, message, temperature))
+        """The receiver's cache with the message in it; ``temperature`` is the gates' in training."""
+        layers = self.adapter.config.receiver_layers
+        return self.edit(receiver, layers, self.delta(receiver, message, temperature), message.present)
 
     def delta(self, receiver: KVCache, message: Sent, temperature: float | None = None) -> KV:
-        """What the message adds to the receiver's cache, ``[layers, batch, heads, tokens, head size]``."""
-        layers = self.adapter.config.receiver_layers
-        delta: KV = self.adapter(message, receiver.read(layers, self._reader("receiver").rotary), temperature)
+        """What the message adds to the receiver's cache, or puts before it, see `CacheAdapter.forward`."""
+        layers, rotary = self.adapter.config.receiver_layers, self._reader("receiver").rotary
+        read = None if self.adapter.prepends else receiver.read(layers, rotary)
+        delta: KV = self.adapter(message, read, temperature)
         return delta
 
-    def edit(self, receiver: KVCache, layers: tuple[int, ...], delta: KV) -> KVCache:
-        """The receiver's cache with ``delta`` added to some layers."""
-        return receiver.edit(layers, delta, self._reader("receiver").rotary)
+    def edit(self, receiver: KVCache, layers: tuple[int, ...], delta: KV, present: Tensor) -> KVCache:
+        """The receiver's cache with ``delta`` of some layers in it, which is that of a message's ``present`` parts."""
+        rotary = self._reader("receiver").rotary
+        if not self.adapter.prepends:
+            return receiver.edit(layers, delta, rotary)
+        assert rotary is not None, "AdapterSettings asks for unrotate_keys"
+        return receiver.prepend(layers, delta, present, rotary)
 
     def logits(
         self, cache: KVCache, last: Tensor, answers: Tensor, answer_mask: Tensor, reader: FrozenModel | None = None

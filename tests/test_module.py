@@ -19,7 +19,9 @@ PAIRS = [("llama", "qwen3"), ("gemma3", "llama"), ("llama", "gemma3"), ("qwen3",
 
 
 @pytest.mark.parametrize(("sharer", "receiver"), PAIRS)
-@pytest.mark.parametrize("settings", [{}, {"unrotate_keys": False}, {"fuser": "c2c", "layer_map": "proportional"}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"unrotate_keys": False}, {"fuser": "c2c", "layer_map": "proportional"}, {"pooler": "prefix"}]
+)
 def test_training_changes_the_adapter_and_nothing_else(
     spec: Spec, tmp_path: Path, sharer: str, receiver: str, settings: dict[str, Any]
 ) -> None:

@@ -20,12 +20,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lcf_lightning.adapter.config import LEARNED, AdapterConfig, last_aligned
+from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.adapter.fusers import FUSERS
 from lcf_lightning.adapter.gates import LayerGates
 from lcf_lightning.adapter.hub import CARD_FILE, card, fetch, is_hub_id, upload
-from lcf_lightning.adapter.layers import LayerMix
-from lcf_lightning.adapter.poolers import POOLERS, Sent, SpanSummaries, aligned
+from lcf_lightning.adapter.poolers import POOLERS, PrefixPooler, Sent, SpanPooler, aligned
 from lcf_lightning.digests import tensor_digest
 from lcf_lightning.errors import AdapterFileError, GeometryError
 from lcf_lightning.models.geometry import KV
@@ -50,34 +49,38 @@ class CacheAdapter(nn.Module):
         self.config = config
         settings, layers = config.settings, len(config.receiver_layers)
         sharer, receiver = config.sharer.geometry, config.receiver.geometry
-        learned = settings.layer_map == LEARNED
-        self.mix = LayerMix(config.mapped(last_aligned), sharer.layers) if learned else None
-        self.pooler = POOLERS[settings.pooler](layers, sharer, receiver, settings.rank) if settings.pooler else None
-        self.fuser = FUSERS[settings.fuser](layers, sharer, receiver, settings.d, settings.dropout)
+        self.pooler = POOLERS[settings.pooler](layers, sharer) if settings.pooler else None
+        self.fuser = FUSERS[settings.fuser](
+            layers, sharer, receiver, settings.d, settings.dropout, reads_receiver=not self.prepends
+        )
         self.gates = LayerGates(layers, settings.gate_init, settings.gate_noise)
         if settings.zero_init:
             for last in self.fuser.last_maps:
                 for parameter in last.parameters():
                     nn.init.zeros_(parameter)
 
+    @property
+    def prepends(self) -> bool:
+        """Whether a message becomes tokens before the receiver's own, and does not edit these."""
+        return isinstance(self.pooler, PrefixPooler)
+
     def pool(self, cache: KV, index: Tensor) -> Sent:
         """What the receiver is given: `summarise`, then `merge`; or the aligned tokens where there is no pooler.
 
         Args:
-            cache: The sharer's layers ``config.sharer_layers``, ``[layers, batch, sharer heads, tokens, sharer head
-                size]``.
+            cache: The mapped sharer layers, ``[layers, batch, sharer heads, tokens, sharer head size]``.
             index: int64. With a pooler ``[batch, tokens]``, the span of each sharer token, -1 for none; without
                 ``[batch, receiver tokens]``, for each receiver token the sharer token it is aligned with.
 
         Returns:
-            Of as many edited layers as there are, and of so many parts: with the ``span`` pooler one; with the
-            ``retrieval`` pooler one for each span; without a pooler as many as the receiver has tokens.
+            Of one vector with the ``span`` pooler, of one for each span with the ``prefix`` pooler, and of as many as
+            the receiver has tokens without a pooler.
 
         Raises:
             GeometryError: If ``cache`` or ``index`` does not fit this adapter or each other.
         """
         if self.pooler is None:
-            return Sent(aligned(self._mapped(cache), index), torch.ones_like(index, dtype=torch.bool))
+            return Sent(aligned(self._checked(cache, "sharer"), index), torch.ones_like(index, dtype=torch.bool))
         return self.merge(self.summarise(cache, index))
 
     def summarise(self, cache: KV, spans: Tensor) -> Sent:
@@ -86,7 +89,7 @@ class CacheAdapter(nn.Module):
         Raises:
             GeometryError: As `pool`, and if there is no pooler.
         """
-        return self._pooler.summarise(self._mapped(cache), spans)
+        return self._pooler.summarise(self._checked(cache, "sharer"), spans)
 
     def merge(self, sent: Sent) -> Sent:
         """Summaries of one sharer or several, pooled as far as they can be before the receiver is known.
@@ -97,75 +100,60 @@ class CacheAdapter(nn.Module):
         return self._pooler.merge(Sent(self._checked(sent.kv, "sharer"), sent.present))
 
     @property
-    def _pooler(self) -> SpanSummaries:
+    def _pooler(self) -> SpanPooler | PrefixPooler:
         if self.pooler is None:
             raise GeometryError("pooler=null: where both models read the same text there are no spans to summarise.")
         return self.pooler
 
-    def _mapped(self, cache: KV) -> KV:
-        """The sharer's layer for each edited layer."""
-        cache = self._checked(cache, "sharer", len(self.config.sharer_layers))
-        return cache if self.mix is None else self.mix(cache)
-
-    def forward(self, sent: Sent, receiver: KV, temperature: float | None = None) -> KV:
-        """The gated residual to add to the receiver's cache.
+    def forward(self, sent: Sent, receiver: KV | None, temperature: float | None = None) -> KV:
+        """The gated residual to add to the receiver's cache, or, where `prepends`, the tokens to put before it.
 
         Args:
             sent: What `pool` returned.
-            receiver: The edited receiver layers, ``[layers, batch, heads, tokens, head size]``, any float dtype.
+            receiver: The edited receiver layers, ``[layers, batch, heads, tokens, head size]``, any float dtype; None
+                where `prepends`.
             temperature: Gate temperature in training; None for the hard gates of evaluation.
 
         Returns:
-            A KV of ``receiver``'s shape, in the adapter's dtype.
+            A KV of ``receiver``'s shape, or of as many tokens as were sent, in the adapter's dtype.
 
         Raises:
             GeometryError: If layers, batch, heads, sizes or tokens do not fit this adapter or each other.
         """
-        sent = Sent(self._checked(sent.kv, "sharer"), sent.present)
-        receiver = self._checked(receiver, "receiver")
-        self._require_fit(sent, receiver)
-        weights = self.pooler.weights(sent, receiver) if self.pooler is not None else None
+        if (receiver is None) != self.prepends:
+            raise GeometryError("receiver must be None with pooler=prefix, and only there.")
+        kv = self._checked(sent.kv, "sharer")
+        if receiver is not None:
+            receiver = self._checked(receiver, "receiver")
+            _require_fit(kv, receiver)
         layers = self.gates.open if temperature is None else self._all
         # Before the fuser, whose dropout draws as many numbers as there are tokens: the same noise on every rank.
         gates = self.gates(temperature).view(-1, 2, 1, 1, 1, 1)
-        delta = self._fused(layers, sent.kv, receiver, weights)
+        delta = self._fused(layers, kv, receiver)
         return KV(gates[:, 0] * delta.keys, gates[:, 1] * delta.values)
 
     @property
     def _all(self) -> Tensor:
         return torch.arange(len(self.config.receiver_layers), device=self.gates.logits.device)
 
-    def _fused(self, layers: Tensor, sent: KV, receiver: KV, weights: Tensor | None) -> KV:
+    def _fused(self, layers: Tensor, *caches: KV | None) -> KV:
         """What the fuser gives for some layers (places, ascending), and zero for the rest, which are not computed.
 
         So a pruned adapter computes bit for bit what the full one does with the other gates closed. The parameters of
         the rest are copied for it; whoever loads an adapter for use takes the closed layers out (`Channel`).
         """
-        count = len(receiver.keys)
+        count = len(self.gates.logits)
         if len(layers) == count:
-            return self.fuser(sent, receiver, weights)
+            return self.fuser(*caches)
         parameters = {name: parameter[layers] for name, parameter in self.fuser.named_parameters()}
-        parts = [KV(*(tensor[layers] for tensor in cache)) for cache in (sent, receiver)]
-        found = functional_call(self.fuser, parameters, (*parts, None if weights is None else weights[layers]))
+        parts = tuple(cache and KV(*(tensor[layers] for tensor in cache)) for cache in caches)
+        found = functional_call(self.fuser, parameters, parts)
         return KV(*(tensor.new_zeros(count, *tensor.shape[1:]).index_copy(0, layers, tensor) for tensor in found))
 
-    def _require_fit(self, sent: Sent, receiver: KV) -> None:
-        """Raise a GeometryError unless what was sent fits a receiver's cache."""
-        (batch, n), (rows, tokens) = (cache.keys.shape[1:4:2] for cache in (sent.kv, receiver))
-        any_number = self.config.settings.pooler == "retrieval"
-        if sent.present.shape != (batch, n):
-            raise GeometryError(f"present {tuple(sent.present.shape)} must mark {batch} examples × {n} tokens.")
-        if batch != rows or not (any_number or n in (1, tokens)):
-            allowed = "any number" if any_number else "1 or equal"
-            raise GeometryError(
-                f"message of {batch} examples × {n} tokens does not fit a receiver cache of {rows} × {tokens}; the "
-                f"batch must be equal, and the tokens {allowed}."
-            )
-
-    def _checked(self, cache: KV, role: str, layers: int | None = None) -> KV:
+    def _checked(self, cache: KV, role: str) -> KV:
         """``cache`` in the adapter's dtype, if it has this role's layers, heads and head size."""
         geometry = getattr(self.config, role).geometry
-        layers = layers or len(self.config.receiver_layers)
+        layers = len(self.config.receiver_layers)
         for name, tensor in zip(KV._fields, cache, strict=True):
             shape = tuple(tensor.shape)
             if len(shape) != 5 or (shape[0], shape[2], shape[4]) != (layers, geometry.kv_heads, geometry.head_dim):
@@ -192,10 +180,9 @@ class CacheAdapter(nn.Module):
         return digest.hexdigest()
 
     def parameter_counts(self) -> dict[str, int]:
-        """Trainable parameters: ``total``, ``per_layer`` (without the pool) and ``pool`` (and layer map)."""
+        """Trainable parameters: ``total``, ``per_layer`` (without the pool) and ``pool``."""
         total = sum(parameter.numel() for parameter in self.parameters())
-        before = [part for part in (self.mix, self.pooler) if part is not None]
-        pool = sum(parameter.numel() for part in before for parameter in part.parameters())
+        pool = sum(parameter.numel() for parameter in self.pooler.parameters()) if self.pooler is not None else 0
         return {"total": total, "per_layer": (total - pool) // len(self.config.receiver_layers), "pool": pool}
 
     def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
@@ -255,6 +242,16 @@ class CacheAdapter(nn.Module):
         tensors = _read_tensors(folder / WEIGHTS_FILE, adapter.state_dict())
         adapter.load_state_dict(tensors, strict=True, assign=True)
         return adapter.requires_grad_(True).eval()
+
+
+def _require_fit(sent: KV, receiver: KV) -> None:
+    """Raise a GeometryError unless what was sent fits a receiver's cache."""
+    (batch, n), (rows, tokens) = (cache.keys.shape[1:4:2] for cache in (sent, receiver))
+    if batch != rows or n not in (1, tokens):
+        raise GeometryError(
+            f"message of {batch} examples × {n} tokens does not fit a receiver cache of {rows} × {tokens}; the batch "
+            "must be equal, and the tokens 1 or equal."
+        )
 
 
 def local_folder(location: str | Path, revision: str | None = None) -> Path:

@@ -12,7 +12,7 @@ from lcf_lightning.models.geometry import Geometry
 
 FORMAT_VERSION = 1
 FUSERS = ("lcf", "c2c")
-POOLERS = ("span", "retrieval")
+POOLERS = ("span", "prefix")
 GATE_NOISES = ("logistic", "gumbel", "none")
 
 
@@ -27,7 +27,6 @@ def proportional(layer: int, sharer: int, receiver: int) -> int:
 
 
 LAYER_MAPS: dict[str, Callable[[int, int, int], int]] = {"last_aligned": last_aligned, "proportional": proportional}
-LEARNED = "learned"  # a layer map that is no function of the layer: see `LayerMix`
 
 
 @dataclass(frozen=True)
@@ -36,13 +35,12 @@ class AdapterSettings:
 
     Attributes:
         fuser: ``lcf`` (method.md §2) or ``c2c`` (§3).
-        pooler: For cross context: ``span`` (LCF-X, §4), or ``retrieval``, where each receiver token takes what it needs
-            of the span summaries, see `RetrievalPooler`. Null where both models read the same tokens.
-        rank: Size of the vectors that are compared in retrieval.
+        pooler: For cross context: ``span``, where a message edits the receiver's tokens (LCF-X, §4), or ``prefix``,
+            where it becomes tokens of its own before them (see `PrefixPooler`): for a sharer that does not know what
+            will be asked. Null where both models read the same tokens.
         d: Bottleneck of the LCF fuser (even), or hidden width of the C2C fuser.
         layers: Receiver layers to edit; null for all of them.
-        layer_map: Which sharer layer a receiver layer reads: ``last_aligned``, ``proportional``, or ``learned``, a
-            linear combination of all of them that starts as ``last_aligned``.
+        layer_map: ``last_aligned`` or ``proportional``: which sharer layer a receiver layer reads.
         gate_init: Initial gate logit. 0 is off under the hard gate; the paper starts LCF at 0 and LCF-X at +1.
         gate_noise: ``logistic``, ``gumbel`` or ``none``, see `LayerGates`.
         unrotate_keys: Take the rotary embedding off keys before pooling and fusing, and put it on the edit.
@@ -53,7 +51,6 @@ class AdapterSettings:
 
     fuser: str = "lcf"
     pooler: str | None = "span"
-    rank: int = 32
     d: int = 128
     layers: tuple[int, ...] | None = None
     layer_map: str = "last_aligned"
@@ -71,10 +68,10 @@ class AdapterSettings:
                 self.d >= 2 and self.d % 2 == 0,
                 f"d={self.d} must be even and at least 2",
             ),
-            (self.rank >= 1, f"rank={self.rank} must be at least 1"),
+            (self.layer_map in LAYER_MAPS, f"layer_map={self.layer_map!r} must be one of {', '.join(LAYER_MAPS)}"),
             (
-                self.layer_map in (*LAYER_MAPS, LEARNED),
-                f"layer_map={self.layer_map!r} must be one of {', '.join((*LAYER_MAPS, LEARNED))}",
+                self.unrotate_keys or self.pooler != "prefix",
+                "unrotate_keys=false must be true with pooler=prefix, which moves the receiver's tokens",
             ),
             (
                 self.gate_noise in GATE_NOISES,
@@ -153,13 +150,8 @@ class AdapterConfig:
 
     @property
     def sharer_layers(self) -> tuple[int, ...]:
-        """The sharer layers that are read: all for a learned layer map, else one for each edited receiver layer."""
-        if self.settings.layer_map == LEARNED:
-            return tuple(range(self.sharer.geometry.layers))
-        return self.mapped(LAYER_MAPS[self.settings.layer_map])
-
-    def mapped(self, layer_map: Callable[[int, int, int], int]) -> tuple[int, ...]:
-        """For each edited receiver layer, the sharer layer that a map names."""
+        """For each edited receiver layer, the sharer layer it reads."""
+        layer_map = LAYER_MAPS[self.settings.layer_map]
         sharer, receiver = self.sharer.geometry.layers, self.receiver.geometry.layers
         return tuple(layer_map(layer, sharer, receiver) for layer in self.receiver_layers)
 

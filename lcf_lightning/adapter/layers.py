@@ -6,8 +6,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lcf_lightning.models.geometry import KV
-
 
 class LayerLinear(nn.Module):
     """As many independent linear maps as there are layers, computed in one batched product.
@@ -55,23 +53,6 @@ class LayerFFN(nn.Module):
         """``[layers, rows, width] → [layers, rows, width]``."""
         hidden = F.gelu(self.up(F.rms_norm(z, z.shape[-1:]) * self.norm))
         return z + self.down(F.dropout(hidden, self.dropout, self.training))
-
-
-class LayerMix(nn.Module):
-    """A learned layer map: each edited layer reads a linear combination of all of the sharer's layers.
-
-    Args:
-        first: For each edited layer the sharer layer that it reads at first, alone.
-        layers: The sharer's layers.
-    """
-
-    def __init__(self, first: tuple[int, ...], layers: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(F.one_hot(torch.tensor(first), layers).float())
-
-    def forward(self, cache: KV) -> KV:
-        """``[sharer layers, …] → [edited layers, …]``."""
-        return KV(*(torch.tensordot(self.weight, tensor, 1) for tensor in cache))
 
 
 def flatten(*tensors: Tensor) -> Tensor:

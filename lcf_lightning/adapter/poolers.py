@@ -1,10 +1,7 @@
-"""From a sharer's cache to a message, and what each receiver token takes of it.
+"""From a sharer's cache to a message: token by token where both models read the same text (LCF, C2C), else by spans.
 
-Token by token where both models read the same text (LCF, C2C). Else pooled over spans, each span a summary; then
-
-    span       one vector for all receiver tokens, pooled over the summaries (LCF-X, method.md §4)
-    retrieval  each receiver token weighs the summaries for itself: a message may be written before it is known what
-               will be asked of it
+span    one vector that edits every token of the receiver (LCF-X, method.md §4)
+prefix  a vector a span, each of which becomes a token of the receiver's: its own attention then finds what it needs
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ class Sent(NamedTuple):
     """What a receiver is given of one sharer or of several.
 
     Attributes:
-        kv: ``[layers, batch, sharer heads, n, sharer head size]``: n span summaries, their pool (1), or, where both
+        kv: ``[layers, batch, sharer heads, n, sharer head size]``: n span summaries, their pool (n = 1), or, where both
             models read the same text, the sharer's tokens that the receiver's n tokens are aligned with. Finite also
             where absent.
         present: ``[batch, n]``, bool, False on padding.
@@ -58,20 +55,23 @@ def aligned(cache: KV, index: Tensor) -> KV:
     return KV(*(tensor.gather(3, places) for tensor in cache))
 
 
-class SpanSummaries(nn.Module):
-    """Attention within each span, with one learned query a layer and head: a summary of each span.
+class SpanPooler(nn.Module):
+    """The paper's LCF-X pooler: attention within each span, then over the summaries, with two learned queries.
 
-    Nothing here depends on the number of spans.
+    ``K~_p = Σ_t softmax_t(q_base · k_t / √D) k_t`` over the tokens ``t`` of span ``p``, and with the same weights
+    ``V~_p``; ``K* = Σ_p softmax_p(q_layer · K~_p / √D) K~_p``, and ``V*``, for all of the receiver's tokens. Nothing
+    depends on the number of spans. ``2·H_s D_s`` parameters a layer.
 
     Args:
         layers: Number of edited layers.
         sharer: The sharer's geometry.
-        spread: Standard deviation of the initial query.
     """
 
-    def __init__(self, layers: int, sharer: Geometry, spread: float) -> None:
+    def __init__(self, layers: int, sharer: Geometry) -> None:
         super().__init__()
-        self.base_query = nn.Parameter(torch.randn(layers, sharer.kv_heads, sharer.head_dim) * spread)
+        shape = (layers, sharer.kv_heads, sharer.head_dim)
+        self.base_query = nn.Parameter(torch.randn(shape))  # over the tokens of a span
+        self.layer_query = nn.Parameter(torch.randn(shape))  # over the spans
 
     def summarise(self, cache: KV, spans: Tensor) -> Sent:
         """Summarise each span of a sharer's cache.
@@ -83,91 +83,70 @@ class SpanSummaries(nn.Module):
         Raises:
             GeometryError: If ``spans`` has not the cache's batch and tokens, or a row has no span.
         """
-        expected = (cache.keys.shape[1], cache.keys.shape[3])
-        if spans.shape != expected:
-            raise GeometryError(f"spans {tuple(spans.shape)} must be [batch, tokens] of the cache, {expected}.")
-        if not bool((spans >= 0).any(-1).all()):
-            raise GeometryError("spans: every row needs at least one token in a span.")
-        member = spans.unsqueeze(1) == torch.arange(int(spans.max()) + 1, device=spans.device)[:, None]
-        scores = self._scores(self.base_query, cache.keys).unsqueeze(-2).masked_fill(~member[:, None], _NEVER)
-        weights = scores.softmax(-1)  # [layers, batch, heads, spans, tokens]
-        return Sent(KV(weights @ cache.keys, weights @ cache.values), member.any(-1))
+        weights, present = _within_spans(self._scores(self.base_query, cache.keys), cache, spans)
+        return Sent(KV(weights @ cache.keys, weights @ cache.values), present)
 
     def merge(self, sent: Sent) -> Sent:
-        """What can be pooled further before the receiver is known: here nothing."""
-        return sent
-
-    def weights(self, sent: Sent, receiver: KV) -> Tensor | None:
-        """How much each receiver token takes of each part of what was sent, ``[layers, batch, tokens, n]``.
-
-        None where there is one part for all tokens, or one for each.
-        """
-        return None
-
-    def _scores(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Scaled dot products of ``[layers, heads, size]`` with ``[layers, batch, heads, n, size]``."""
-        return torch.einsum("lhd,lbhnd->lbhn", query, keys) * query.shape[-1] ** -0.5
-
-
-class SpanPooler(SpanSummaries):
-    """The paper's LCF-X pooler: attention within each span, then over the summaries, with two learned queries.
-
-    ``K~_p = softmax_t(q_base · k_t / √D) k_t`` over the tokens ``t`` of span ``p``, and with the same weights ``V~_p``;
-    ``K* = softmax_p(q_layer · K~_p / √D) K~_p``, and ``V*``, for all receiver tokens. ``2·H_s D_s`` parameters a layer.
-
-    Args:
-        layers: Number of edited layers.
-        sharer: The sharer's geometry.
-        receiver: The receiver's geometry, which means nothing here.
-        rank: Means nothing here.
-    """
-
-    def __init__(self, layers: int, sharer: Geometry, receiver: Geometry, rank: int) -> None:
-        super().__init__(layers, sharer, spread=1.0)
-        self.layer_query = nn.Parameter(torch.randn_like(self.base_query))  # over the summaries
-
-    def merge(self, sent: Sent) -> Sent:
-        """One vector of any number of summaries, at least one of each row present."""
+        """One vector of any number of summaries, of one sharer or of several, at least one of each row present."""
         keys, values = sent.kv
         scores = self._scores(self.layer_query, keys).masked_fill(~sent.present[:, None], _NEVER)
         weights = scores.softmax(-1).unsqueeze(-2)  # [layers, batch, heads, 1, spans]
         return Sent(KV(weights @ keys, weights @ values), sent.present.any(1, keepdim=True))
 
+    @staticmethod
+    def _scores(query: Tensor, keys: Tensor) -> Tensor:
+        """Scaled dot products of ``[layers, heads, size]`` with ``[layers, batch, heads, n, size]``."""
+        return torch.einsum("lhd,lbhnd->lbhn", query, keys) * query.shape[-1] ** -0.5
 
-class RetrievalPooler(SpanSummaries):
-    """Span summaries that each receiver token retrieves from by attention.
 
-    Token ``t`` hears ``Σ_p softmax_p(a_t · b_p) [K~_p; V~_p]`` with ``a_t = W_a n([R_K; R_V]_t) + b`` and
-    ``b_p = W_b n([K~_p; V~_p]) + b``, both of size ``rank``; ``n`` divides by the root mean square. A summary's own
-    weights are ``softmax_t(q_base · n(k_t))``. Its query starts near zero, so that a summary starts as its span's mean
-    and keeps something of every token: a query that starts sharp picks tokens at random, and little moves it from
-    there. ``H_s D_s + rank·(2·H_s D_s + 2·H_r D_r + 2)`` parameters a layer.
+class PrefixPooler(nn.Module):
+    """Span summaries that become tokens of the receiver's cache, before its own.
+
+    ``K~_p^h = Σ_t softmax_t(w_K^h · x_t) k_t^h`` over the tokens ``t`` of span ``p``, and ``V~_p^h`` with ``w_V^h``,
+    where ``x_t`` holds the keys and values of all heads, divided by their root mean square: what a key says of a span,
+    and what a value does, may come from different tokens. ``4·H_s² D_s`` parameters a layer.
+
+    The fuser then reads ``[K~_p; V~_p]`` alone and writes a key and a value: ``H_r D_r`` inputs fewer of either.
+    Beyond the paper: one vector for all tokens, or a residual on tokens that mean something already, must hold every
+    fact at once if nobody knows which one will be asked for; the receiver's attention can choose among tokens.
 
     Args:
-        layers: Number of edited layers.
+        layers: Number of layers.
         sharer: The sharer's geometry.
-        receiver: The receiver's geometry.
-        rank: Size of ``a`` and ``b``.
     """
 
-    def __init__(self, layers: int, sharer: Geometry, receiver: Geometry, rank: int) -> None:
-        super().__init__(layers, sharer, spread=0.05)
-        self.queries = LayerLinear(layers, 2 * receiver.width, rank)
-        self.addresses = LayerLinear(layers, 2 * sharer.width, rank)
+    def __init__(self, layers: int, sharer: Geometry) -> None:
+        super().__init__()
+        self.queries = LayerLinear(layers, 2 * sharer.width, 2 * sharer.kv_heads, bias=False)
 
-    def weights(self, sent: Sent, receiver: KV) -> Tensor:
-        """See `SpanSummaries.weights`."""
-        scores = _mapped(self.queries, receiver) @ _mapped(self.addresses, sent.kv).transpose(-1, -2)
-        return scores.masked_fill(~sent.present[:, None], _NEVER).softmax(-1)
+    def summarise(self, cache: KV, spans: Tensor) -> Sent:
+        """See `SpanPooler.summarise`."""
+        x = flatten(*cache)
+        scores = self.queries(F.rms_norm(x, x.shape[-1:]).flatten(1, 2)).unflatten(1, x.shape[1:3]).transpose(2, 3)
+        weights, present = _within_spans(scores, cache, spans)
+        by_key, by_value = weights.chunk(2, dim=2)
+        return Sent(KV(by_key @ cache.keys, by_value @ cache.values), present)
 
-    def _scores(self, query: Tensor, keys: Tensor) -> Tensor:
-        return torch.einsum("lhd,lbhnd->lbhn", query, F.rms_norm(keys, keys.shape[-1:]))
+    def merge(self, sent: Sent) -> Sent:
+        """The summaries as they are: each is a token."""
+        return sent
 
 
-POOLERS: dict[str, type[SpanPooler] | type[RetrievalPooler]] = {"span": SpanPooler, "retrieval": RetrievalPooler}
+POOLERS: dict[str, type[SpanPooler] | type[PrefixPooler]] = {"span": SpanPooler, "prefix": PrefixPooler}
 
 
-def _mapped(linear: LayerLinear, cache: KV) -> Tensor:
-    """``linear`` of each token's normalised keys and values, ``[layers, batch, tokens, rank]``."""
-    x = flatten(*cache)
-    return linear(F.rms_norm(x, x.shape[-1:]).flatten(1, 2)).unflatten(1, x.shape[1:3])
+def _within_spans(scores: Tensor, cache: KV, spans: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention weights within each span, ``[layers, batch, queries, spans, tokens]``, and which spans are there.
+
+    Args:
+        scores: ``[layers, batch, queries, tokens]``.
+        cache: ``[layers, batch, kv_heads, tokens, head_dim]``.
+        spans: ``[batch, tokens]``, int64, the span of each token, -1 for none.
+    """
+    expected = (cache.keys.shape[1], cache.keys.shape[3])
+    if spans.shape != expected:
+        raise GeometryError(f"spans {tuple(spans.shape)} must be [batch, tokens] of the cache, {expected}.")
+    if not bool((spans >= 0).any(-1).all()):
+        raise GeometryError("spans: every row needs at least one token in a span.")
+    member = spans.unsqueeze(1) == torch.arange(int(spans.max()) + 1, device=spans.device)[:, None]
+    return scores.unsqueeze(-2).masked_fill(~member[:, None], _NEVER).softmax(-1), member.any(-1)

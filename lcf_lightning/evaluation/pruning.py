@@ -117,7 +117,7 @@ class _Edits:
         if not places:
             return own
         delta = KV(*(tensor[places] for tensor in self.delta))
-        return Reading(self.channel.edit(own.cache, tuple(layers), delta), own.last)
+        return Reading(self.channel.edit(own.cache, tuple(layers), delta, self.caches.sent.present), own.last)
 
 
 def _by_importance(importance: dict[int, float]) -> list[int]:

@@ -71,6 +71,41 @@ class KVCache:
             values[layer] = values[layer] + delta.values[index].to(values[layer].dtype)
         return replace(self, keys=tuple(keys), values=tuple(values))
 
+    def prepend(self, layers: tuple[int, ...], tokens: KV, present: Tensor, rotary: Rotary) -> KVCache:
+        """A new cache that begins with some tokens, as if its model had read them first: its own move up by as many.
+
+        Args:
+            layers: The layers whose keys and values ``tokens`` holds, in its order; in others they are zero.
+            tokens: ``[len(layers), batch, kv_heads, n, head_dim]``, keys un-rotated; finite also where absent.
+            present: ``[batch, n]``, bool, False on tokens that are padding.
+            rotary: Of the model that made the cache.
+
+        Raises:
+            GeometryError: If ``tokens`` or ``present`` does not fit the cache.
+        """
+        batch, heads, _, size = self.keys[0].shape
+        expected = (len(layers), batch, heads, present.shape[-1], size)
+        for name, tensor in zip(("keys", "values"), tokens, strict=True):
+            if tuple(tensor.shape) != expected or len(present) != batch:
+                raise GeometryError(f"tokens.{name} has shape {tuple(tensor.shape)}; the cache needs {expected}.")
+        every = tuple(range(len(self.keys)))
+        own = rotary.apply(torch.stack(self.keys), every, self.positions, inverse=True)
+        own = rotary.apply(own, every, self.positions + present.sum(1, keepdim=True))
+        new = rotary.apply(tokens.keys, layers, positions_of(present))
+        nothing = torch.zeros_like(new[0])
+        keys, values = [], []
+        for layer in every:
+            place = layers.index(layer) if layer in layers else None
+            key, value = (nothing, nothing) if place is None else (new[place], tokens.values[place])
+            keys.append(torch.cat([key, own[layer]], dim=2).to(self.keys[layer].dtype))
+            values.append(torch.cat([value.to(self.values[layer].dtype), self.values[layer]], dim=2))
+        mask = torch.cat([present, self.mask], dim=1)
+        # Padding to the left again: a sliding window counts slots, not positions.
+        order = mask.byte().argsort(dim=1, stable=True)
+        index = order[:, None, :, None].expand(-1, heads, -1, size)
+        keys, values = ([tensor.gather(2, index) for tensor in side] for side in (keys, values))
+        return KVCache(tuple(keys), tuple(values), mask.gather(1, order))
+
     def rows(self, index: Tensor) -> KVCache:
         """The cache of some rows of the batch, ``index`` ``[rows]``, int64, in that order; a row may come twice."""
         keys, values = (tuple(tensor[index] for tensor in tensors) for tensors in (self.keys, self.values))

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import GenerationConfig, StoppingCriteria, TextIteratorStreamer
 
+from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import SettingError, reason
 from lcf_lightning.models.cache import KVCache, cache_argument
 from lcf_lightning.models.loading import FrozenModel
@@ -96,18 +98,31 @@ class Decoder:
 
     Args:
         reader: The model that made the cache.
-        cache: Its cache of all prompt tokens but the last.
-        ids: ``[batch, tokens]``, int64: all prompt tokens, padded on the left.
+        cache: Its cache of all prompt tokens but the last, and of those that a message put before them.
+        read: All prompt tokens but the last.
+        last: ``[batch, 1]``, int64: the last prompt token.
         watch: Notes the stages, after those that it has noted already.
         decoding: How.
     """
 
-    def __init__(self, reader: FrozenModel, cache: KVCache, ids: Tensor, watch: Stopwatch, decoding: Decoding) -> None:
-        self.reader, self.ids, self.watch, self.decoding = reader, ids, watch, decoding
+    def __init__(
+        self,
+        reader: FrozenModel,
+        cache: KVCache,
+        read: Tokens,
+        last: Tensor,
+        watch: Stopwatch,
+        decoding: Decoding,
+    ) -> None:
+        self.reader, self.watch, self.decoding = reader, watch, decoding
+        self.prompt_tokens = (read.mask.sum(1) + 1).tolist()
+        # `generate` counts a token id for each that the cache holds, also for those that a message put there.
+        added = cache.mask.shape[1] - read.mask.shape[1]
+        self.ids = pad(torch.cat([read.ids, last], dim=1), (added, 0), value=decoding.pad_id)
         self.mask = torch.cat([cache.mask, torch.ones_like(cache.mask[:, :1])], dim=1)
         # `generate` repeats the prompt for every beam, but not a cache that it is given.
-        rows = torch.arange(len(ids), device=ids.device).repeat_interleave(decoding.config.num_beams or 1)
-        self.cache = cache if len(rows) == len(ids) else cache.rows(rows)
+        rows = torch.arange(len(last), device=last.device).repeat_interleave(decoding.config.num_beams or 1)
+        self.cache = cache if len(rows) == len(last) else cache.rows(rows)
 
     def answers(self) -> list[Answer]:
         """The whole answers."""
@@ -151,7 +166,7 @@ class Decoder:
 
     def _answers(self, ids: Tensor) -> list[Answer]:
         found = []
-        for row, read in zip(ids.tolist(), self.mask.sum(1).tolist(), strict=True):
+        for row, read in zip(ids.tolist(), self.prompt_tokens, strict=True):
             while row and row[-1] == self.decoding.pad_id:  # others of the batch went on
                 row.pop()
             text = str(self.reader.tokenizer.decode(row, skip_special_tokens=True)).strip()

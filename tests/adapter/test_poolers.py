@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcf_lightning.adapter.poolers import RetrievalPooler, Sent, SpanPooler
+from lcf_lightning.adapter.poolers import PrefixPooler, Sent, SpanPooler
 from lcf_lightning.errors import GeometryError
 from lcf_lightning.models.geometry import KV
-from tests.adapter.conftest import RECEIVER, SHARER, random_kv, random_sent
+from tests.adapter.conftest import SHARER, random_kv
 
 SPANS = torch.tensor([[-1, 0, 0, 1, 1, 1, 2], [-1, -1, -1, 0, 0, 1, 1]])  # three spans and two, left-padded
 
@@ -41,7 +41,7 @@ def plain_pool(pooler: SpanPooler, cache: KV, spans: Tensor) -> KV:
 @pytest.fixture
 def pooler() -> SpanPooler:
     torch.manual_seed(0)
-    return SpanPooler(3, SHARER, RECEIVER, rank=4)
+    return SpanPooler(3, SHARER)
 
 
 @torch.no_grad()
@@ -118,53 +118,43 @@ def test_absent_summaries_do_not_matter(pooler: SpanPooler) -> None:
 
 
 @pytest.fixture
-def retrieval() -> RetrievalPooler:
+def prefix() -> PrefixPooler:
     torch.manual_seed(0)
-    return RetrievalPooler(3, SHARER, RECEIVER, rank=4)
-
-
-def normed(x: Tensor) -> Tensor:
-    return x / x.square().mean(-1, keepdim=True).sqrt()
+    return PrefixPooler(3, SHARER)
 
 
 @torch.no_grad()
-def test_summaries_of_retrieval_are_their_formula(retrieval: RetrievalPooler) -> None:
+def test_summaries_of_a_prefix_are_their_formula(prefix: PrefixPooler) -> None:
     cache = random_kv(3, SHARER, 2, 7)
-    retrieval.base_query.mul_(20)  # away from the mean that it starts as
-    sent = retrieval.summarise(cache, SPANS)
+    prefix.queries.weight.mul_(10)  # away from the span's mean
+    sent = prefix.summarise(cache, SPANS)
     assert sent.present.tolist() == [[True, True, True], [True, True, False]]
-    assert retrieval.merge(sent) is sent
+    assert prefix.merge(sent) is sent
     for layer, row, head, span in ((0, 0, 0, 1), (2, 1, 1, 0)):
-        keys, values = (tensor[layer, row, head][SPANS[row] == span] for tensor in cache)
-        weights = torch.softmax(normed(keys) @ retrieval.base_query[layer, head], 0)
-        torch.testing.assert_close(sent.kv.keys[layer, row, head, span], weights @ keys, atol=1e-5, rtol=1e-4)
-        torch.testing.assert_close(sent.kv.values[layer, row, head, span], weights @ values, atol=1e-5, rtol=1e-4)
+        inside = SPANS[row] == span
+        x = torch.cat([tensor[layer, row].transpose(0, 1).flatten(1) for tensor in cache], -1)[inside]
+        x = x / x.square().mean(-1, keepdim=True).sqrt()
+        for place, (ours, told) in enumerate(zip(sent.kv, cache, strict=True)):
+            weights = torch.softmax(x @ prefix.queries.weight[layer, :, 2 * place + head], 0)
+            expected = weights @ told[layer, row, head][inside]
+            torch.testing.assert_close(ours[layer, row, head, span], expected, atol=1e-5, rtol=1e-4)
 
 
 @torch.no_grad()
-def test_each_receiver_token_weighs_the_summaries_for_itself(retrieval: RetrievalPooler) -> None:
-    sent, receiver = random_sent(3, SHARER, 2, 3), random_kv(3, RECEIVER, 2, 5, seed=1)
-    sent.present[1, 2] = False
-    weights = retrieval.weights(sent, receiver)
-    assert weights.shape == (3, 2, 5, 3)
-    for layer, row, token, there in ((0, 0, 0, 3), (1, 1, 4, 2), (2, 1, 0, 2)):
-        own = torch.cat([tensor[layer, row, :, token].flatten() for tensor in receiver])
-        a = normed(own) @ retrieval.queries.weight[layer] + retrieval.queries.bias[layer, 0]
-        scores = []
-        for span in range(there):
-            told = torch.cat([tensor[layer, row, :, span].flatten() for tensor in sent.kv])
-            scores.append(a @ (normed(told) @ retrieval.addresses.weight[layer] + retrieval.addresses.bias[layer, 0]))
-        expected = torch.stack(scores).softmax(0)
-        torch.testing.assert_close(weights[layer, row, token, :there], expected, atol=1e-5, rtol=1e-4)
-    assert weights[:, 1, :, 2].abs().max() == 0
-    assert (weights[:, :, 0] - weights[:, :, 1]).abs().max() > 0.01
+def test_a_prefix_summarises_each_span_alone(prefix: PrefixPooler) -> None:
+    cache = random_kv(3, SHARER, 2, 7)
+    before = prefix.summarise(cache, SPANS)
+    for tensor in cache:
+        tensor.masked_fill_((SPANS != 0)[None, :, None, :, None], 1e3)
+    after = prefix.summarise(cache, SPANS)
+    for one, other in zip(before.kv, after.kv, strict=True):
+        assert torch.equal(one[:, :, :, 0], other[:, :, :, 0])
+        assert not torch.equal(one[:, 0, :, 1], other[:, 0, :, 1])
 
 
-def test_all_of_retrieval_learns_without_nan(retrieval: RetrievalPooler) -> None:
-    sent = retrieval.summarise(random_kv(3, SHARER, 2, 7), SPANS)
-    weights = retrieval.weights(sent, random_kv(3, RECEIVER, 2, 5, seed=1))
-    (weights[..., 0].sum() + sent.kv.values.square().sum()).backward()
-    for name, parameter in retrieval.named_parameters():
-        assert parameter.grad is not None, name
-        assert torch.isfinite(parameter.grad).all()
-        assert name == "addresses.bias" or (parameter.grad.flatten(1).norm(dim=1) > 0).all(), name
+def test_a_prefix_learns_without_nan(prefix: PrefixPooler) -> None:
+    sent = prefix.summarise(random_kv(3, SHARER, 2, 7), SPANS)
+    sum(tensor.square().sum() for tensor in sent.kv).backward()  # type: ignore[union-attr]
+    assert prefix.queries.weight.grad is not None
+    assert torch.isfinite(prefix.queries.weight.grad).all()
+    assert (prefix.queries.weight.grad.flatten(1).norm(dim=1) > 0).all()

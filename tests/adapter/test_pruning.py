@@ -18,8 +18,8 @@ Build = Callable[..., CacheAdapter]
 
 @pytest.mark.parametrize(
     "settings",
-    [{"pooler": None}, {"pooler": None, "fuser": "c2c"}, {}, {"pooler": "retrieval"}],
-    ids=["lcf", "c2c", "x", "retrieval"],
+    [{"pooler": None}, {"pooler": None, "fuser": "c2c"}, {}, {"pooler": "prefix"}],
+    ids=["lcf", "c2c", "x", "prefix"],
 )
 @pytest.mark.parametrize("kept", [(2,), (0, 3), (0, 1, 2, 3, 4)])
 @torch.no_grad()
@@ -32,10 +32,9 @@ def test_a_pruned_adapter_is_the_full_one_with_the_other_gates_closed(
     for layer in set(range(5)) - set(kept):
         full.gates.logits[layer] = -1.0
     cache, index = random_kv(5, SHARER, 2, 4, seed=1), torch.tensor([[0, 0, 1, 2], [0, 0, 1, 1]])
-    whole = full(full.pool(cache, index), receiver)
-    fewer = pruned(
-        pruned.pool(KV(*(t[list(kept)] for t in cache)), index), KV(*(tensor[list(kept)] for tensor in receiver))
-    )
+    whole = full(full.pool(cache, index), None if full.prepends else receiver)
+    own = None if full.prepends else KV(*(tensor[list(kept)] for tensor in receiver))
+    fewer = pruned(pruned.pool(KV(*(tensor[list(kept)] for tensor in cache)), index), own)
     for ours, theirs in zip(fewer, whole, strict=True):
         assert torch.equal(ours, theirs[list(kept)])
         assert not theirs[[layer for layer in range(5) if layer not in kept]].any()

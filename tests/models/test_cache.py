@@ -216,3 +216,48 @@ def test_rows_and_the_cache_before_the_last_token(frozen: FrozenModel) -> None:
         again = continue_from(frozen.model, cache.without_last(), torch.cat([last, tail], 1), torch.ones(3, 3).bool())
         torch.testing.assert_close(again[:, 1:], whole, atol=1e-4, rtol=1e-4)
     assert cache.without_last().mask.shape[1] == cache.mask.shape[1] - 1
+
+
+def test_tokens_put_before_a_cache_are_as_if_read_first(frozen: FrozenModel) -> None:
+    """In the first layer, whose keys and values know nothing of earlier tokens, exactly so; padded or not."""
+    rotary, texts = Rotary(frozen.model), rows()
+    first = [torch.randint(2, 290, (count,)) for count in (3, 1, 2)]
+    every = tuple(range(frozen.geometry.layers))
+    with torch.no_grad():
+        together = prefill(frozen.model, *left_padded([torch.cat(pair) for pair in zip(first, texts, strict=True)]))
+        told = prefill(frozen.model, *left_padded(first))
+        cache = prefill(frozen.model, *left_padded(texts))
+        longer = cache.prepend(every, told.read(every, rotary), told.mask, rotary)
+        for row, mask in enumerate(together.mask):
+            count = int(mask.sum())
+            assert longer.mask[row].tolist() == [False] * (16 - count) + [True] * count  # padded on the left
+            for ours, theirs in ((longer.keys, together.keys), (longer.values, together.values)):
+                torch.testing.assert_close(ours[0][row, :, -count:], theirs[0][row, :, -count:], atol=1e-4, rtol=1e-3)
+        assert not torch.allclose(longer.values[1], together.values[1], atol=1e-3)
+
+
+def test_where_nothing_is_put_before_it_a_cache_says_the_same(frozen: FrozenModel) -> None:
+    rotary, cache = Rotary(frozen.model), prefill(frozen.model, *left_padded(rows()))
+    every, tail = tuple(range(frozen.geometry.layers)), torch.randint(2, 290, (3, 2))
+    told = KV(*(torch.randn(len(every), 3, frozen.geometry.kv_heads, 2, frozen.geometry.head_dim) for _ in range(2)))
+    with torch.no_grad():
+        plain = continue_from(frozen.model, cache, tail, torch.ones_like(tail, dtype=torch.bool))
+        absent = cache.prepend(every, told, torch.zeros(3, 2, dtype=torch.bool), rotary)
+        same = continue_from(frozen.model, absent, tail, torch.ones_like(tail, dtype=torch.bool))
+        there = cache.prepend(every, told, torch.tensor([[True, True], [False, True], [False, False]]), rotary)
+        other = continue_from(frozen.model, there, tail, torch.ones_like(tail, dtype=torch.bool))
+    torch.testing.assert_close(same, plain, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(other[2], plain[2], atol=1e-4, rtol=1e-3)
+    assert not torch.allclose(other[1], plain[1], atol=1e-3)
+
+
+def test_tokens_are_put_before_some_layers_only(frozen: FrozenModel) -> None:
+    rotary, cache = Rotary(frozen.model), prefill(frozen.model, *left_padded(rows()))
+    told = KV(*(torch.randn(1, 3, frozen.geometry.kv_heads, 2, frozen.geometry.head_dim) for _ in range(2)))
+    longer = cache.prepend((1,), told, torch.ones(3, 2, dtype=torch.bool), rotary)
+    assert not longer.keys[0][0, :, :2].any()
+    assert torch.equal(longer.values[1][0, :, :2], told.values[0, 0])
+    with pytest.raises(GeometryError, match=r"tokens.keys has shape .*; the cache needs \(2, 3,"):
+        cache.prepend((0, 1), told, torch.ones(3, 2, dtype=torch.bool), rotary)
+    with pytest.raises(GeometryError, match="tokens.keys has shape"):
+        cache.prepend((1,), told, torch.ones(3, 1, dtype=torch.bool), rotary)
