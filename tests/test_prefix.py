@@ -84,10 +84,8 @@ def test_several_sharers_are_heard_as_one(channel: Channel) -> None:
     with torch.no_grad():
         both, first = (channel._decoder([sent], ["q"], [()], 4, {}).cache for sent in ([one, two], [one]))
     assert both.keys[0].shape[2] - first.keys[0].shape[2] == two.spans
-
-
     for ours, theirs in zip(both.values, first.values, strict=True):
-    torch.testing.assert_close(ours[:, :, : one.spans], theirs[:, :, : one.spans])
+        torch.testing.assert_close(ours[:, :, : one.spans], theirs[:, :, : one.spans])
 
 
 def test_all_arms_run_and_an_edit_of_all_layers_is_the_message(channel: Channel) -> None:
