@@ -45,6 +45,27 @@ def test_the_quickstart_communicates(quickstart: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_message_is_understood_that_was_written_before_the_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", str(CONFIGS / "quickstart_blind.yaml"), "--trainer.enable_progress_bar", "false"])
+    summary = json.loads(Path("runs/quickstart_blind/summary.json").read_text())
+    arms = {arm: figures["exact_match"] for arm, figures in summary["arms"].items()}
+    assert min(figures["n"] for figures in summary["arms"].values()) >= 500
+    assert arms["message"] >= 0.95
+    assert arms["mismatched"] <= 0.10
+    assert summary["own_questions"]["message"]["exact_match"] >= 0.95
+
+    channel = Channel.from_pretrained("runs/quickstart_blind/adapter")
+    message = channel.send(["likes ada tea .", "owns ben lamp .", "seeks cleo ruby .", "sells dan soup ."])
+    own = ["finds eva bell .", "hides finn kite .", "fears gia wolf ."]
+    asked = ["likes ada", "owns ben", "seeks cleo", "sells dan"]
+    answers = [channel.receive(message, question, own).text for question in asked]  # one message, every question
+    assert sum(one == two for one, two in zip(answers, ["tea", "lamp", "ruby", "soup"], strict=True)) >= 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart_shared", "quickstart_shared_c2c"])
 def test_the_expert_tells_what_it_knows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of facts that no training example held: chance is 0.25, the sharer alone knows all."""

@@ -49,7 +49,8 @@ def card(config: AdapterConfig, parameters: int, size: int) -> str:
         size: Bytes of the weights file.
     """
     trained, settings = config.metadata, config.settings
-    kind = "LCF-X" if settings.pooler else {"lcf": "LCF", "c2c": "C2C"}[settings.fuser]
+    fuser = {"lcf": "LCF", "c2c": "C2C"}[settings.fuser]
+    kind = {None: fuser, "span": "LCF-X", "prefix": f"{fuser} prefix"}[settings.pooler]
     facts = {
         "Method": f"{kind}, d = {settings.d}",
         "Sharer": _model(config, "sharer"),

@@ -77,7 +77,13 @@ def test_a_folder_that_exists_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    ("settings", "kind"), [({}, "LCF-X"), ({"pooler": None}, "LCF"), ({"pooler": None, "fuser": "c2c"}, "C2C")]
+    ("settings", "kind"),
+    [
+        ({}, "LCF-X"),
+        ({"pooler": "prefix"}, "LCF prefix"),
+        ({"pooler": None}, "LCF"),
+        ({"pooler": None, "fuser": "c2c"}, "C2C"),
+    ],
 )
 def test_the_card_says_what_the_adapter_is(adapter: Build, tmp_path: Path, settings: dict[str, Any], kind: str) -> None:
     module = adapter(**settings)
