@@ -108,7 +108,10 @@ def plot(points: dict[tuple[str, int], list[dict[str, Any]]]) -> Figure:
     by_facts.set_ylabel("exact match, question hidden")
     by_facts.set_ylim(0, 1.02)
     by_facts.legend()
-    for axes in (by_facts, by_bytes):
+    every = [run for runs in points.values() for run in runs]
+    for axes, name in ((by_facts, "facts"), (by_bytes, "bytes")):
+        places = sorted({run[name] for run in every})
+        axes.set_xticks(places, [f"{place:,}" for place in places], minor=False)
         axes.spines[["top", "right"]].set_visible(False)
     return figure
 
