@@ -279,7 +279,7 @@ class Channel(Pair):
         ]
         _warn_of_dropped(prompts, "receiver")
         if min(len(prompt.ids) for prompt in prompts) < 2:
-            raise DataError("the receiver's prompt must have at least two tokens: there is nothing to edit in one.")
+            raise DataError("the receiver's prompt must have at least two tokens: the last is read after the message.")
         return split_last(prompts, encoder.pad_id, self.receiver.device)
 
     @cached_property

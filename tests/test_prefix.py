@@ -119,7 +119,7 @@ def test_what_means_nothing_is_refused(channel: Channel) -> None:
     geometry = channel.adapter.config.receiver.geometry
     message = channel.send(FACTS, "likes ada")
     sent = channel.adapter.merge(channel.adapter.summarise(*_cache_of(channel)))
-    with pytest.raises(GeometryError, match="receiver must be None with pooler=prefix"):
+    with pytest.raises(GeometryError, match="receiver of pooler=prefix must be None"):
         channel.adapter(sent, random_kv(geometry.layers, geometry, 1, 3))
     assert message.spans == 4
 

@@ -121,7 +121,8 @@ class CacheAdapter(nn.Module):
             GeometryError: If layers, batch, heads, sizes or tokens do not fit this adapter or each other.
         """
         if (receiver is None) != self.prepends:
-            raise GeometryError("receiver must be None with pooler=prefix, and only there.")
+            needed = "None: its fuser reads the sharer only" if self.prepends else "the receiver's layers, not None"
+            raise GeometryError(f"receiver of pooler={self.config.settings.pooler or 'null'} must be {needed}.")
         kv = self._checked(sent.kv, "sharer")
         if receiver is not None:
             receiver = self._checked(receiver, "receiver")

@@ -47,6 +47,7 @@ class AdapterSettings:
         dropout: Dropout of the fuser's FFN blocks in training (C2C's recipe: 0.1).
         zero_init: Start from no edit at all: the maps that write Δ are zero at first, as in LoRA. Where the receiver
             knows something already, training need not first repair what random edits broke. False: as the papers.
+            With ``pooler=prefix`` the start is zero tokens, which is not quite nothing.
     """
 
     fuser: str = "lcf"

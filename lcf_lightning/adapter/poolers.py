@@ -26,7 +26,8 @@ class Sent(NamedTuple):
         kv: ``[layers, batch, sharer heads, n, sharer head size]``: n span summaries, their pool (n = 1), or, where both
             models read the same text, the sharer's tokens that the receiver's n tokens are aligned with. Finite also
             where absent.
-        present: ``[batch, n]``, bool, False on padding.
+        present: ``[batch, n]``, bool, False on padding of spans. Of aligned tokens all are marked: which of them are
+            padding the receiver's own mask says.
     """
 
     kv: KV

@@ -23,7 +23,7 @@ def without_closed_layers(adapter: CacheAdapter) -> CacheAdapter:
 
 
 def keep_layers(adapter: CacheAdapter, layers: Sequence[int]) -> CacheAdapter:
-    """An adapter that holds only ``layers`` of ``adapter``: the same edits there, none elsewhere.
+    """An adapter that holds only ``layers`` of ``adapter``: the same edits there, and what closed gates do elsewhere.
 
     Args:
         adapter: The adapter; it stays as it is.

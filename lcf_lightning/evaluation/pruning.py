@@ -39,7 +39,7 @@ class Pruning(TypedDict):
     """What pruning an adapter found.
 
     Attributes:
-        closed: Layers whose gates are closed: they do nothing.
+        closed: Layers whose gates are closed: they do nothing, or, with ``pooler=prefix``, hold zero tokens.
         importance: Per open layer, by how much the loss rises without it, in nats; a negative one helps by its absence.
         kept: The layers to keep.
         curve: From no layer to every open one, the most important first.

@@ -22,8 +22,8 @@ from lcf_lightning.stopwatch import Stopwatch
 # What a channel decides itself, and what would change how many answers there are, or what they are.
 _RESERVED = {
     "inputs", "input_ids", "inputs_embeds", "attention_mask", "past_key_values", "cache", "use_cache", "streamer",
-    "generation_config", "num_return_sequences", "return_dict_in_generate", "max_length", "eos_token_id",
-    "pad_token_id", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens", "custom_generate",
+    "generation_config", "num_return_sequences", "return_dict_in_generate", "max_length", "min_length",
+    "eos_token_id", "pad_token_id", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens", "custom_generate",
     "trust_remote_code", "tokenizer",
 }  # fmt: skip
 
@@ -34,7 +34,7 @@ class Answer:
 
     Attributes:
         text: All that was generated, without special tokens and the blanks around it.
-        prompt_tokens: Tokens of the receiver's own prompt; a message adds none.
+        prompt_tokens: Tokens of the receiver's own prompt, without those that a message puts before it (pooler=prefix).
         new_tokens: Tokens generated, the end of sequence included.
         milliseconds: By stage, of the whole batch: ``receiver_prefill``, ``fuse``, ``first_token``, ``rest_of_answer``.
     """

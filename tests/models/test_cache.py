@@ -261,3 +261,26 @@ def test_tokens_are_put_before_some_layers_only(frozen: FrozenModel) -> None:
         cache.prepend((0, 1), told, torch.ones(3, 2, dtype=torch.bool), rotary)
     with pytest.raises(GeometryError, match="tokens.keys has shape"):
         cache.prepend((1,), told, torch.ones(3, 1, dtype=torch.bool), rotary)
+
+
+def test_a_window_that_has_slid_on_sees_nothing_put_before_the_text(spec: Callable[[str], ModelSpec]) -> None:
+    """Documented: where every layer slides, tokens before a text that is longer than the window are out of sight."""
+    gemma = load_frozen(spec("gemma3"))
+    rotary, tail = Rotary(gemma.model), torch.randint(2, 290, (1, 2))
+    told = KV(*(torch.randn(1, 1, 1, 2, 16) for _ in range(2)))
+    changed = {}
+    for own in (2, 13):  # the window is 6
+        ids = torch.randint(2, 290, (1, own))
+        cache = prefill(gemma.model, ids, torch.ones_like(ids, dtype=torch.bool))
+        sliding, everywhere = (
+            continue_from(
+                gemma.model,
+                cache.prepend((layer,), KV(told.keys * scale, told.values * scale), torch.ones(1, 2).bool(), rotary),
+                tail,
+                torch.ones_like(tail, dtype=torch.bool),
+            )
+            for layer, scale in ((4, 0.0), (0, 1.0))
+        )
+        changed[own] = float((sliding - everywhere).abs().max())
+    assert changed[2] > 1e-3
+    assert changed[13] < 1e-5
