@@ -200,9 +200,7 @@ def receiver_reading(caches: ArmCaches, arm: str) -> Reading:
         SettingError: If the arm means nothing for this adapter.
     """
     if caches.channel.shared and arm in _DIFFERENT_TEXTS:
-        raise SettingError(
-            f"arm {arm!r} needs a sharer and a receiver that read different texts (pooler=span or prefix)."
-        )
+        raise SettingError(f"arm {arm!r} needs a sharer and a receiver that read different texts (pooler not null).")
     budget = text_budget(arm)
     return caches.reads_text(budget) if budget else _ARMS[arm](caches)
 

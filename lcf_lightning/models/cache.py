@@ -19,6 +19,9 @@ from lcf_lightning.errors import GeometryError, ModelError
 from lcf_lightning.models.geometry import KV
 
 
+_OTHERWISE = "set unrotate_keys to false, with pooler=span or null."
+
+
 @dataclass(frozen=True)
 class KVCache:
     """Keys and values of every layer, and which tokens are real.
@@ -136,9 +139,7 @@ class Rotary:
     def __init__(self, model: PreTrainedModel) -> None:
         module: nn.Module | None = getattr(model.get_decoder(), "rotary_emb", None)
         if module is None:
-            raise ModelError(
-                f"{type(model).__name__} has no rotary module; set unrotate_keys to false (with pooler=span or null)."
-            )
+            raise ModelError(f"{type(model).__name__} has no rotary module; {_OTHERWISE}")
         self._module = module
         config = model.config.get_text_config(decoder=True)
         by_type = "layer_type" in inspect.signature(module.forward).parameters
@@ -178,7 +179,7 @@ class Rotary:
         if not error < tolerance:
             raise ModelError(
                 f"{type(model).__name__} does not rotate keys by halves (un-rotated keys differ by {error:.2g} between "
-                "positions); set unrotate_keys to false (with pooler=span or null)."
+                f"positions); {_OTHERWISE}"
             )
 
 

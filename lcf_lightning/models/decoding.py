@@ -23,8 +23,8 @@ from lcf_lightning.stopwatch import Stopwatch
 _RESERVED = {
     "inputs", "input_ids", "inputs_embeds", "attention_mask", "past_key_values", "cache", "use_cache", "streamer",
     "generation_config", "num_return_sequences", "return_dict_in_generate", "max_length", "min_length",
-    "eos_token_id", "pad_token_id", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens", "custom_generate",
-    "trust_remote_code", "tokenizer",
+    "eos_token_id", "pad_token_id", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens",
+    "custom_generate", "trust_remote_code", "tokenizer",
 }  # fmt: skip
 
 
