@@ -18,7 +18,6 @@ from transformers import DynamicCache, PreTrainedModel
 from lcf_lightning.errors import GeometryError, ModelError
 from lcf_lightning.models.geometry import KV
 
-
 _OTHERWISE = "set unrotate_keys to false, with pooler=span or null."
 
 
