@@ -18,25 +18,19 @@ import torch
 
 from lcf_lightning import AdapterSettings, Channel, LCFModule, ModelSpec
 from lcf_lightning.data.tokens import Tokens
-from lcf_lightning.models.loading import FrozenModel
+from lcf_lightning.pair import load_pair
 
 
 def channels(sharer: ModelSpec, receiver: ModelSpec, d: int) -> dict[str, Channel]:
     """A channel for each pooler, over the same loaded models."""
-    found: dict[str, Channel] = {}
-    for pooler in ("span", "prefix"):
-        module = LCFModule(sharer, receiver, AdapterSettings(pooler=pooler, d=d))
-        if found:
-            loaded = found["span"]
-            found[pooler] = Channel(loaded.sharer, loaded.receiver, module.adapter.eval())
-        else:
-            module.configure_model()
-            module.adapter.eval()
-            found[pooler] = module.channel
-    return found
+    loaded = load_pair(sharer, receiver)
+    return {
+        pooler: Channel(*loaded, LCFModule(sharer, receiver, AdapterSettings(pooler=pooler, d=d)).adapter.eval())
+        for pooler in ("span", "prefix")
+    }
 
 
-def read(model: FrozenModel, tokens: int, seed: int) -> Tokens:
+def read(tokens: int, seed: int) -> Tokens:
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(4, 140, (1, tokens), generator=generator)
     return Tokens(ids, torch.ones_like(ids, dtype=torch.bool), torch.full_like(ids, -1))
@@ -45,8 +39,8 @@ def read(model: FrozenModel, tokens: int, seed: int) -> Tokens:
 @torch.no_grad()
 def milliseconds(channel: Channel, tokens: int, span: int, seed: int) -> tuple[float, float]:
     """Of pooling the sharer's cache to summaries, and of putting them into the receiver's."""
-    sharer = channel.read_sharer(read(channel.sharer, tokens, seed))
-    receiver = channel.read_receiver(read(channel.receiver, tokens, seed + 1))
+    sharer = channel.read_sharer(read(tokens, seed))
+    receiver = channel.read_receiver(read(tokens, seed + 1))
     spans = torch.arange(tokens)[None] // span
     started = time.perf_counter()
     sent = channel.summarise(sharer, spans)

@@ -107,7 +107,7 @@ class PrefixPooler(nn.Module):
     where ``x_t`` holds the keys and values of all heads, divided by their root mean square: what a key says of a span,
     and what a value does, may come from different tokens. ``4·H_s² D_s`` parameters a layer.
 
-    The fuser then reads ``[K~_p; V~_p]`` alone and writes a key and a value: ``H_r D_r`` inputs fewer of either.
+    The fuser then reads ``[K~_p; V~_p]`` alone, ``2·H_r D_r`` inputs fewer, and writes a key and a value.
     Beyond the paper: one vector for all tokens, or a residual on tokens that mean something already, must hold every
     fact at once if nobody knows which one will be asked for; the receiver's attention can choose among tokens.
 

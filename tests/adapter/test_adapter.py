@@ -211,3 +211,11 @@ def test_where_both_read_the_same_text_there_is_nothing_to_summarise(adapter: Ca
         shared.summarise(random_kv(5, SHARER, 1, 4), torch.zeros(1, 4).long())
     with pytest.raises(GeometryError, match="sharer keys have shape"):
         adapter().merge(random_sent(5, RECEIVER, 1, 4))
+
+
+def test_a_prefix_has_fewer_parameters_than_the_papers_pooler(adapter: Build) -> None:
+    ours, theirs = adapter(pooler="prefix"), adapter(pooler="span")
+    inputs = 2 * RECEIVER.width * 16  # what the receiver's cache would be read with, at d=16
+    assert ours.parameter_counts()["per_layer"] == theirs.parameter_counts()["per_layer"] - inputs
+    assert ours.parameter_counts()["pool"] == 5 * 4 * 2**2 * 8
+    assert ours.parameter_counts()["total"] < theirs.parameter_counts()["total"]
