@@ -4,6 +4,7 @@ from lcf_lightning.data.sources.babi import BAbI
 from lcf_lightning.data.sources.chat import Chat
 from lcf_lightning.data.sources.hotpotqa import HotpotQA
 from lcf_lightning.data.sources.knowledge import Knowledge
+from lcf_lightning.data.sources.mismatched import Mismatched
 from lcf_lightning.data.sources.mixture import Mixture
 from lcf_lightning.data.sources.multiple_choice import MultipleChoice
 from lcf_lightning.data.sources.source import RowSource, Source
@@ -15,6 +16,7 @@ __all__ = [
     "Chat",
     "HotpotQA",
     "Knowledge",
+    "Mismatched",
     "Mixture",
     "MultipleChoice",
     "RowSource",

@@ -1,0 +1,36 @@
+"""A control for training: nobody's message is about what is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.partition import mismatched_partners
+from lcf_lightning.data.sources.source import Source, Split
+
+
+class Mismatched(Source):
+    """Another source's examples whose sharers, in training, have read another example's passages.
+
+    An adapter trained so has the same parameters, steps and questions, but can learn nothing from what a message says:
+    what it gains over own context is tuning. Validation and test are the other source's, unchanged.
+
+    Args:
+        source: Where the examples come from.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __str__(self) -> str:
+        return f"Mismatched {self.source}"
+
+    def examples(self, split: Split, seed: int) -> Sequence[Example]:
+        examples = self.source.examples(split, seed)
+        if split != "train":
+            return examples
+        partners = mismatched_partners(examples, seed)
+        return [
+            replace(example, sharer=examples[at].sharer) for example, at in zip(examples, partners, strict=True)
+        ]

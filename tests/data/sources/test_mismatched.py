@@ -1,0 +1,27 @@
+"""The training control: messages of other examples, in training only."""
+
+import pytest
+
+from lcf_lightning.data.sources import Mismatched, World
+
+
+@pytest.fixture
+def world() -> World:
+    return World(train_size=200)
+
+
+def test_in_training_every_sharer_has_read_another_examples_passages(world: World) -> None:
+    own, made = (source.examples("train", 3) for source in (world, Mismatched(world)))
+    assert all(one.sharer != other.sharer for one, other in zip(own, made, strict=True))
+    assert sorted(row.sharer for row in made) == sorted(row.sharer for row in own)  # each message goes to one
+    for one, other in zip(own, made, strict=True):
+        assert (one.id, one.question, one.answers, one.receiver) == (
+            other.id, other.question, other.answers, other.receiver
+        )  # fmt: skip
+    assert made == Mismatched(world).examples("train", 3)
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_evaluation_is_of_the_source_itself(world: World, split: str) -> None:
+    assert list(Mismatched(world).examples(split, 3)) == list(world.examples(split, 3))  # type: ignore[arg-type]
+    assert str(Mismatched(world)) == "Mismatched World"
