@@ -31,6 +31,4 @@ class Mismatched(Source):
         if split != "train":
             return examples
         partners = mismatched_partners(examples, seed)
-        return [
-            replace(example, sharer=examples[at].sharer) for example, at in zip(examples, partners, strict=True)
-        ]
+        return [replace(example, sharer=examples[at].sharer) for example, at in zip(examples, partners, strict=True)]
