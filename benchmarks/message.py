@@ -19,7 +19,7 @@ from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.evaluation.answers import score
 from lcf_lightning.evaluation.statistics import estimate, written
 
-FORMS = [(dtype, pooled) for pooled in (False, True) for dtype in ("float32", "float16", "int8")]
+DTYPES = ("float32", "float16", "int8")
 
 
 def texts(passages: tuple[Passage, ...]) -> list[str]:
@@ -38,23 +38,25 @@ class Benchmark(AdapterCLI):
         adapter, data = self.adapter_and_data()
         data.setup("test")
         channel = self.channel(adapter, data)
-        said: dict[tuple[str, bool], list[str]] = {form: [] for form in FORMS}
-        sizes: dict[tuple[str, bool], list[int]] = {form: [] for form in FORMS}
+        ways = (False,) if channel.adapter.prepends else (False, True)  # what becomes tokens is never pooled
+        forms = [(dtype, pooled) for pooled in ways for dtype in DTYPES]
+        said: dict[tuple[str, bool], list[str]] = {form: [] for form in forms}
+        sizes: dict[tuple[str, bool], list[int]] = {form: [] for form in forms}
         examples: list[Example] = []
         for batch in data.evaluation_loader("test", self.config["limit"], by_length=True):
             rows = [row for row in batch.examples if row.needs_sharer]
             examples += rows
             read, asked = [texts(row.sharer) for row in rows], [row.question for row in rows]
-            for pooled in (False, True) if rows else ():
+            for pooled in ways if rows else ():
                 messages = channel.send_batch(read, asked, pooled)
-                for form in [form for form in FORMS if form[1] is pooled]:
+                for form in [(dtype, pooled) for dtype in DTYPES]:
                     wire = [message.to_bytes(form[0]) for message in messages]
                     arrived = [Message.from_bytes(data, origin=channel.origin) for data in wire]
                     sizes[form] += map(len, wire)
                     said[form] += answers(channel, arrived, rows, self.max_new_tokens)
         print(f"n = {len(examples)}\n\n| message | dtype | bytes | exact match | other answers |")
         print("| --- | --- | ---: | ---: | ---: |")
-        for dtype, pooled in FORMS:
+        for dtype, pooled in forms:
             right = [
                 score(text, row.answers).exact_match for text, row in zip(said[dtype, pooled], examples, strict=True)
             ]

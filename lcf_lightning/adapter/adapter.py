@@ -35,6 +35,8 @@ CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 class CacheAdapter(nn.Module):
     """Turns a sharer's cache into an edit of a receiver's: ``R' = R + g·(α ⊙ Δ)`` (LCF, arXiv 2605.22863).
 
+    Where it `prepends`, ``g·(α ⊙ Δ)`` are tokens of their own: ``R' = [g·(α ⊙ Δ); R]``.
+
     Args:
         config: Settings and geometry of both models.
 

@@ -1,4 +1,4 @@
-"""Fusers: what a message says, to a receiver's cache, about how to edit it.
+"""Fusers: what a message adds to a receiver's cache, or puts before it.
 
 Every fuser computes all its layers in batched products, and takes the same inputs and gives the same output:
 
