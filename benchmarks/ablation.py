@@ -43,6 +43,8 @@ SETTINGS = {
     "d: 256": "--model.adapter.d 256",
     "distillation: 0.5": "--model.distillation 0.5",
     "distillation: 2": "--model.distillation 2",
+    "spans: window:2": "--data.init_args.prompts.spans window:2",
+    "spans: window:1": "--data.init_args.prompts.spans window:1",
     "pooler: span": "--model.adapter.pooler span",
     "pooler: span, gate_noise: logistic": "--model.adapter.pooler span --model.adapter.gate_noise logistic",
 }

@@ -69,6 +69,7 @@ STEP = (
 SHORT = {
     "fit": STEP, "validate": STEP, "test": STEP, "predict": STEP, "evaluate": f"{FEW} --limit 2 --repeats 1",
     "prune": f"{FEW} --limit 2 --keep 2", "cache": f"{FEW} --limit 2", "export": "", "compare": "", "params": "",
+    "benchmarks/ablation.py": "--only 'as it is' --seeds 1 --steps 1",
     "benchmarks/capacity.py": "--methods prefix --facts 2 --seeds 1 --steps 1",
     "benchmarks/fuser.py": "--repeats 1 --tokens 4 --d 8",
     "benchmarks/kept_prefills.py": "--steps 1 --batch 1 --d 8",
