@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -118,12 +120,24 @@ def test_a_sharer_that_reads_nothing_says_nothing(module: LCFModule) -> None:
         blind.written([replace(few, sharer=())], [5])
 
 
-def test_fit_and_every_arm_run(spec: Spec, tmp_path: Path) -> None:
+class Gradients(pl.Callback):
+    """The least gradient of any layer of any tensor at each step."""
+
+    def __init__(self) -> None:
+        self.least: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, _: object) -> None:
+        norms = [parameter.grad.flatten(1).norm(dim=1) for parameter in pl_module.parameters()]  # type: ignore[union-attr]
+        self.least.append(float(torch.cat(norms).min()))
+
+
+@pytest.mark.parametrize("settings", [{}, {"pooler": "prefix"}, {"pooler": "prefix", "fuser": "c2c"}])
+def test_fit_and_every_arm_run(spec: Spec, tmp_path: Path, settings: dict[str, Any]) -> None:
     data = small_data(spec("llama"), spec("qwen3"), prompts=PROMPTS)
-    module = small_module(spec("llama"), spec("qwen3"))
-    before = {name: tensor.clone() for name, tensor in module.adapter.state_dict().items()}
-    small_trainer(tmp_path, max_steps=3).fit(module, datamodule=data)
-    assert any(not torch.equal(before[name], tensor) for name, tensor in module.adapter.state_dict().items())
+    module, seen = small_module(spec("llama"), spec("qwen3"), **settings), Gradients()
+    small_trainer(tmp_path, seen, max_steps=3).fit(module, datamodule=data)
+    assert len(seen.least) == 3
+    assert seen.least[0] > 0  # later, at a low temperature, a gate may be open or closed for good
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     arms = [arm for arm in ARMS if not arm.startswith("t2t") and arm != "sharer_alone"]
@@ -144,6 +158,24 @@ def test_the_order_of_messages_does_not_matter(module: LCFModule, tmp_path: Path
     answers = [channel.receive(several, "likes ada").text for several in (messages, messages[::-1])]
     assert answers[0] == answers[1]
     assert channel.receive(messages[0], "q").text == channel.receive([messages[0]], "q").text
+
+
+@torch.no_grad()
+def test_every_sharers_spans_become_tokens_of_their_own(spec: Spec) -> None:
+    """With the prefix pooler; what one sharer read changes nothing of the others' tokens."""
+    module = small_module(spec("llama"), spec("qwen3"), pooler="prefix")
+    module.configure_model()
+    channel, tokens = module.eval().channel, []
+    for facts in (FACTS, (*FACTS[:2], ("hides finn the kite of ada .",), FACTS[0])):
+        batch = channel.collator(PROMPTS).written([replace(EXAMPLES[0], sharer=facts), EXAMPLES[1]], [3, 3])
+        sent, own = channel.pool(channel.read_sharer(batch.sharer), batch.index), channel.read_receiver(batch.receiver)
+        added = channel.fuse(own, sent).mask.sum(1) - own.mask.sum(1)
+        assert added.tolist() == [2 + 2 + 3, 1 + 2 + 2]  # facts, and the question to each
+        tokens.append(channel.delta(own, sent))
+    for one, other in zip(*tokens, strict=True):
+        torch.testing.assert_close(one[:, 0, :, :4], other[:, 0, :, :4], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(one[:, 1, :, :5], other[:, 1, :, :5], atol=1e-5, rtol=1e-4)
+        assert ((one - other)[:, 0, :, 4:].flatten(1, 2).abs().amax(-1) > 1e-4).any(1).all()
 
 
 def test_bad_numbers_of_sharers_are_refused(spec: Spec) -> None:

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from lcf_lightning.callbacks import AdapterExport
 
-from lcf_lightning import Channel, Message, ModelSpec
+from lcf_lightning import Channel, LCFModule, Message, ModelSpec
+from lcf_lightning.adapter.pruning import keep_layers
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.errors import GeometryError, SettingError
-from lcf_lightning.evaluation.answering import run_arms
+from lcf_lightning.evaluation.answering import answer_losses, run_arms
 from lcf_lightning.evaluation.arms import ArmCaches
 from lcf_lightning.evaluation.pruning import _Edits
+from lcf_lightning.models.cache import KVCache
+from lcf_lightning.models.decoding import _Progress
+from lcf_lightning.models.loading import DTYPES
+from lcf_lightning.models.store import PrefillSettings
 from tests.adapter.conftest import random_kv
-from tests.pairs import small_data, small_module, small_trainer
+from tests.pairs import prefills_counted, small_data, small_module, small_trainer
+from tests.test_many_sharers import EXAMPLES, PROMPTS
 
 Spec = Callable[[str], ModelSpec]
 FACTS = ["likes ada tea .", "owns ben lamp .", "seeks cleo ruby ."]
@@ -32,6 +43,24 @@ def trained(request: pytest.FixtureRequest, spec: Spec, tmp_path: Path) -> Path:
 @pytest.fixture
 def channel(trained: Path) -> Channel:
     return Channel.from_pretrained(trained)
+
+
+def ready(sharer: ModelSpec, receiver: ModelSpec) -> LCFModule:
+    """An adapter that has not learnt, the same each time, and its models."""
+    module = small_module(sharer, receiver, pooler="prefix", gate_noise="none", dropout=0.0)
+    module.configure_model()
+    module.eval()
+    return module
+
+
+def written(channel: Channel, sharers: int = 1, prompts: PromptSettings = PROMPTS) -> Batch:
+    """Two examples, of four facts and of two, over so many sharers."""
+    return channel.collator(prompts).written(EXAMPLES, [sharers] * 2)
+
+
+def fused(channel: Channel, *messages: Message) -> KVCache:
+    """The receiver's cache as `Channel.receive` makes it."""
+    return channel._decoder([messages], ["likes ada"], [FACTS[:1]], 4, {}).cache
 
 
 def test_four_lines_answer_as_the_evaluation_does(channel: Channel) -> None:
@@ -77,14 +106,22 @@ def test_a_batch_gives_what_its_rows_give(channel: Channel) -> None:
         assert (single.text, single.prompt_tokens) == (answer.text, answer.prompt_tokens)
 
 
+@torch.no_grad()
 def test_several_sharers_are_heard_as_one(channel: Channel) -> None:
-    """Summaries of two messages stand one after the other."""
-    one, two = channel.send(FACTS[:2], "q"), channel.send(FACTS[2:], "q")
-    with torch.no_grad():
-        both, first = (channel._decoder([sent], ["q"], [()], 4, {}).cache for sent in ([one, two], [one]))
-    assert both.keys[0].shape[2] - first.keys[0].shape[2] == two.spans
-    for ours, theirs in zip(both.values, first.values, strict=True):
-        torch.testing.assert_close(ours[:, :, : one.spans], theirs[:, :, : one.spans])
+    """Summaries of two messages stand one after the other, and know nothing of each other."""
+    one, two, three = (channel.send(facts, "likes ada") for facts in (FACTS[:2], FACTS[2:], FACTS[:1] * 3))
+    layers, rotary = channel.adapter.config.receiver_layers, channel._reader("receiver").rotary
+    count, own = one.spans + two.spans, channel.receive(one, "likes ada", FACTS[:1]).prompt_tokens - 1
+    both, others, first, second = (fused(channel, *sent) for sent in ((one, two), (one, three), (one,), (two,)))
+    assert (both.mask.shape[1], others.mask.shape[1]) == (count + own, one.spans + three.spans + own)
+    for name in ("keys", "values"):
+        for ours, longer, alone in zip(*(getattr(cache, name) for cache in (both, others, first)), strict=True):
+            torch.testing.assert_close(ours[:, :, : one.spans], alone[:, :, : one.spans])  # keys at the same positions
+            torch.testing.assert_close(ours[:, :, : one.spans], longer[:, :, : one.spans])
+        ours, theirs, plain = (getattr(cache.read(layers, rotary), name) for cache in (both, second, first))
+        torch.testing.assert_close(ours[..., one.spans : count, :], theirs[..., : two.spans, :], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(ours[..., count:, :], plain[..., one.spans :, :], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(both.keys[0][:, :, one.spans : count], second.keys[0][:, :, : two.spans], atol=1e-3)
 
 
 def test_all_arms_run_and_an_edit_of_all_layers_is_the_message(channel: Channel) -> None:
@@ -118,3 +155,137 @@ def test_what_means_nothing_is_refused(channel: Channel) -> None:
 def _cache_of(channel: Channel) -> tuple[object, torch.Tensor]:
     config = channel.adapter.config
     return random_kv(len(config.receiver_layers), config.sharer.geometry, 1, 4), torch.tensor([[0, 0, 1, 1]])
+
+
+@pytest.mark.parametrize("receiver", ["qwen3", "gemma3"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 2e-2), ("float16", 3e-3)])
+def test_a_receiver_in_half_precision_hears_what_a_whole_one_does(
+    spec: Spec, receiver: str, dtype: str, tolerance: float
+) -> None:
+    logits = {}
+    for name in ("float32", dtype):
+        module = ready(spec("llama"), replace(spec(receiver), dtype=name))
+        channel, batch = module.channel, written(module.channel)
+        own = channel.read_receiver(batch.receiver)
+        cache = channel.fuse(own, channel.pool(channel.read_sharer(batch.sharer), batch.index), temperature=1.0)
+        assert {tensor.dtype for tensor in cache.keys + cache.values} == {DTYPES[name]}
+        heard, alone = (channel.logits(each, batch.last, batch.answers, batch.answer_mask) for each in (cache, own))
+        logits[name] = heard.detach()
+        heard[batch.answer_mask].logsumexp(-1).sum().backward()
+        for parameter in module.adapter.parameters():
+            assert parameter.grad is not None
+            assert 0 < parameter.grad.norm() < float("inf")
+    torch.testing.assert_close(logits[dtype], logits["float32"], atol=tolerance, rtol=0)
+    assert (heard - alone).abs().max() > 3 * tolerance
+
+
+@torch.no_grad()
+def test_a_pruned_prefix_answers_as_the_full_one_with_these_gates_closed(channel: Channel, tmp_path: Path) -> None:
+    """A closed gate leaves zero tokens, which is not nothing: the receiver's attention is shared out among them too."""
+    layers = channel.adapter.config.receiver_layers
+    kept = layers[0], layers[-1]
+    keep_layers(channel.adapter, kept).save_pretrained(tmp_path / "pruned")
+    full, nothing = copy.deepcopy(channel.adapter), copy.deepcopy(channel.adapter)
+    full.gates.logits[[layer for layer in layers if layer not in kept]] = -1.0
+    nothing.gates.logits.fill_(-1.0)
+    pruned = Channel.from_pretrained(tmp_path / "pruned")
+    closed, silent = (Channel(channel.sharer, channel.receiver, adapter) for adapter in (full, nothing))
+    assert [len(each.adapter.config.receiver_layers) for each in (pruned, closed)] == [2, len(layers)]
+
+    ours, theirs = (fused(each, each.send(FACTS, "likes ada")) for each in (pruned, closed))
+    for layer in layers:
+        for one, other in ((ours.keys, theirs.keys), (ours.values, theirs.values)):
+            assert torch.equal(one[layer], other[layer])
+            assert bool(one[layer][:, :, :4].any()) == (layer in kept)  # three facts and a question
+    one, other = (
+        each.receive(each.send(FACTS, "likes ada"), "likes ada", FACTS[:1], max_new_tokens=6).text
+        for each in (pruned, closed)
+    )
+    assert one == other
+
+    batch = written(channel)
+    measured = answer_losses(channel, _Edits(channel, batch).reading(kept), batch)
+    assert torch.equal(measured, answer_losses(pruned, ArmCaches(pruned, batch).message, batch))
+    caches = ArmCaches(silent, batch)
+    assert caches.message.cache.mask.sum() == caches.own_context.cache.mask.sum() + 5 + 3
+    losses = [answer_losses(silent, reading, batch) for reading in (caches.message, caches.own_context)]
+    assert (losses[0] - losses[1]).abs().min() > 1e-4
+
+
+@torch.no_grad()
+def test_kept_prefills_give_the_same_to_the_bit(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the receiver's rows are padded too: what stands there is kept as zeros."""
+    made = prefills_counted(monkeypatch)
+    plain = ready(spec("llama"), spec("qwen3")).channel
+    batch, losses = written(plain, 2), []
+    for prefills in (None, PrefillSettings(str(tmp_path)), PrefillSettings(str(tmp_path))):
+        channel = Channel(plain.sharer, plain.receiver, plain.adapter, prefills)
+        losses.append(answer_losses(channel, ArmCaches(channel, batch).message, batch))
+        assert made == ([] if prefills is None else [4, 2])  # two sharers each; once
+    assert not batch.receiver.mask.all()
+    assert torch.equal(losses[0], losses[1])
+    assert torch.equal(losses[0], losses[2])
+
+
+@torch.no_grad()
+def test_token_limits_drop_spans_and_do_not_count_a_messages_tokens(spec: Spec) -> None:
+    module = ready(spec("llama"), spec("qwen3"))
+
+    def limited(**limits: int) -> Channel:
+        adapter = copy.copy(module.adapter)
+        adapter.config = replace(adapter.config, metadata={"prompts": limits})
+        return Channel(module.channel.sharer, module.channel.receiver, adapter)
+
+    wide = limited()
+    theirs, own = (
+        len(wide.encoder(wide.prompts, role).prompt([(fact,) for fact in FACTS[:2]], "likes ada").ids)
+        for role in ("sharer", "receiver")
+    )
+    tight = limited(max_sharer_tokens=theirs, max_receiver_tokens=own)
+    with pytest.warns(UserWarning, match="max_sharer_tokens, as in training, leaves out 1 spans"):
+        message = tight.send(FACTS, "likes ada")
+    fewer = wide.send(FACTS[:2], "likes ada")
+    assert message.spans == 3
+    for name in ("keys", "values"):
+        assert torch.equal(getattr(message, name), getattr(fewer, name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the receiver's two facts fit, with three tokens before them
+        decoder = tight._decoder([message], ["likes ada"], [FACTS[:2]], 4, {})
+    assert (decoder.prompt_tokens, decoder.cache.mask.shape[1]) == ([own], own - 1 + 3)
+
+    tight = limited(max_receiver_tokens=own - 1)
+    with pytest.warns(UserWarning, match="max_receiver_tokens, as in training, leaves out 1 spans"):
+        decoder = tight._decoder([tight.send(FACTS, "likes ada")], ["likes ada"], [FACTS[:2]], 4, {})
+    assert decoder.cache.mask.shape[1] == decoder.prompt_tokens[0] - 1 + 4
+    assert decoder.prompt_tokens[0] < own - 1
+
+    limit = max(len(wide.encoder(PROMPTS, "sharer").prompt(row.sharer[:2], row.question).ids) for row in EXAMPLES)
+    batch = written(wide, prompts=replace(PROMPTS, max_sharer_tokens=limit))
+    caches = ArmCaches(wide, batch)
+    assert batch.dropped_spans == 2  # of four facts of the first row
+    assert (caches.message.cache.mask.sum(1) - caches.own_context.cache.mask.sum(1)).tolist() == [3, 3]
+
+
+@torch.no_grad()
+def test_beams_find_the_likeliest_pair_on_the_fused_cache(channel: Channel) -> None:
+    """Of the likeliest first tokens and what may follow them, by teacher forcing; one beam is greedy."""
+    message = channel.send(FACTS, "likes ada")
+    decoder = channel._decoder([message], ["likes ada"], [FACTS[:1]], 2, {})
+
+    def said(**options: int) -> list[int]:
+        asked = {"min_new_tokens": 2, **options}
+        made = channel._decoder([message], ["likes ada"], [FACTS[:1]], 2, asked)
+        return made._generate(_Progress(made.watch))[0].tolist()
+
+    def likelihoods(tokens: torch.Tensor) -> torch.Tensor:
+        """Log probabilities of what stands at each place of ``tokens``, an end apart."""
+        cache, last = decoder.cache.rows(torch.zeros(len(tokens)).long()), decoder.ids[:, -1:].expand(len(tokens), 1)
+        found = channel.logits(cache, last, tokens, torch.ones_like(tokens).bool()).log_softmax(-1)
+        found[..., list(channel.receiver.stop_ids)] = float("-inf")
+        return found
+
+    values, first = likelihoods(torch.zeros(1, 1).long())[0, 0].topk(3)
+    pairs = values[:, None] + likelihoods(first[:, None].expand(-1, 2))[:, 1]
+    place, token = divmod(int(pairs.argmax()), pairs.shape[1])
+    assert said(num_beams=3) == [int(first[place]), token]
+    assert said() == said(num_beams=1) == [int(first[0]), int(pairs[0].argmax())]

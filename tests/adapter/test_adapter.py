@@ -92,7 +92,9 @@ def test_wrong_shapes_are_refused(adapter: Build) -> None:
         module(Sent(KV(message.kv.keys, message.kv.values[:, :1]), message.present), receiver)
 
 
-@pytest.mark.parametrize("settings", [{}, {"pooler": None}, {"fuser": "c2c"}, {"layers": (1, 3)}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"pooler": None}, {"fuser": "c2c"}, {"layers": (1, 3)}, {"pooler": "prefix", "fuser": "c2c"}]
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_save_and_load_give_the_same_edit(
     adapter: Build, tmp_path: Path, settings: dict[str, object], dtype: torch.dtype
@@ -101,7 +103,8 @@ def test_save_and_load_give_the_same_edit(
     module.save_pretrained(tmp_path / "adapter", {"steps": 3})
     restored = CacheAdapter.from_pretrained(tmp_path / "adapter")
     layers = len(module.config.receiver_layers)
-    message, receiver = random_sent(layers, SHARER, 2, 1), random_kv(layers, RECEIVER, 2, 4)
+    message = random_sent(layers, SHARER, 2, 1)
+    receiver = None if module.prepends else random_kv(layers, RECEIVER, 2, 4)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
         [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
     )
@@ -219,3 +222,16 @@ def test_a_prefix_has_fewer_parameters_than_the_papers_pooler(adapter: Build) ->
     assert ours.parameter_counts()["per_layer"] == theirs.parameter_counts()["per_layer"] - inputs
     assert ours.parameter_counts()["pool"] == 5 * 4 * 2**2 * 8
     assert ours.parameter_counts()["total"] < theirs.parameter_counts()["total"]
+
+
+@pytest.mark.parametrize("fuser", ["lcf", "c2c"])
+def test_a_prefix_writes_a_token_a_span_and_every_tensor_learns(adapter: Build, fuser: str) -> None:
+    module = adapter(pooler="prefix", fuser=fuser)
+    sent = module.pool(random_kv(5, SHARER, 2, 4), torch.tensor([[0, 0, 1, 2], [-1, 0, 0, 1]]))
+    tokens = module(sent, None, temperature=1.0)
+    assert [tuple(tensor.shape) for tensor in tokens] == [(5, 2, 3, 3, 4)] * 2
+    sum(tensor[:, row, :, : 3 - row].square().sum() for tensor in tokens for row in (0, 1)).backward()  # type: ignore[union-attr]
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert (parameter.grad.flatten(1).norm(dim=1) > 0).all(), name

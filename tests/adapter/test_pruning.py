@@ -18,8 +18,14 @@ Build = Callable[..., CacheAdapter]
 
 @pytest.mark.parametrize(
     "settings",
-    [{"pooler": None}, {"pooler": None, "fuser": "c2c"}, {}, {"pooler": "prefix"}],
-    ids=["lcf", "c2c", "x", "prefix"],
+    [
+        {"pooler": None},
+        {"pooler": None, "fuser": "c2c"},
+        {},
+        {"pooler": "prefix"},
+        {"pooler": "prefix", "fuser": "c2c"},
+    ],
+    ids=["lcf", "c2c", "x", "prefix", "prefix-c2c"],
 )
 @pytest.mark.parametrize("kept", [(2,), (0, 3), (0, 1, 2, 3, 4)])
 @torch.no_grad()

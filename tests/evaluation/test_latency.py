@@ -23,8 +23,11 @@ DELAYS = {"read_sharer": 30.0, "pool": 2.0, "write_texts": 200.0, "read_receiver
 
 
 @pytest.fixture
-def channel(spec: Callable[[str], ModelSpec]) -> Channel:
-    module = small_module(spec("llama"), spec("qwen3"))
+def channel(request: pytest.FixtureRequest, spec: Callable[[str], ModelSpec]) -> Channel:
+    module = small_module(spec("llama"), spec("qwen3"), pooler=getattr(request, "param", "span"))
+    with torch.no_grad():
+        for last in module.adapter.fuser.last_maps:  # a message that changes what is said
+            last.weight.mul_(10)
     module.configure_model()
     module.adapter.eval()
     return module.channel
@@ -96,6 +99,7 @@ def test_sums_floor_and_ratios(clocked: Channel, batches: list[Batch]) -> None:
     assert found["ttft_vs_t2t"]["4"]["median"] == pytest.approx(275 / 78)
 
 
+@pytest.mark.parametrize("channel", ["span", "prefix"], indirect=True)
 def test_what_is_timed_is_what_answers(channel: Channel, batches: list[Batch], monkeypatch: pytest.MonkeyPatch) -> None:
     """The timed path yields the arm's own answer."""
     said: list[int] = []
@@ -123,14 +127,16 @@ def test_kept_prefills_are_not_used(channel: Channel, batches: list[Batch], tmp_
     assert list(tmp_path.iterdir()) == []
 
 
-def test_spread_repeats_and_sizes(channel: Channel, batches: list[Batch]) -> None:
+@pytest.mark.parametrize(("channel", "sent"), [("span", 1), ("prefix", 3)], indirect=["channel"])
+def test_spread_repeats_and_sizes(channel: Channel, batches: list[Batch], sent: int) -> None:
+    """Two facts and the question are sent as one key and value a head, or as one for each."""
     found = measure(channel, batches, ["t2t_4", "mismatched"], max_new_tokens=2, repeats=4, warmup=1)
     assert (found["repeats"], found["warmup"], found["device"]) == (4, 1, "cpu")
     assert set(found["arms"]) == {"message", "t2t_4"}  # mismatched costs what message costs
     for spread in (found["floor"], found["arms"]["message"]["ttft"], found["ttft_vs_t2t"]["4"]):
         assert 0 < spread["min"] <= spread["median"] <= spread["max"]
     geometry, layers = channel.sharer.geometry, len(channel.adapter.config.receiver_layers)
-    assert found["arms"]["message"]["sent_bytes"] == 2 * layers * geometry.kv_heads * geometry.head_dim * 4
+    assert found["arms"]["message"]["sent_bytes"] == 2 * layers * geometry.kv_heads * geometry.head_dim * 4 * sent
     assert (found["arms"]["message"]["written_tokens"], found["arms"]["t2t_4"]["written_tokens"]) == (0, 4)
     assert timed(ARMS) == [
         "question_only",
