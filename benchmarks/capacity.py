@@ -78,7 +78,7 @@ def table(points: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
 
 
 def plot(points: dict[tuple[str, int], list[dict[str, Any]]]) -> Figure:
-    """Accuracy against facts and against bytes in int8: means with their intervals, and a dot for each seed."""
+    """Accuracy against facts and against bytes in int8: means with intervals (`over_seeds`), and a dot a seed."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     kinds = (("facts", "message", "facts in the message"), ("bytes_int8", "message_int8", "bytes of a message, int8"))
@@ -114,10 +114,8 @@ def main() -> None:
         for facts in args.facts:
             for method in args.methods:
                 name = f"{method}-{facts}-{seed}-{args.steps}"
-                run = kept(
-                    args.output / f"{name}.json",
-                    lambda key=(method, facts, seed), name=name: measured(*key, args.steps, args.output / name),
-                )
+                what = (method, facts, seed, args.steps, args.output / name)
+                run = kept(args.output / f"{name}.json", measured, *what)
                 points.setdefault((method, facts), []).append(run)
     points = dict(sorted(points.items(), key=lambda item: (item[0][1], list(METHODS).index(item[0][0]))))
     print(table(points))

@@ -26,7 +26,7 @@ from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.answering import Answer
-from lcf_lightning.evaluation.arms import ARMS, SHARED_ARMS, require_arms
+from lcf_lightning.evaluation.arms import default_arms, require_arms
 from lcf_lightning.evaluation.evaluate import answer_all
 from lcf_lightning.evaluation.latency import Latency, batches_of_one, measure
 from lcf_lightning.evaluation.markdown import conclusions, to_markdown
@@ -49,7 +49,9 @@ class EvaluateCLI(AdapterCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         super().add_arguments_to_parser(parser)
-        parser.add_argument("--arms", type=list[str] | None, help="Arms to run, t2t_N for any N ≥ 1; by default all.")
+        parser.add_argument(
+            "--arms", type=list[str] | None, help="Arms to run, t2t_N for any N ≥ 1; by default all that apply."
+        )
         parser.add_argument(
             "--output", type=str | None, help="By default evaluation/ or evaluation_ADAPTER/ of the run."
         )
@@ -68,7 +70,8 @@ class EvaluateCLI(AdapterCLI):
         output = self._begin(folder, adapter, data)
         channel = self.channel(adapter, data)
         loader = data.evaluation_loader("test", config["limit"], by_length=True)
-        arms = list(config["arms"] or (SHARED_ARMS if channel.shared else ARMS))
+        examples = (example for example, _ in loader.dataset)
+        arms = list(config["arms"] or default_arms(channel.shared, data.prompts, examples))
         answers = self._answers(channel, loader, arms, output / PREDICTIONS)
         latency = self._latency(channel, data.prompts, loader, arms)
         self._report(answers, latency, self._facts(folder, adapter, data, channel), output)

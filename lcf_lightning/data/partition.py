@@ -94,7 +94,6 @@ def mismatched_partners(
                 break
         else:
             raise DataError(
-                f"{len(examples)} evaluation examples hold the same sharer text; the mismatched arm needs two "
-                "that differ."
+                f"{len(examples)} examples hold the same sharer text; a mismatched message needs two that differ."
             )
     return partners

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -15,6 +15,7 @@ from lcf_lightning.adapter.poolers import Sent
 from lcf_lightning.channel import Channel
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example, Passage
+from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.tokens import Tokens, split_last
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.text_baseline import decoded, reading_prompts, text_prompts, write_texts
@@ -139,6 +140,10 @@ def _zero(caches: ArmCaches) -> Reading:
 
 
 def _self(caches: ArmCaches) -> Reading:
+    if not _something_to_send(caches.batch.prompts, caches.batch.examples):
+        raise SettingError(
+            "share_question=false: a receiver that has read nothing has nothing to send to itself (arm self)."
+        )
     return caches.receives(caches.sent_of(caches.batch.examples, lambda example: example.receiver))
 
 
@@ -168,6 +173,18 @@ ARMS = (*tuple(_ARMS)[:3], "t2t_50", "t2t_100", "t2t_150", "t2t_200", *tuple(_AR
 SHARED_ARMS = ("sharer_alone", "own_context", "message", "mismatched", "zero", "noise")
 """The arms of an evaluation where both read the same text: own context is the receiver alone."""
 _DIFFERENT_TEXTS = (*TEXT_ARMS, "self")  # arms that mean something only where the two read different texts
+
+
+def default_arms(shared: bool, prompts: PromptSettings, examples: Iterable[Example]) -> tuple[str, ...]:
+    """The arms of an evaluation that names none: all of them that mean something for these examples."""
+    if shared:
+        return SHARED_ARMS
+    return tuple(arm for arm in ARMS if arm != "self" or _something_to_send(prompts, examples))
+
+
+def _something_to_send(prompts: PromptSettings, examples: Iterable[Example]) -> bool:
+    """Whether every receiver, in the sharer's place, would have a span to send."""
+    return prompts.share_question or all(example.receiver for example in examples)
 
 
 def text_budget(arm: str) -> int:

@@ -140,7 +140,7 @@ def test_partners_are_fixed_under_the_seed() -> None:
 
 def test_partners_need_two_texts_that_differ() -> None:
     for examples in ([example(0, 5)] * 3, [example(0, 5)]):
-        with pytest.raises(DataError, match=f"{len(examples)} evaluation examples hold the same sharer text"):
+        with pytest.raises(DataError, match=f"{len(examples)} examples hold the same sharer text"):
             mismatched_partners(examples, 0)
     assert mismatched_partners([example(0, 5), example(1, 5)], 0) == [1, 0]
 

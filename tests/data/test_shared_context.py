@@ -130,7 +130,7 @@ def test_a_wrong_message_is_of_another_text_of_like_length(make: Make) -> None:
     batch = next(iter(make(*rows, eval_batch_size=4).evaluation_loader("test")))
     partners = {row.id: partner.id for row, partner in zip(batch.examples, batch.partners, strict=True)}
     assert partners == {"1": "2", "2": "8", "8": "9", "9": "1"}
-    with pytest.raises(DataError, match="2 evaluation examples hold the same sharer text"):
+    with pytest.raises(DataError, match="2 examples hold the same sharer text"):
         batch_of(make(example("x", "Who?"), example("y", "Who?")))
 
 

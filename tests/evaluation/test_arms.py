@@ -17,6 +17,7 @@ from lcf_lightning.evaluation.answering import Answer, answer_losses, jensen_sha
 from lcf_lightning.evaluation.arms import (
     ARMS,
     ArmCaches,
+    default_arms,
     label,
     longest_text,
     moment_matched_noise,
@@ -133,8 +134,11 @@ def test_self_without_anything_to_read_is_refused(channel: Channel, batch: Batch
     nothing = replace(batch, examples=tuple(replace(example, receiver=()) for example in batch.examples))
     hidden = replace(nothing, prompts=replace(batch.prompts, share_question=False))
     assert len(run_arms(ArmCaches(channel, nothing), ["self"], 2)) == len(batch)  # the question is something
-    with pytest.raises(DataError, match="nothing to tell"):
+    with pytest.raises(SettingError, match="share_question=false: a receiver that has read nothing"):
         run_arms(ArmCaches(channel, hidden), ["self"], 2)
+    assert default_arms(False, nothing.prompts, nothing.examples) == ARMS
+    assert default_arms(False, hidden.prompts, batch.examples) == ARMS
+    assert set(ARMS) - set(default_arms(False, hidden.prompts, hidden.examples)) == {"self"}
 
 
 def test_noise_has_the_messages_moments_and_depends_on_the_example_alone() -> None:

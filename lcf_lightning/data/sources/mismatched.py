@@ -13,11 +13,14 @@ from lcf_lightning.data.sources.source import Source, Split
 class Mismatched(Source):
     """Another source's examples whose sharers, in training, have read another example's passages.
 
-    An adapter trained so has the same parameters, steps and questions, but can learn nothing from what a message says:
-    what it gains over own context is tuning. Validation and test are the other source's, unchanged.
+    An adapter trained so has the same parameters, steps and questions, and messages that say no more of an answer than
+    chance: what it gains over own context is tuning. Validation and test are the other source's, unchanged.
 
     Args:
-        source: Where the examples come from.
+        source: Where the examples come from; for `ContextMismatchDataModule` only.
+
+    Raises:
+        DataError: If all training examples' sharers read the same.
     """
 
     def __init__(self, source: Source) -> None:
@@ -30,5 +33,6 @@ class Mismatched(Source):
         examples = self.source.examples(split, seed)
         if split != "train":
             return examples
+        examples = list(examples)  # some sources make each when it is asked for
         partners = mismatched_partners(examples, seed)
         return [replace(example, sharer=examples[at].sharer) for example, at in zip(examples, partners, strict=True)]

@@ -2,7 +2,9 @@
 
 import pytest
 
-from lcf_lightning.data.sources import Mismatched, World
+from lcf_lightning import ModelSpec, SharedContextDataModule
+from lcf_lightning.data.sources import Knowledge, Mismatched, World
+from lcf_lightning.errors import SettingError
 
 
 @pytest.fixture
@@ -25,3 +27,10 @@ def test_in_training_every_sharer_has_read_another_examples_passages(world: Worl
 def test_evaluation_is_of_the_source_itself(world: World, split: str) -> None:
     assert list(Mismatched(world).examples(split, 3)) == list(world.examples(split, 3))  # type: ignore[arg-type]
     assert str(Mismatched(world)) == "Mismatched World"
+
+
+def test_it_is_refused_where_both_models_read_what_the_sharer_reads() -> None:
+    model = ModelSpec("tiny-sharer")
+    assert SharedContextDataModule(Knowledge(), model, model).benchmarks == {}
+    with pytest.raises(SettingError, match="source=Mismatched Knowledge must be another one"):
+        SharedContextDataModule(Mismatched(Knowledge()), model, model)
