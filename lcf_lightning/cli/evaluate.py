@@ -70,7 +70,7 @@ class EvaluateCLI(AdapterCLI):
         output = self._begin(folder, adapter, data)
         channel = self.channel(adapter, data)
         loader = data.evaluation_loader("test", config["limit"], by_length=True)
-        examples = (example for example, _ in loader.dataset)
+        examples = (example for example, _ in loader.dataset)  # type: ignore[attr-defined]
         arms = list(config["arms"] or default_arms(channel.shared, data.prompts, examples))
         answers = self._answers(channel, loader, arms, output / PREDICTIONS)
         latency = self._latency(channel, data.prompts, loader, arms)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from lcf_lightning import Channel, ModelSpec
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.errors import DataError, SettingError
+from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.answering import Answer, answer_losses, jensen_shannon, run_arms
 from lcf_lightning.evaluation.arms import (
     ARMS,
