@@ -81,7 +81,10 @@ def plot(points: dict[tuple[str, int], list[dict[str, Any]]]) -> Figure:
     """Accuracy against facts and against bytes in int8: means with intervals (`over_seeds`), and a dot a seed."""
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    kinds = (("facts", "message", "facts in the message"), ("bytes_int8", "message_int8", "bytes of a message, int8"))
+    kinds = (
+        ("facts", "message", "facts in the message"),
+        ("bytes_int8", "message_int8", "bytes of a message in int8; beside each point its facts"),
+    )
     for axes, (place, arm, title) in zip(panels, kinds, strict=True):
         for method, colour in zip(METHODS, ("#c0392b", "#2c5f8a"), strict=True):
             own = [runs for (name, _), runs in points.items() if name == method]
@@ -89,6 +92,8 @@ def plot(points: dict[tuple[str, int], list[dict[str, Any]]]) -> Figure:
             scores = [over_seeds([run[arm] for run in runs]) for runs in own]
             error = [[s["value"] - s["low"] for s in scores], [s["high"] - s["value"] for s in scores]]
             axes.errorbar(places, [s["value"] for s in scores], error, capsize=3, color=colour, label=method)
+            for at, score, runs in zip(places, scores, own, strict=True) if place != "facts" else ():
+                axes.annotate(f" {runs[0]['facts']}", (at, score["value"]), fontsize=8, color=colour)
             dots = [(at, fmean(run[arm])) for at, runs in zip(places, own, strict=True) for run in runs]
             axes.plot(*zip(*dots, strict=True), "o", color=colour, markersize=3.5, alpha=0.6)
         axes.set_xscale("log", base=2)
