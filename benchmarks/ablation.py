@@ -36,7 +36,6 @@ SETTINGS = {
     "gate_init: 0": "--model.adapter.gate_init 0",
     "d: 16": "--model.adapter.d 16",
     "d: 256": "--model.adapter.d 256",
-    "distillation: 1": "--model.distillation 1",
     "spans: window:2": "--data.init_args.prompts.spans window:2",
     "pooler: span": "--model.adapter.pooler span",
 }

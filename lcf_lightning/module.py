@@ -11,7 +11,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
-from torch.nn import functional as F
 from torchmetrics import MeanMetric
 
 from lcf_lightning.adapter.adapter import CacheAdapter
@@ -20,8 +19,8 @@ from lcf_lightning.channel import Channel
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.datamodule import ContextMismatchDataModule, PairDataModule, SharedContextDataModule
 from lcf_lightning.errors import AdapterFileError, DivergedError, ModelError, SettingError
-from lcf_lightning.evaluation.answering import answer_losses, mean_loss, run_arms
-from lcf_lightning.evaluation.arms import TEXT_ARMS, ArmCaches
+from lcf_lightning.evaluation.answering import answer_losses, run_arms
+from lcf_lightning.evaluation.arms import ArmCaches, Reading
 from lcf_lightning.models.loading import FrozenModel, ModelSpec, geometry_of
 from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.pair import load_pair
@@ -49,8 +48,6 @@ class LCFModule(pl.LightningModule):
         temperature_start: Gate temperature at the first step.
         temperature_end: Gate temperature at the last step; annealed exponentially over the run's own length.
         max_new_tokens: Longest answer, in receiver tokens.
-        distillation: Weight of the Kullback–Leibler divergence from the receiver that has read everything itself, in
-            nats a token, added to the loss; 0 for none.
         seed: Decides initial weights and gate noise.
         prefills: Where both models' prefills are kept, so that later epochs and runs make none; null for nowhere.
 
@@ -70,7 +67,6 @@ class LCFModule(pl.LightningModule):
         temperature_start: float = 1.0,
         temperature_end: float = 0.1,
         max_new_tokens: int = 16,
-        distillation: float = 0.0,
         seed: int = 42,
         prefills: PrefillSettings | None = None,
     ) -> None:
@@ -81,9 +77,7 @@ class LCFModule(pl.LightningModule):
             raise SettingError(
                 f"temperature_end={temperature_end} must be above 0 and at most temperature_start={temperature_start}."
             )
-        if distillation < 0:
-            raise SettingError(f"distillation={distillation} must be at least 0.")
-        self.sharer, self.receiver, self.distillation = sharer, receiver, distillation
+        self.sharer, self.receiver = sharer, receiver
         self.optimizer, self.warmup_steps = optimizer, warmup_steps
         self.max_new_tokens, self.seed, self.prefills = max_new_tokens, seed, prefills
         self.temperature_start, self.temperature_end = temperature_start, temperature_end
@@ -138,25 +132,13 @@ class LCFModule(pl.LightningModule):
         with _seeded(self.seed + 1 + self.global_step * 1_000 + batch_idx % 1_000, self.device):
             message = self.channel.pool(self.channel.read_sharer(batch.sharer), batch.index)
             cache = self.channel.fuse(self.channel.read_receiver(batch.receiver), message, self.temperature)
-            logits = self.channel.logits(cache, batch.last, batch.answers, batch.answer_mask)
-            losses = mean_loss(logits, batch.answers, batch.answer_mask)
-            if self.distillation:
-                losses = losses + self.distillation * self._distance(logits, batch)
-            loss = losses.mean()
+            loss = answer_losses(self.channel, Reading(cache, batch.last), batch).mean()
         if not bool(torch.isfinite(loss)):
             raise DivergedError(f"loss={loss.item()} at step {self.global_step}, on the batch of ids {batch.ids}.")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log("train/temperature", self.temperature, batch_size=len(batch))
         self.log("train/dropped_spans", float(batch.dropped_spans), batch_size=len(batch))
         return loss
-
-    def _distance(self, logits: Tensor, batch: Batch) -> Tensor:
-        """KL divergence of ``logits`` from those of the receiver that reads everything: ``[batch]``, nats a token."""
-        with torch.no_grad():
-            reading = ArmCaches(self.channel, batch).reads(TEXT_ARMS["full_context"])
-            teacher = self.channel.logits(reading.cache, reading.last, batch.answers, batch.answer_mask)
-        parts = F.kl_div(logits.log_softmax(-1), teacher.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-        return (parts * batch.answer_mask).sum(-1) / batch.answer_mask.sum(-1)
 
     def on_after_backward(self) -> None:
         """Refuse a receiver that lets no gradient through, which would train nothing and say nothing.

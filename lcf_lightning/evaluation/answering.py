@@ -81,7 +81,7 @@ def answer_reading(caches: ArmCaches, reading: Reading, arm: str, max_new_tokens
         rows = [encoder.answer(example.answers[0]) for example in batch.examples]
         ids, mask = (made.to(reading.last.device) for made in pad_right(rows, encoder.pad_id))
     logits = _logits(caches.channel, reading, ids, mask)
-    losses = mean_loss(logits, ids, mask).tolist()
+    losses = _mean_loss(logits, ids, mask).tolist()
     listening = [None] * len(batch)
     if not reading.by_sharer:
         listening = jensen_shannon(logits[:, 0].log_softmax(-1), caches.first_tokens).tolist()
@@ -131,7 +131,7 @@ def _choice_scores(caches: ArmCaches, reading: Reading, encoder: PromptEncoder) 
         ids, mask = (made.to(reading.last.device) for made in pad_right([tokens[at] for at in part], encoder.pad_id))
         rows = torch.tensor([choices[at][0] for at in part], device=reading.last.device)
         read = reading._replace(cache=reading.cache.rows(rows), last=reading.last[rows])
-        losses = mean_loss(_logits(caches.channel, read, ids, mask), ids, mask) * mask.sum(-1)
+        losses = _mean_loss(_logits(caches.channel, read, ids, mask), ids, mask) * mask.sum(-1)
         for at, loss in zip(part, losses.tolist(), strict=True):
             scores[at] = -loss / len(choices[at][1].encode())
     return scores
@@ -140,7 +140,7 @@ def _choice_scores(caches: ArmCaches, reading: Reading, encoder: PromptEncoder) 
 def answer_losses(channel: Channel, reading: Reading, batch: Batch) -> Tensor:
     """Cross entropy of each example's answer: ``[batch]``, float32, mean over its tokens, in nats."""
     logits = _logits(channel, reading, batch.answers, batch.answer_mask)
-    return mean_loss(logits, batch.answers, batch.answer_mask)
+    return _mean_loss(logits, batch.answers, batch.answer_mask)
 
 
 def _logits(channel: Channel, reading: Reading, ids: Tensor, mask: Tensor) -> Tensor:
@@ -148,8 +148,7 @@ def _logits(channel: Channel, reading: Reading, ids: Tensor, mask: Tensor) -> Te
     return channel.logits(reading.cache, reading.last, ids, mask, reader)
 
 
-def mean_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    """Cross entropy of ``ids`` under ``logits``: ``[batch]``, float32, mean over the tokens in ``mask``, in nats."""
+def _mean_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
     losses = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
     return (losses * mask).sum(-1) / mask.sum(-1)
 
