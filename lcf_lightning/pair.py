@@ -17,9 +17,9 @@ from lcf_lightning.adapter.poolers import Sent
 from lcf_lightning.data.batch import Collator, SharedCollator
 from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
 from lcf_lightning.data.tokens import Tokens
-from lcf_lightning.errors import ModelError, SettingError
+from lcf_lightning.errors import GeometryError, ModelError, SettingError
 from lcf_lightning.models.cache import KVCache, continue_from, generate
-from lcf_lightning.models.geometry import KV
+from lcf_lightning.models.geometry import KV, attention_window
 from lcf_lightning.models.loading import FrozenModel, ModelSpec, load_frozen, load_tokenizer
 from lcf_lightning.models.reader import Reader
 from lcf_lightning.models.store import PrefillSettings
@@ -137,12 +137,23 @@ class Pair:
         return delta
 
     def edit(self, receiver: KVCache, layers: tuple[int, ...], delta: KV, present: Tensor) -> KVCache:
-        """The receiver's cache with ``delta`` of some layers in it, which is that of a message's ``present`` parts."""
+        """The receiver's cache with ``delta`` of some layers in it, which is that of a message's ``present`` parts.
+
+        Raises:
+            GeometryError: If they do not fit each other, or ``delta`` are tokens out of the receiver's sight.
+        """
         rotary = self._reader("receiver").rotary
         if not self.adapter.prepends:
             return receiver.edit(layers, delta, rotary)
         assert rotary is not None, "AdapterSettings asks for unrotate_keys"
-        return receiver.prepend(layers, delta, present, rotary)
+        told, window = receiver.prepend(layers, delta, present, rotary), attention_window(self.receiver.model.config)
+        if window is not None and (needed := int(told.mask.sum(1).max()) + 1) > window:
+            raise GeometryError(
+                f"pooler=prefix: message and prompt are {needed} tokens, and every layer of "
+                f"{self.receiver.spec.path!r} sees {window}: it would miss what was sent. Send fewer spans, shorten "
+                "the prompt, or use pooler=span."
+            )
+        return told
 
     def logits(
         self, cache: KVCache, last: Tensor, answers: Tensor, answer_mask: Tensor, reader: FrozenModel | None = None

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from lcf_lightning.callbacks import AdapterExport
+from transformers import MistralConfig, MistralForCausalLM
 
 from lcf_lightning import Channel, LCFModule, Message, ModelSpec
 from lcf_lightning.adapter.pruning import keep_layers
@@ -25,6 +26,7 @@ from lcf_lightning.models.decoding import _Progress
 from lcf_lightning.models.loading import DTYPES
 from lcf_lightning.models.store import PrefillSettings
 from tests.adapter.conftest import random_kv
+from tests.conftest import byte_tokenizer
 from tests.pairs import prefills_counted, small_data, small_module, small_trainer
 from tests.test_many_sharers import EXAMPLES, PROMPTS
 
@@ -289,3 +291,34 @@ def test_beams_find_the_likeliest_pair_on_the_fused_cache(channel: Channel) -> N
     place, token = divmod(int(pairs.argmax()), pairs.shape[1])
     assert said(num_beams=3) == [int(first[place]), token]
     assert said() == said(num_beams=1) == [int(first[0]), int(pairs[0].argmax())]
+
+
+@torch.no_grad()
+def test_a_message_out_of_every_layers_sight_is_refused(spec: Spec, tmp_path: Path) -> None:
+    """Mistral's layers all slide: what stands a window before the prompt's last token is unseen by all of them."""
+    tokenizer = byte_tokenizer(300)
+    config = MistralConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=40,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    MistralForCausalLM(config).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    channel = ready(spec("llama"), ModelSpec(str(tmp_path))).channel
+    message = channel.send(FACTS, "q")  # four tokens
+
+    def first_logits(question: str, sent: Message) -> torch.Tensor:
+        decoder = channel._decoder([[sent]], [question], [()], 1, {})
+        return channel.logits(decoder.cache, decoder.ids[:, -1:], decoder.ids[:, :1], torch.ones(1, 1).bool())
+
+    length = channel.receive(message, "q").prompt_tokens
+    fits = "q" * (40 - 4 - length + 1)
+    assert channel.receive(message, fits).prompt_tokens == 36
+    first = message.values.clone()
+    first[..., 0, :] += 10  # seen from the very edge of the window
+    assert (first_logits(fits, replace(message, values=first)) - first_logits(fits, message)).abs().max() > 1e-6
+    with pytest.raises(GeometryError, match=r"message and prompt are 41 tokens, and every layer of .* sees 40"):
+        channel.receive(message, f"{fits}q")
+    paper = small_module(spec("llama"), ModelSpec(str(tmp_path)))
+    paper.configure_model()
+    assert paper.eval().channel.receive(paper.channel.send(FACTS, "q"), f"{fits}q").prompt_tokens == 37

@@ -72,6 +72,14 @@ class Geometry:
             raise GeometryError(f"{what}: {'; '.join(differing)}.")
 
 
+def attention_window(config: Any) -> int | None:
+    """How many tokens, itself the last of them, a token sees where every layer slides; None where a layer sees all."""
+    config = config.get_text_config(decoder=True)
+    types = getattr(config, "layer_types", None) or ["sliding_attention"]  # models of one kind of layer name none
+    window: int | None = getattr(config, "sliding_window", None)
+    return window if set(types) == {"sliding_attention"} else None
+
+
 # Public models whose geometry `params` and the adapter need where no network is at hand; checked against the loaded
 # model before training.
 KNOWN_GEOMETRIES = {
