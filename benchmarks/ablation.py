@@ -38,6 +38,7 @@ SETTINGS = {
     "d: 256": "--model.adapter.d 256",
     "spans: window:2": "--data.init_args.prompts.spans window:2",
     "pooler: span": "--model.adapter.pooler span",
+    "pooler: span, gate_noise: logistic": "--model.adapter.pooler span --model.adapter.gate_noise logistic",
 }
 SHIFTED = {
     "question shown, span, un-rotated keys": ("quickstart", 1200, ""),

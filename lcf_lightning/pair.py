@@ -19,7 +19,7 @@ from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
 from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import GeometryError, ModelError, SettingError
 from lcf_lightning.models.cache import KVCache, continue_from, generate
-from lcf_lightning.models.geometry import KV, attention_window
+from lcf_lightning.models.geometry import KV, token_limit
 from lcf_lightning.models.loading import FrozenModel, ModelSpec, load_frozen, load_tokenizer
 from lcf_lightning.models.reader import Reader
 from lcf_lightning.models.store import PrefillSettings
@@ -130,30 +130,37 @@ class Pair:
         return self.edit(receiver, layers, self.delta(receiver, message, temperature), message.present)
 
     def delta(self, receiver: KVCache, message: Sent, temperature: float | None = None) -> KV:
-        """What the message adds to the receiver's cache, or puts before it, see `CacheAdapter.forward`."""
+        """What the message adds to the receiver's cache, or puts before it, see `CacheAdapter.forward`.
+
+        Raises:
+            GeometryError: If they do not fit each other, or the receiver would not see what is put before its prompt.
+        """
+        if self.adapter.prepends:
+            self._require_room(receiver, message.present)
         layers, rotary = self.adapter.config.receiver_layers, self._reader("receiver").rotary
         read = None if self.adapter.prepends else receiver.read(layers, rotary)
         delta: KV = self.adapter(message, read, temperature)
         return delta
 
     def edit(self, receiver: KVCache, layers: tuple[int, ...], delta: KV, present: Tensor) -> KVCache:
-        """The receiver's cache with ``delta`` of some layers in it, which is that of a message's ``present`` parts.
-
-        Raises:
-            GeometryError: If they do not fit each other, or ``delta`` are tokens out of the receiver's sight.
-        """
+        """The receiver's cache with ``delta`` of some layers in it, which is that of a message's ``present`` parts."""
         rotary = self._reader("receiver").rotary
         if not self.adapter.prepends:
             return receiver.edit(layers, delta, rotary)
         assert rotary is not None, "AdapterSettings asks for unrotate_keys"
-        told, window = receiver.prepend(layers, delta, present, rotary), attention_window(self.receiver.model.config)
-        if window is not None and (needed := int(told.mask.sum(1).max()) + 1) > window:
+        return receiver.prepend(layers, delta, present, rotary)
+
+    def _require_room(self, receiver: KVCache, present: Tensor) -> None:
+        """Refuse tokens before the receiver's own that its prompt's last token would not see."""
+        limit = token_limit(self.receiver.model.config, self.adapter.config.receiver_layers)
+        if limit is None or present.shape[1] + receiver.mask.shape[1] < limit:  # found without a look at the device
+            return
+        needed = int((present.sum(1) + receiver.mask.sum(1)).max()) + 1
+        if needed > limit:
             raise GeometryError(
-                f"pooler=prefix: message and prompt are {needed} tokens, and every layer of "
-                f"{self.receiver.spec.path!r} sees {window}: it would miss what was sent. Send fewer spans, shorten "
-                "the prompt, or use pooler=span."
+                f"pooler=prefix: message and prompt are {needed} tokens, and {self.receiver.spec.path!r} hears one "
+                f"within {limit}; send fewer spans, lower max_receiver_tokens, or use pooler=span."
             )
-        return told
 
     def logits(
         self, cache: KVCache, last: Tensor, answers: Tensor, answer_mask: Tensor, reader: FrozenModel | None = None

@@ -162,6 +162,7 @@ def test_an_error_reaches_who_listens(channel: Channel, message: Message) -> Non
         ({"num_beams": 2.5}, "num_beams=2.5 must be a whole number"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be a whole number of at least 1"),
         ({"max_new_tokens": True}, "max_new_tokens=True must be a whole number of at least 1"),
+        ({"min_length": 3}, "decoding option min_length is not to be set here"),  # would count a message's tokens
         ({"custom_generate": "a/b"}, "decoding option custom_generate is not to be set here"),
         ({"do_sample": True, "temperature": -1.0}, r"decoding options \['do_sample', 'temperature'\]: .*temperature"),
     ],

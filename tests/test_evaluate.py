@@ -65,6 +65,18 @@ def test_the_default_is_every_arm_in_one_report(run: Path, capsys: pytest.Captur
     assert "Content-attributable gain" in printed
 
 
+def test_who_has_read_nothing_sends_nothing_to_itself(tmp_path: Path) -> None:
+    """All arms by default, but for `self` where the question is hidden and no receiver has a text."""
+    source = "--data.init_args.source.init_args."
+    settings = [f"{source}receiver_facts", "0", f"{source}own_questions", "0"]
+    blind = ["--data.init_args.prompts.share_question", "false"]
+    run, output = ["--trainer.default_root_dir", str(tmp_path / "run")], tmp_path / "out"
+    main(["fit", *QUICK, *settings, *blind, *run, "--trainer.max_steps", "1"])
+    main(["evaluate", *QUICK, *settings, *blind, *run, "--output", str(output), "--repeats", "0"])
+    assert list(report(output)["arms"]) == [arm for arm in ARMS if arm != "self"]
+    assert report(output)["own_questions"] == {}
+
+
 def plain_words(text: str) -> list[str]:
     """SQuAD's normalisation, written out."""
     text = "".join(character for character in text.lower() if character not in string.punctuation)

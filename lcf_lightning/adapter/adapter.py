@@ -176,6 +176,7 @@ class CacheAdapter(nn.Module):
         """
         config = self.config
         parts = [asdict(part) for part in (config.settings, config.sharer.geometry, config.receiver.geometry)]
+        del parts[0]["gate_noise"]  # of training only, and younger than the first messages
         facts = json.dumps([*parts, config.metadata.get("prompts")], sort_keys=True)
         digest = hashlib.blake2b(facts.encode(), digest_size=16)
         for name, tensor in sorted(self.state_dict().items()):

@@ -19,7 +19,6 @@ from lcf_lightning.data.batch import Batch, Collator, SharedCollator
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.partition import mismatched_partners, shared_text
 from lcf_lightning.data.prompts import PromptSettings
-from lcf_lightning.data.sources.mismatched import Mismatched
 from lcf_lightning.data.sources.source import Source, Split
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.models.loading import ModelSpec, load_tokenizer
@@ -208,8 +207,10 @@ class SharedContextDataModule(PairDataModule):
         seed: int = 42,
         num_workers: int = 0,
     ) -> None:
-        if isinstance(source, Mismatched):
-            raise SettingError(f"source={source} must be another one: here both models read what the sharer reads.")
+        if source.mismatched:
+            raise SettingError(
+                f"source={source} is for ContextMismatchDataModule only: here both models read what the sharer reads."
+            )
         super().__init__(source, sharer, receiver, batch_size, eval_batch_size, prompts, seed, num_workers)
         self.benchmarks = benchmarks or {}
 

@@ -87,25 +87,23 @@ class KVCache:
         """
         batch, heads, _, size = self.keys[0].shape
         expected = (len(layers), batch, heads, present.shape[-1], size)
+        if len(present) != batch:
+            raise GeometryError(f"present {tuple(present.shape)} must mark the tokens of a batch of {batch}.")
         for name, tensor in zip(("keys", "values"), tokens, strict=True):
-            if tuple(tensor.shape) != expected or len(present) != batch:
+            if tuple(tensor.shape) != expected:
                 raise GeometryError(f"tokens.{name} has shape {tuple(tensor.shape)}; the cache needs {expected}.")
         every = tuple(range(len(self.keys)))
+        places = torch.tensor(layers, device=present.device)
+        keys, values = (side.new_zeros(len(every), *side.shape[1:]).index_copy(0, places, side) for side in tokens)
         own = rotary.apply(torch.stack(self.keys), every, self.positions, inverse=True)
-        own = rotary.apply(own, every, self.positions + present.sum(1, keepdim=True))
-        new = rotary.apply(tokens.keys, layers, positions_of(present))
-        nothing = torch.zeros_like(new[0])
-        keys, values = [], []
-        for layer in every:
-            place = layers.index(layer) if layer in layers else None
-            key, value = (nothing, nothing) if place is None else (new[place], tokens.values[place])
-            keys.append(torch.cat([key, own[layer]], dim=2).to(self.keys[layer].dtype))
-            values.append(torch.cat([value.to(self.values[layer].dtype), self.values[layer]], dim=2))
         mask = torch.cat([present, self.mask], dim=1)
+        # All at once: some models rotate by tables that depend on how long a text is.
+        keys = rotary.apply(torch.cat([keys, own], dim=3), every, positions_of(mask)).to(self.keys[0].dtype)
+        values = torch.cat([values.to(self.values[0].dtype), torch.stack(self.values)], dim=3)
         # Padding to the left again: a sliding window counts slots, not positions.
         order = mask.byte().argsort(dim=1, stable=True)
-        index = order[:, None, :, None].expand(-1, heads, -1, size)
-        keys, values = ([tensor.gather(2, index) for tensor in side] for side in (keys, values))
+        index = order[None, :, None, :, None].expand(len(every), -1, heads, -1, size)
+        keys, values = keys.gather(3, index), values.gather(3, index)
         return KVCache(tuple(keys), tuple(values), mask.gather(1, order))
 
     def rows(self, index: Tensor) -> KVCache:

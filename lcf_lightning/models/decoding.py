@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers import GenerationConfig, StoppingCriteria, TextIteratorStreamer
 
 from lcf_lightning.data.tokens import Tokens
@@ -118,7 +117,8 @@ class Decoder:
         self.prompt_tokens = (read.mask.sum(1) + 1).tolist()
         # `generate` counts a token id for each that the cache holds, also for those that a message put there.
         added = cache.mask.shape[1] - read.mask.shape[1]
-        self.ids = pad(torch.cat([read.ids, last], dim=1), (added, 0), value=decoding.pad_id)
+        # One that the prompt holds, so that penalties see none that it does not.
+        self.ids = torch.cat([last.expand(-1, added), read.ids, last], dim=1)
         self.mask = torch.cat([cache.mask, torch.ones_like(cache.mask[:, :1])], dim=1)
         # `generate` repeats the prompt for every beam, but not a cache that it is given.
         rows = torch.arange(len(last), device=last.device).repeat_interleave(decoding.config.num_beams or 1)

@@ -72,12 +72,16 @@ class Geometry:
             raise GeometryError(f"{what}: {'; '.join(differing)}.")
 
 
-def attention_window(config: Any) -> int | None:
-    """How many tokens, itself the last of them, a token sees where every layer slides; None where a layer sees all."""
+def token_limit(config: Any, layers: tuple[int, ...]) -> int | None:
+    """With how many tokens in all a prompt's last token still sees its first one in any of ``layers``; None for any.
+
+    That is how many positions the model has, and where each of these layers slides, their window.
+    """
     config = config.get_text_config(decoder=True)
-    types = getattr(config, "layer_types", None) or ["sliding_attention"]  # models of one kind of layer name none
-    window: int | None = getattr(config, "sliding_window", None)
-    return window if set(types) == {"sliding_attention"} else None
+    types = getattr(config, "layer_types", None)  # models of one kind of layer name none
+    slides = types is None or all(types[layer] == "sliding_attention" for layer in layers)
+    window = getattr(config, "sliding_window", None) if slides else None
+    return min(filter(None, (getattr(config, "max_position_embeddings", None), window)), default=None)
 
 
 # Public models whose geometry `params` and the adapter need where no network is at hand; checked against the loaded

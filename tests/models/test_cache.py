@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from lcf_lightning import ModelSpec
 from lcf_lightning.errors import GeometryError, ModelError
@@ -106,8 +107,6 @@ def test_rotating_undoes_unrotating(frozen: FrozenModel) -> None:
 
 def test_scaled_rotary_embeddings_are_inverted(spec: Callable[[str], ModelSpec]) -> None:
     """YaRN multiplies cos and sin; the inverse must divide by the square."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     yarn = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 32}
     config = LlamaConfig(
         vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -236,6 +235,27 @@ def test_tokens_put_before_a_cache_are_as_if_read_first(frozen: FrozenModel) -> 
         assert not torch.allclose(longer.values[1], together.values[1], atol=1e-3)
 
 
+def test_tables_that_grow_with_a_text_are_those_of_the_whole() -> None:
+    """Longrope, as Phi-3 has it, takes other factors from a certain length on: own tokens and new ones alike."""
+    factors = {"short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "factor": 4.0}
+    rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 16, **factors}
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=64, rope_parameters=rope,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    rotary, first = Rotary(model), torch.randint(2, 290, (1, 3))
+    for own in (5, 14, 30):  # short; long with what stands before it; long
+        text = torch.randint(2, 290, (1, own))
+        together, told, cache = (
+            prefill(model, ids, torch.ones_like(ids, dtype=torch.bool))
+            for ids in (torch.cat([first, text], 1), first, text)
+        )
+        longer = cache.prepend((0, 1), told.read((0, 1), rotary), told.mask, rotary)
+        torch.testing.assert_close(longer.keys[0], together.keys[0], atol=1e-5, rtol=1e-4)
+
+
 def test_where_nothing_is_put_before_it_a_cache_says_the_same(frozen: FrozenModel) -> None:
     rotary, cache = Rotary(frozen.model), prefill(frozen.model, *left_padded(rows()))
     every, tail = tuple(range(frozen.geometry.layers)), torch.randint(2, 290, (3, 2))
@@ -261,6 +281,8 @@ def test_tokens_are_put_before_some_layers_only(frozen: FrozenModel) -> None:
         cache.prepend((0, 1), told, torch.ones(3, 2, dtype=torch.bool), rotary)
     with pytest.raises(GeometryError, match="tokens.keys has shape"):
         cache.prepend((1,), told, torch.ones(3, 1, dtype=torch.bool), rotary)
+    with pytest.raises(GeometryError, match=r"present \(2, 2\) must mark the tokens of a batch of 3"):
+        cache.prepend((1,), told, torch.ones(2, 2, dtype=torch.bool), rotary)
 
 
 def test_a_window_that_has_slid_on_sees_nothing_put_before_the_text(spec: Callable[[str], ModelSpec]) -> None:

@@ -23,6 +23,8 @@ class Mismatched(Source):
         DataError: If all training examples' sharers read the same.
     """
 
+    mismatched = True
+
     def __init__(self, source: Source) -> None:
         self.source = source
 

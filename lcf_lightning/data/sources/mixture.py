@@ -24,6 +24,7 @@ class Mixture(Source):
         if not sources:
             raise SettingError("sources=[] must name at least one source.")
         self.sources = sources
+        self.mismatched = any(source.mismatched for source in sources)
 
     def __str__(self) -> str:
         return f"Mixture of {', '.join(map(str, self.sources))}"

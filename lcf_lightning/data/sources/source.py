@@ -20,7 +20,13 @@ FILE_LOADERS = {".json": "json", ".jsonl": "json", ".json.gz": "json", ".jsonl.g
 
 
 class Source(ABC):
-    """Examples of one data set, with the split already decided who reads what."""
+    """Examples of one data set, with the split already decided who reads what.
+
+    Attributes:
+        mismatched: Whether in training a sharer reads what does not belong to the question.
+    """
+
+    mismatched = False
 
     def __str__(self) -> str:
         return type(self).__name__

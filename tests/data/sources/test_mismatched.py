@@ -3,7 +3,7 @@
 import pytest
 
 from lcf_lightning import ModelSpec, SharedContextDataModule
-from lcf_lightning.data.sources import Knowledge, Mismatched, World
+from lcf_lightning.data.sources import Knowledge, Mismatched, Mixture, World
 from lcf_lightning.errors import SettingError
 
 
@@ -32,5 +32,6 @@ def test_evaluation_is_of_the_source_itself(world: World, split: str) -> None:
 def test_it_is_refused_where_both_models_read_what_the_sharer_reads() -> None:
     model = ModelSpec("tiny-sharer")
     assert SharedContextDataModule(Knowledge(), model, model).benchmarks == {}
-    with pytest.raises(SettingError, match="source=Mismatched Knowledge must be another one"):
-        SharedContextDataModule(Mismatched(Knowledge()), model, model)
+    for source in (Mismatched(Knowledge()), Mixture([Knowledge(), Mismatched(Knowledge())])):
+        with pytest.raises(SettingError, match="source=.*Mismatched Knowledge is for ContextMismatchDataModule only"):
+            SharedContextDataModule(source, model, model)
