@@ -45,7 +45,7 @@ def trained(folder: Path, config: str, seed: int, steps: int, options: Sequence[
 def over_seeds(runs: Sequence[Sequence[int]]) -> Estimate:
     """Mean of what was right over all seeds, and a bootstrap interval: seeds are drawn, then examples of each.
 
-    95 % of the resamples are in it. With three seeds it is too narrow where these differ: no more than the seeds show.
+    95 % of the resamples are in it. Three seeds show little of how much seeds differ, so it is rather too narrow.
     """
     scores, sizes = np.array([np.mean(run) for run in runs]), np.array([len(run) for run in runs])
     rng = np.random.default_rng(0)

@@ -194,7 +194,7 @@ class Channel(Pair):
         """The receiver's answer, given a message and its own passages: the sharer's, where both read the same text.
 
         Args:
-            message: Of one sharer, or of several, whose spans are pooled together.
+            message: Of one sharer, or of several, whose spans are taken together.
             question: As text, or as a chat that ends with it.
             passages: What the receiver has read itself; see `send`.
             max_new_tokens: Longest answer, in receiver tokens.
@@ -204,6 +204,7 @@ class Channel(Pair):
         Raises:
             MessageError: If a message comes from another adapter or pair, edits the cache to what is not finite, or,
                 where both read the same text, was sent for another.
+            GeometryError: If with ``pooler=prefix`` message and prompt are longer than the receiver can see.
             DataError: If a chat cannot be understood.
             SettingError: If this channel has no receiver, or a decoding option is not allowed.
         """

@@ -33,12 +33,12 @@ class PromptSettings:
         chat: Wrap context and question as one user turn of the tokenizer's chat template.
         share_question: Whether the sharer sees the question, after its passages and as a span of its own.
         sharers: Sharers that an example's passages are spread over, in order; each sends a message of its own, and
-            the receiver pools their spans together. A training batch has between 1 and this many.
-        spans: What the sharer's message is pooled over: ``paragraph``, ``sentence`` or ``window:N`` (N tokens).
+            the receiver takes their spans together. A training batch has between 1 and this many.
+        spans: What gets a summary of its own in the sharer's message: ``paragraph``, ``sentence`` or ``window:N`` (N tokens).
         max_sharer_tokens: Limit of the sharer's prompt; whole spans are dropped from the end of its context until the
             prompt fits, never the question. Where both models read the same text nothing is dropped from it: training
             and validation leave longer examples out. Null for none.
-        max_receiver_tokens: Limit of the receiver's prompt; likewise.
+        max_receiver_tokens: Limit of the receiver's prompt; likewise, without the tokens that a message puts before it.
         max_answer_tokens: Score only so many tokens of a longer answer. Null for all.
         alignment: Where both models read the same text in different tokens: ``first`` or ``longest``, see `align`.
         text_request: After the sharer's context where it is asked to write a text instead (T2T); may hold
