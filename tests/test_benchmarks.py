@@ -2,18 +2,33 @@
 
 import json
 import runpy
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-EMBEDDED = Path(__file__).parents[1] / "benchmarks" / "embedded.py"
+from lcf_lightning import AdapterSettings, LCFModule, ModelSpec
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.sources import World
+from lcf_lightning.evaluation.arms import ArmCaches
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
 def embedded() -> dict[str, Any]:
-    return runpy.run_path(str(EMBEDDED))
+    return runpy.run_path(str(ROOT / "benchmarks" / "embedded.py"))
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
+    """From a benchmark's name to what it defines."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return lambda name: runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
 
 
 def test_what_was_measured_is_not_measured_again(embedded: dict[str, Any], tmp_path: Path) -> None:
@@ -55,3 +70,49 @@ def test_the_interval_over_seeds_knows_how_far_they_are_apart(embedded: dict[str
     assert one["high"] - one["low"] == pytest.approx(2 * 1.96 * deviation, rel=0.1)
     assert three["high"] - three["low"] == pytest.approx(2 * 1.96 * deviation / np.sqrt(3), rel=0.1)
     assert wide["low"] < 0.35 < 0.65 < wide["high"]
+
+
+def test_shifted_text_stands_before_the_sharers_alone(script: Callable[[str], dict[str, Any]]) -> None:
+    """So many tokens more, in no span; what the receiver reads and is asked stays."""
+    answered = script("ablation")["answered"]
+    module = LCFModule(ModelSpec("tiny-sharer"), ModelSpec("tiny-receiver"), AdapterSettings(d=8))
+    module.configure_model()
+    channel = module.eval().channel
+    prompts = {"context": "{passages} ", "separator": " ", "question": "question {question} ?"}
+    channel.prompts = PromptSettings(**prompts)
+    batches, run_arms = [], answered.__globals__["run_arms"]
+
+    def watched(caches: ArmCaches, arms: list[str], tokens: int) -> list[Any]:
+        batches.append(caches.batch)
+        return run_arms(caches, arms, tokens)
+
+    answered.__globals__["run_arms"] = watched
+    examples = list(World(test_size=3).examples("test", 1))
+    for arm in ("message", "sharer_alone"):
+        assert {len(answered(channel, examples, shift, arm)) for shift in (0, 64)} == {3}
+    plain, moved = batches[:2]
+    assert (moved.sharer.mask.sum(1) - plain.sharer.mask.sum(1)).tolist() == [64] * 3
+    assert [(row >= 0).sum() for row in moved.index] == [(row >= 0).sum() for row in plain.index]
+    assert (moved.receiver.ids == plain.receiver.ids).all()
+
+
+@pytest.mark.parametrize("name", ["capacity", "ablation"])
+def test_tables_of_the_docs_are_what_a_benchmark_prints_of_its_runs(
+    script: Callable[[str], dict[str, Any]],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """All runs are there: none is made again."""
+    kept = tmp_path / name
+    shutil.copytree(ROOT / "docs" / "evaluations" / name, kept)
+    main = script(name)["main"]
+    monkeypatch.setattr(sys, "argv", [name, "--output", str(kept)])
+    monkeypatch.setitem(main.__globals__, "trained", None)
+    main()
+    tables = [lines for lines in capsys.readouterr().out.split("\n\n") if lines.startswith("|")]
+    results = (ROOT / "docs" / "results.md").read_text()
+    assert len(tables) == {"capacity": 1, "ablation": 2}[name]
+    for table in tables:
+        assert table.strip() in results
