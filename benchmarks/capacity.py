@@ -2,8 +2,8 @@
 
     python benchmarks/capacity.py
 
-For 2, 4, 8 and 16 facts of the embedded world, three seeds and three ways to write a message (ours, the paper's LCF-X,
-and LCF-X trained without gate noise, as ours is): train `configs/quickstart_blind.yaml`, then answer the test split.
+For 2, 4, 8 and 16 facts of the embedded world, three seeds and two ways to write a message (ours and the paper's LCF-X;
+``--methods`` knows LCF-X without gate noise too): train `configs/quickstart_blind.yaml`, then answer the test split.
 Each finished run leaves a JSON file in ``--output``, and is not made again: stop when you like, start again with the
 same command. A table and a plot of all that is there come last.
 """
@@ -17,6 +17,7 @@ from statistics import fmean
 from typing import Any
 
 from embedded import kept, over_seeds, trained
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from lcf_lightning import Channel, Message
@@ -112,7 +113,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/capacity"))
     parser.add_argument("--facts", type=int, nargs="+", default=[2, 4, 8, 16])
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["prefix", "LCF-X"])
     parser.add_argument("--steps", type=int, default=1600)
     args = parser.parse_args()
     points: dict[tuple[str, int], list[dict[str, Any]]] = {}
@@ -125,7 +126,8 @@ def main() -> None:
                 points.setdefault((method, facts), []).append(run)
     points = dict(sorted(points.items(), key=lambda item: (item[0][1], list(METHODS).index(item[0][0]))))
     print(table(points))
-    plot(points).savefig(args.output / "capacity.svg")
+    with rc_context({"svg.hashsalt": "capacity"}):  # the same runs draw the same picture
+        plot(points).savefig(args.output / "capacity.svg", metadata={"Date": None})
 
 
 if __name__ == "__main__":

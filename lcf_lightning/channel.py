@@ -22,7 +22,7 @@ from lcf_lightning.data.tokens import Encoded, Tokens, pad_left, split_last
 from lcf_lightning.errors import AdapterFileError, DataError, MessageError, SettingError
 from lcf_lightning.message import Message, Origin, together
 from lcf_lightning.models.decoding import Answer, Decoder, Decoding
-from lcf_lightning.models.geometry import KV
+from lcf_lightning.models.geometry import KV, positions
 from lcf_lightning.models.loading import geometry_of, load_frozen
 from lcf_lightning.pair import Pair, Role, spec_of
 from lcf_lightning.stopwatch import Stopwatch
@@ -115,7 +115,9 @@ class Channel(Pair):
         asked = [((), None) if question is None else question_of(question) for question in questions]
         pooler = self.adapter.config.settings.pooler
         if pooled and pooler != "span":
-            raise SettingError(f"pooled=true: with pooler={pooler or 'null'} nothing is pooled before it is read.")
+            raise SettingError(
+                f"pooled=true must be false with pooler={pooler or 'null'}, where nothing is pooled before it is read."
+            )
         if self.shared:
             sent, sent_for = self._aligned(read, asked)
         else:
@@ -145,6 +147,10 @@ class Channel(Pair):
                 f"max_sharer_tokens={self.prompts.max_sharer_tokens}."
             )
         tokens = pad_left(prompts, encoder.pad_id).to(self.sharer.device)
+        longest, limit = tokens.mask.shape[1], positions(self.sharer.model.config)
+        if limit is not None and longest > limit:
+            message = f"the sharer reads {longest} tokens, and {self.sharer.spec.path!r} was made for {limit}."
+            warnings.warn(message, stacklevel=4)
         return self.summarise(self.read_sharer(tokens), tokens.spans)
 
     def _aligned(

@@ -158,8 +158,8 @@ class Pair:
         needed = int((present.sum(1) + receiver.mask.sum(1)).max()) + 1
         if needed > limit:
             raise GeometryError(
-                f"pooler=prefix: message and prompt are {needed} tokens, and {self.receiver.spec.path!r} hears one "
-                f"within {limit}; send fewer spans, lower max_receiver_tokens, or use pooler=span."
+                f"pooler=prefix: message and prompt are {needed} tokens, and {self.receiver.spec.path!r} sees one "
+                f"within {limit} only; send fewer spans, give a shorter prompt, or train with pooler=span."
             )
 
     def logits(

@@ -192,7 +192,7 @@ def test_where_both_read_the_same_the_sharers_side_needs_the_receivers_tokenizer
     assert len(tokenizers) == 1
     assert torch.equal(batch[0].keys, message.keys) or torch.allclose(batch[0].keys, message.keys, atol=1e-5)
     assert len(receiver.receive_batch(batch, ["likes ada", "who"], [FACTS, []], max_new_tokens=2)) == 2
-    with pytest.raises(SettingError, match="pooled=true: with pooler=null nothing is pooled"):
+    with pytest.raises(SettingError, match="pooled=true must be false with pooler=null, where nothing is pooled"):
         sharer.send(FACTS, "likes ada", pooled=True)
     with pytest.raises(MessageError, match="message of another text: where both models read the same"):
         receiver.receive([message, message], "likes ada", FACTS)

@@ -146,7 +146,7 @@ def test_all_arms_run_and_an_edit_of_all_layers_is_the_message(channel: Channel)
 
 
 def test_what_means_nothing_is_refused(channel: Channel) -> None:
-    with pytest.raises(SettingError, match="pooled=true: with pooler=prefix nothing is pooled"):
+    with pytest.raises(SettingError, match="pooled=true must be false with pooler=prefix, where nothing is pooled"):
         channel.send(FACTS, "likes ada", pooled=True)
     geometry = channel.adapter.config.receiver.geometry
     message = channel.send(FACTS, "likes ada")
@@ -324,11 +324,20 @@ def test_a_message_out_of_sight_is_refused(spec: Spec, tmp_path: Path, limit: st
     first[..., 0, :] += 10  # seen from the very edge of the window
     changed = first_logits(channel, fits, replace(message, values=first)) - first_logits(channel, fits, message)
     assert changed.abs().max() > 1e-6
-    with pytest.raises(GeometryError, match=r"message and prompt are 41 tokens, and .* within 40; send fewer spans"):
+    with pytest.raises(GeometryError, match=r"message and prompt are 41 tokens, .* within 40 only; send fewer"):
         channel.receive(message, f"{fits}q")
     paper = small_module(spec("llama"), receiver)
     paper.configure_model()
     assert paper.eval().channel.receive(paper.channel.send(FACTS, "q"), f"{fits}q").prompt_tokens == 37
+
+
+def test_a_sharer_is_not_given_more_than_it_can_read_without_a_word(spec: Spec, tmp_path: Path) -> None:
+    channel = ready(mistral(tmp_path, max_position_embeddings=40), spec("qwen3")).channel
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        channel.send(FACTS[:1], "q")
+    with pytest.warns(UserWarning, match=r"the sharer reads \d+ tokens, and .* was made for 40"):
+        assert channel.send(FACTS * 3, "q").spans == 10
 
 
 def test_only_layers_that_are_written_can_show_a_message(spec: Spec) -> None:
@@ -343,7 +352,7 @@ def test_only_layers_that_are_written_can_show_a_message(spec: Spec) -> None:
             louder = replace(message, keys=message.keys + 10, values=message.values + 10)
             assert (first_logits(channel, question, louder) - first_logits(channel, question, message)).any()
         else:
-            with pytest.raises(GeometryError, match="within 6; send fewer spans"):
+            with pytest.raises(GeometryError, match="within 6 only; send fewer spans"):
                 channel.receive(message, question)
 
 

@@ -34,7 +34,7 @@ class PromptSettings:
         share_question: Whether the sharer sees the question, after its passages and as a span of its own.
         sharers: Sharers that an example's passages are spread over, in order; each sends a message of its own, and
             the receiver takes their spans together. A training batch has between 1 and this many.
-        spans: What gets a summary of its own in the sharer's message: ``paragraph``, ``sentence`` or ``window:N`` (N tokens).
+        spans: What gets a summary of its own in a message: ``paragraph``, ``sentence`` or ``window:N`` (N tokens).
         max_sharer_tokens: Limit of the sharer's prompt; whole spans are dropped from the end of its context until the
             prompt fits, never the question. Where both models read the same text nothing is dropped from it: training
             and validation leave longer examples out. Null for none.

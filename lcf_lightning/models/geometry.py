@@ -72,6 +72,12 @@ class Geometry:
             raise GeometryError(f"{what}: {'; '.join(differing)}.")
 
 
+def positions(config: Any) -> int | None:
+    """How many tokens a model was made to read; None where its config does not say."""
+    found: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return found
+
+
 def token_limit(config: Any, layers: tuple[int, ...]) -> int | None:
     """With how many tokens in all a prompt's last token still sees its first one in any of ``layers``; None for any.
 
@@ -81,7 +87,7 @@ def token_limit(config: Any, layers: tuple[int, ...]) -> int | None:
     types = getattr(config, "layer_types", None)  # models of one kind of layer name none
     slides = types is None or all(types[layer] == "sliding_attention" for layer in layers)
     window = getattr(config, "sliding_window", None) if slides else None
-    return min(filter(None, (getattr(config, "max_position_embeddings", None), window)), default=None)
+    return min(filter(None, (positions(config), window)), default=None)
 
 
 # Public models whose geometry `params` and the adapter need where no network is at hand; checked against the loaded
