@@ -88,7 +88,8 @@ def plot(points: dict[tuple[str, int], list[dict[str, Any]]]) -> Figure:
         ("bytes_int8", "message_int8", "bytes of a message in int8; beside each point its facts"),
     )
     for axes, (place, arm, title) in zip(panels, kinds, strict=True):
-        for method, colour in zip(METHODS, COLOURS, strict=True):
+        for method in dict.fromkeys(name for name, _ in points):
+            colour = COLOURS[list(METHODS).index(method)]
             own = [runs for (name, _), runs in points.items() if name == method]
             places = [runs[0][place] for runs in own]
             scores = [over_seeds([run[arm] for run in runs]) for runs in own]
