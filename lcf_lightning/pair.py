@@ -159,7 +159,8 @@ class Pair:
         if needed > limit:
             raise GeometryError(
                 f"pooler=prefix: message and prompt are {needed} tokens, and {self.receiver.spec.path!r} sees one "
-                f"within {limit} only; send fewer spans, give a shorter prompt, or train with pooler=span."
+                f"within {limit} only; send fewer spans, give a shorter prompt (in training: max_sharer_tokens, "
+                "max_receiver_tokens), or take pooler=span."
             )
 
     def logits(
