@@ -85,6 +85,12 @@ def row(name: str, runs: Sequence[dict[str, Any]], arm: str = "message") -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def shifted_rows(name: str, runs: Sequence[dict[str, Any]]) -> list[str]:
+    """The line of a message, and, where the sharer has seen the question, that of its own answers."""
+    arms = {"message": name, "sharer_alone": f"{name}: sharer"}
+    return [row(label, runs, arm) for arm, label in arms.items() if arm in runs[0]]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path("runs/ablation"))
@@ -100,14 +106,13 @@ def main() -> None:
             key = f"{name}-{seed}-{steps}".replace(": ", "=").replace(":", "-").replace(" ", "_")
             what = (args.output / key, config, seed, steps, options, shifts)
             found.setdefault(name, []).append(kept(args.output / f"{key}.json", measured, *what))
-    print("| setting | each seed | message |\n|---|---|---|")
-    print("\n".join(row(name, runs) for name, runs in found.items() if name in SETTINGS))
-    print("\n| keys | each seed, no shift |", " | ".join(f"{shift} tokens before" for shift in SHIFTS), "|")
-    print("|---|---|---|---|---|")
-    for name in [name for name in found if name in SHIFTED]:
-        print(row(name, found[name]))
-        if "sharer_alone" in found[name][0]:
-            print(row(f"{name}: sharer", found[name], "sharer_alone"))
+    settings = [row(name, runs) for name, runs in found.items() if name in SETTINGS]
+    shifted = [line for name, runs in found.items() if name in SHIFTED for line in shifted_rows(name, runs)]
+    before = " | ".join(f"{shift} tokens before" for shift in SHIFTS)
+    if settings:
+        print("| setting | each seed | message |\n|---|---|---|", *settings, "", sep="\n")
+    if shifted:
+        print(f"| keys | each seed, no shift | {before} |\n|---|---|---|---|---|", *shifted, sep="\n")
 
 
 if __name__ == "__main__":
