@@ -55,12 +55,20 @@ def kill_at(folder: Path, seconds: float) -> bool:
     return process.wait() != 0
 
 
+def being_written(folder: Path) -> set[Path]:
+    """Checkpoints not yet renamed to their name."""
+    try:
+        return set((folder / "checkpoints").glob(".last-*.ckpt"))
+    except FileNotFoundError:  # a run killed before its first checkpoint is moved aside by the next while we look
+        return set()
+
+
 def kill_while_saving(folder: Path, count: int) -> bool:
     """Kill a run while it writes its ``count``-th checkpoint; whether that came."""
-    left = set((folder / "checkpoints").glob(".last-*.ckpt"))  # by an earlier kill
+    left = being_written(folder)  # by an earlier kill
     process, seen = start(folder), left
     while process.poll() is None:
-        seen = seen | set((folder / "checkpoints").glob(".last-*.ckpt"))
+        seen = seen | being_written(folder)
         if len(seen - left) >= count:
             process.kill()
             break
