@@ -93,8 +93,9 @@ class Channel(Pair):
 
         Args:
             passages: A text, whose lines are its passages; the passages themselves; or a chat, whose turns are.
-            question: Shown to the sharer where it was in training, as text or as a chat that ends with it. Where both
-                models read the same text, what the receiver will be asked.
+            question: Shown to the sharer where it was in training, as text or as a chat that ends with it; a warning
+                says where it was and none is given, and where it was not and one is. Where both models read the same
+                text, what the receiver will be asked.
             pooled: Pool over the spans already: the smallest message, for a receiver that hears no other sharer.
 
         Raises:
@@ -121,10 +122,14 @@ class Channel(Pair):
         if self.shared:
             sent, sent_for = self._aligned(read, asked)
         else:
-            if self.prompts.share_question and None in questions:
+            shown = self.prompts.share_question
+            if shown and None in questions:
                 message = "question=None, but this adapter's sharer was shown the question in training."
                 warnings.warn(message, stacklevel=3)
-            sent = self._summaries(read, asked if self.prompts.share_question else [((), None)] * len(asked))
+            if not shown and any(question is not None for question in questions):
+                message = "the question is not read: this adapter's sharer was not shown it in training."
+                warnings.warn(message, stacklevel=3)
+            sent = self._summaries(read, asked if shown else [((), None)] * len(asked))
             sent_for = [None] * len(read)
             sent = self.adapter.merge(sent) if pooled else sent
         kv, present = sent

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -104,9 +105,24 @@ def test_spans_of_a_message_are_those_of_training(trained: Path) -> None:
     for spans in ("paragraph", "sentence", "window:8"):
         found["metadata"]["prompts"] |= {"spans": spans, "share_question": False}
         config.write_text(json.dumps(found))
-        counts[spans] = Channel.from_pretrained(trained).send(text, "never shown").spans
+        counts[spans] = Channel.from_pretrained(trained).send(text).spans
     assert (counts["paragraph"], counts["sentence"]) == (2, 3)
     assert counts["window:8"] > 3
+
+
+def test_a_question_other_than_in_training_is_warned_of(trained: Path) -> None:
+    with pytest.warns(UserWarning, match="question=None, but this adapter's sharer was shown the question"):
+        Channel.from_pretrained(trained).send(FACTS)
+    config = trained / "adapter_config.json"
+    found = json.loads(config.read_text())
+    found["metadata"]["prompts"]["share_question"] = False
+    config.write_text(json.dumps(found))
+    blind = Channel.from_pretrained(trained)
+    with pytest.warns(UserWarning, match="the question is not read: this adapter's sharer was not shown it"):
+        told = blind.send(FACTS, "likes ada")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert blind.send(FACTS).to_bytes() == told.to_bytes()
 
 
 @pytest.mark.parametrize(
