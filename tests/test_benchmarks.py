@@ -116,3 +116,22 @@ def test_tables_of_the_docs_are_what_a_benchmark_prints_of_its_runs(
     assert len(tables) == {"capacity": 1, "ablation": 2}[name]
     for table in tables:
         assert table.strip() in results
+
+
+def test_the_table_of_seeds_of_babi_is_that_of_the_kept_reports() -> None:
+    results, found = (ROOT / "docs" / "results.md").read_text(), 0
+    names = {"prefix": "prefix", "LCF-X": "span", "LCF-X without noise": "span_without_noise"}
+    for seed in (42, 43, 44):
+        gains = []
+        for adapter, name in names.items():
+            file = ROOT / "docs" / "evaluations" / "smollm2_babi_blind" / f"report_{name}_{seed}.json"
+            report = json.loads(file.read_text())
+            assert report["facts"]["training_seed"] == seed
+            message, mismatched = (report["arms"][arm]["exact_match"]["value"] for arm in ("message", "mismatched"))
+            gain = report["audit"]["comparisons"]["content_attributable_gain"]["gain"]
+            interval = f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
+            row = f"| {adapter} | {seed} | {message:.3f} | {mismatched:.3f} | {gain['value']:+.3f} {interval} |"
+            gains.append(gain["value"])
+            found += row in results
+        assert gains[0] == max(gains)  # as the text under it says
+    assert found == 9
