@@ -46,7 +46,8 @@ class Benchmark(AdapterCLI):
         for batch in data.evaluation_loader("test", self.config["limit"], by_length=True):
             rows = [row for row in batch.examples if row.needs_sharer]
             examples += rows
-            read, asked = [texts(row.sharer) for row in rows], [row.question for row in rows]
+            read = [texts(row.sharer) for row in rows]
+            asked = [row.question if channel.takes_question else None for row in rows]
             for pooled in ways if rows else ():
                 messages = channel.send_batch(read, asked, pooled)
                 for form in [(dtype, pooled) for dtype in DTYPES]:

@@ -89,7 +89,8 @@ def serve(args: argparse.Namespace) -> None:
     channel = Channel.from_pretrained(args.adapter, sides="sharer")
 
     def message(question: str) -> bytes:
-        return channel.send(args.sharer_reads, question).to_bytes(args.dtype, key)
+        asked = question if channel.takes_question else None
+        return channel.send(args.sharer_reads, asked).to_bytes(args.dtype, key)
 
     def text(question: str) -> bytes:
         example = Example("asked", question, ("",), passages_of(args.sharer_reads), ())

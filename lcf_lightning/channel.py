@@ -88,6 +88,11 @@ class Channel(Pair):
             head_dim=sharer.head_dim,
         )
 
+    @property
+    def takes_question(self) -> bool:
+        """Whether `send` uses a question: the sharer was shown it in training, or reads the receiver's own text."""
+        return self.shared or self.prompts.share_question
+
     def send(self, passages: Text, question: Question | None = None, pooled: bool = False) -> Message:
         """What the sharer says of what it has read.
 
@@ -102,13 +107,16 @@ class Channel(Pair):
             DataError: If there is nothing to send, or a chat cannot be understood.
             SettingError: If this channel has no sharer, or ``pooled`` means nothing for it.
         """
-        return self.send_batch([passages], [question], pooled)[0]
+        return self._send([passages], [question], pooled)[0]
 
-    @torch.no_grad()
     def send_batch(
         self, passages: Sequence[Text], questions: Sequence[Question | None], pooled: bool = False
     ) -> list[Message]:
         """One message for each text and question; see `send`."""
+        return self._send(passages, questions, pooled)
+
+    @torch.no_grad()
+    def _send(self, passages: Sequence[Text], questions: Sequence[Question | None], pooled: bool) -> list[Message]:
         _require_lists(texts=passages, questions=questions)
         if not passages:
             return []
@@ -122,14 +130,13 @@ class Channel(Pair):
         if self.shared:
             sent, sent_for = self._aligned(read, asked)
         else:
-            shown = self.prompts.share_question
-            if shown and None in questions:
+            if self.takes_question and None in questions:
                 message = "question=None, but this adapter's sharer was shown the question in training."
-                warnings.warn(message, stacklevel=3)
-            if not shown and any(question is not None for question in questions):
+                warnings.warn(message, stacklevel=4)
+            if not self.takes_question and any(question is not None for question in questions):
                 message = "the question is not read: this adapter's sharer was not shown it in training."
-                warnings.warn(message, stacklevel=3)
-            sent = self._summaries(read, asked if shown else [((), None)] * len(asked))
+                warnings.warn(message, stacklevel=4)
+            sent = self._summaries(read, asked if self.takes_question else [((), None)] * len(asked))
             sent_for = [None] * len(read)
             sent = self.adapter.merge(sent) if pooled else sent
         kv, present = sent
@@ -155,7 +162,7 @@ class Channel(Pair):
         longest, limit = tokens.mask.shape[1], positions(self.sharer.model.config)
         if limit is not None and longest > limit:
             message = f"the sharer reads {longest} tokens, and {self.sharer.spec.path!r} was made for {limit}."
-            warnings.warn(message, stacklevel=4)
+            warnings.warn(message, stacklevel=5)
         return self.summarise(self.read_sharer(tokens), tokens.spans)
 
     def _aligned(
@@ -325,7 +332,7 @@ def _warn_of_dropped(prompts: Sequence[Encoded], role: Role) -> None:
     dropped = sum(prompt.dropped for prompt in prompts)
     if dropped:
         message = f"max_{role}_tokens, as in training, leaves out {dropped} spans of what the {role} reads."
-        warnings.warn(message, stacklevel=4)
+        warnings.warn(message, stacklevel=6)
 
 
 def _digests(prompts: Tokens) -> list[str | None]:

@@ -118,20 +118,23 @@ def test_tables_of_the_docs_are_what_a_benchmark_prints_of_its_runs(
         assert table.strip() in results
 
 
-def test_the_table_of_seeds_of_babi_is_that_of_the_kept_reports() -> None:
-    results, found = (ROOT / "docs" / "results.md").read_text(), 0
-    names = {"prefix": "prefix", "LCF-X": "span", "LCF-X without noise": "span_without_noise"}
-    for seed in (42, 43, 44):
-        gains = []
-        for adapter, name in names.items():
+def test_figures_of_babi_s_seeds_are_those_of_the_kept_reports() -> None:
+    results, readme = ((ROOT / name).read_text() for name in ("docs/results.md", "README.md"))
+    scores, gains = {}, {}
+    for adapter, name in (("prefix", "prefix"), ("LCF-X", "span"), ("LCF-X without noise", "span_without_noise")):
+        for seed in (42, 43, 44):
             file = ROOT / "docs" / "evaluations" / "smollm2_babi_blind" / f"report_{name}_{seed}.json"
             report = json.loads(file.read_text())
             assert report["facts"]["training_seed"] == seed
-            message, mismatched = (report["arms"][arm]["exact_match"]["value"] for arm in ("message", "mismatched"))
+            score = [report["arms"][arm]["exact_match"]["value"] for arm in ("message", "mismatched")]
             gain = report["audit"]["comparisons"]["content_attributable_gain"]["gain"]
-            interval = f"[{gain['low']:+.3f}, {gain['high']:+.3f}]"
-            row = f"| {adapter} | {seed} | {message:.3f} | {mismatched:.3f} | {gain['value']:+.3f} {interval} |"
-            gains.append(gain["value"])
-            found += row in results
-        assert gains[0] == max(gains)  # as the text under it says
-    assert found == 9
+            shown = f"{gain['value']:+.3f} [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+            assert f"| {adapter} | {seed} | {score[0]:.3f} | {score[1]:.3f} | {shown} |" in results
+            scores[adapter, seed], gains[adapter, seed] = score, gain["value"]
+    means = np.array(list(scores.values())).reshape(3, 3, 2).mean(1)
+    heard, wrong = ([f"{value:.3f}" for value in column] for column in means.T)
+    assert f"answers {heard[0]} with `prefix` and {heard[1]} with LCF-X ({heard[2]} without gate noise)" in readme
+    assert f"message: {wrong[0]}, {wrong[1]} and {wrong[2]} (n = 512" in readme
+    means = np.array(list(gains.values())).reshape(3, 3)
+    assert (means[0] > means[1:]).all()
+    assert "means {:+.3f}, {:+.3f} (LCF-X) and {:+.3f} (without noise)".format(*means.mean(1)) in results

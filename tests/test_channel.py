@@ -118,8 +118,10 @@ def test_a_question_other_than_in_training_is_warned_of(trained: Path) -> None:
     found["metadata"]["prompts"]["share_question"] = False
     config.write_text(json.dumps(found))
     blind = Channel.from_pretrained(trained)
-    with pytest.warns(UserWarning, match="the question is not read: this adapter's sharer was not shown it"):
+    assert not blind.takes_question
+    with pytest.warns(UserWarning, match="the question is not read: this adapter's sharer was not shown it") as found:
         told = blind.send(FACTS, "likes ada")
+    assert [warning.filename for warning in found] == [__file__]
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert blind.send(FACTS).to_bytes() == told.to_bytes()
@@ -322,11 +324,12 @@ def test_what_a_limit_leaves_out_is_said(trained: Path) -> None:
     found["metadata"]["prompts"] |= {"max_sharer_tokens": 60, "max_receiver_tokens": 60}
     config.write_text(json.dumps(found))
     channel = Channel.from_pretrained(trained)
-    with pytest.warns(UserWarning, match="max_sharer_tokens, as in training, leaves out [0-9]+ spans"):
+    with pytest.warns(UserWarning, match="max_sharer_tokens, as in training, leaves out [0-9]+ spans") as sending:
         message = channel.send(FACTS * 4, "likes ada")
     assert message.spans < 12
-    with pytest.warns(UserWarning, match="max_receiver_tokens, as in training, leaves out [0-9]+ spans"):
+    with pytest.warns(UserWarning, match="max_receiver_tokens, as in training, leaves out [0-9]+ spans") as receiving:
         channel.receive(message, "likes ada", FACTS * 4)
+    assert {warning.filename for warning in (*sending, *receiving)} == {__file__}  # not a line of ours
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

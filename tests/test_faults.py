@@ -122,6 +122,7 @@ def test_a_rank_that_dies_ends_the_others_within_a_minute_and_nothing_is_lost(tm
     folder = tmp_path / "run"
     process = subprocess.Popen(command(folder, *DDP), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (folder / "checkpoints" / "last.ckpt").is_file():
+        assert process.poll() is None
         time.sleep(0.01)
     (child,) = (int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
     os.kill(child, signal.SIGKILL)
@@ -141,6 +142,7 @@ def test_a_signal_to_one_rank_ends_all_at_the_same_step(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = subprocess.Popen(command(folder, *DDP), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (folder / "metrics.csv").is_file() or len(rows(folder / "metrics.csv")) < 5:
+        assert process.poll() is None
         time.sleep(0.01)
     (child,) = (int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
     os.kill(child, signal.SIGTERM)

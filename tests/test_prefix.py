@@ -336,8 +336,9 @@ def test_a_sharer_is_not_given_more_than_it_can_read_without_a_word(spec: Spec, 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         channel.send(FACTS[:1], "q")
-    with pytest.warns(UserWarning, match=r"the sharer reads \d+ tokens, and .* was made for 40"):
+    with pytest.warns(UserWarning, match=r"the sharer reads \d+ tokens, and .* was made for 40") as found:
         assert channel.send(FACTS * 3, "q").spans == 10
+    assert [warning.filename for warning in found] == [__file__]
 
 
 def test_only_layers_that_are_written_can_show_a_message(spec: Spec) -> None:
