@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 from collections.abc import Callable, Sequence
+
+import torch.distributed as dist
 
 from lcf_lightning.cli.cache import CacheCLI
 from lcf_lightning.cli.compare import compare
@@ -13,6 +17,7 @@ from lcf_lightning.cli.faults import explain
 from lcf_lightning.cli.params import ParamsCLI
 from lcf_lightning.cli.prune import PruneCLI
 from lcf_lightning.cli.run import LCFCLI
+from lcf_lightning.errors import Stopped
 from lcf_lightning.slurm import requeue_between_steps
 
 COMMANDS: dict[str, Callable[[list[str]], object]] = {
@@ -39,6 +44,20 @@ def main(args: Sequence[str] | None = None) -> None:
         explained = explain(error)
         if explained is None:
             raise
+        if isinstance(error, Stopped):
+            atexit.register(_leave_group)
         sentence, code = explained
         sys.stderr.write(f"{sentence}\n")
         raise SystemExit(code) from error
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    """Destroy the process group, where all ranks have ended well.
+
+    Python must be whole when gloo's threads let go of their last tensors: otherwise they abort the process, a fit that
+    has succeeded among them (pytorch issue 190489). After a fault a rank may wait for another here, so it is not done.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+        gc.collect()  # what still refers to the group
