@@ -134,7 +134,7 @@ class Channel(Pair):
                 message = "question=None, but this adapter's sharer was shown the question in training: give it here."
                 warnings.warn(message, stacklevel=4)
             if not self.takes_question and any(question is not None for question in questions):
-                message = "the question is not read: this adapter's sharer was shown none in training. Give it to receive."
+                message = "question not read: this adapter's sharer was shown none in training; give it to receive."
                 warnings.warn(message, stacklevel=4)
             sent = self._summaries(read, asked if self.takes_question else [((), None)] * len(asked))
             sent_for = [None] * len(read)
