@@ -25,9 +25,9 @@ from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import HotpotQA
 from lcf_lightning.evaluation.answering import answer_losses
 from lcf_lightning.evaluation.arms import Reading
+from lcf_lightning.link import load_pair
 from lcf_lightning.models.loading import geometry_of
 from lcf_lightning.models.store import PrefillSettings, PrefillStore
-from lcf_lightning.pair import load_pair
 
 
 def step(channel: Channel, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> tuple[float, float, float]:

@@ -18,7 +18,7 @@ import torch
 
 from lcf_lightning import AdapterSettings, Channel, LCFModule, ModelSpec
 from lcf_lightning.data.tokens import Tokens
-from lcf_lightning.pair import load_pair
+from lcf_lightning.link import load_pair
 
 
 def channels(sharer: ModelSpec, receiver: ModelSpec, d: int) -> dict[str, Channel]:

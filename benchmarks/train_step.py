@@ -18,9 +18,9 @@ from torch import Tensor
 
 from lcf_lightning import AdapterConfig, AdapterSettings, CacheAdapter, Channel, ModelSpec
 from lcf_lightning.adapter.config import ModelIdentity
+from lcf_lightning.link import load_pair
 from lcf_lightning.models.cache import prefill
 from lcf_lightning.models.loading import geometry_of
-from lcf_lightning.pair import load_pair
 
 FUSERS = {"LCF-64": ("lcf", 64), "LCF-128": ("lcf", 128), "C2C": ("c2c", 1024)}
 

@@ -73,7 +73,7 @@ class CommunicationAccuracy(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        shared = required_module(pl_module, self).channel.shared
+        shared = required_module(pl_module, self).link.shared
         reference = "sharer_alone" if shared else "full_context"
         self._answer(pl_module, outputs, self.test_arms or ("own_context", "message", "mismatched", reference))
 

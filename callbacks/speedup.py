@@ -58,7 +58,7 @@ class Speedup(pl.Callback):
 
     def _measure(self, pl_module: pl.LightningModule, batch: Batch) -> dict[str, float]:
         module = required_module(pl_module, self)
-        singles = batches_of_one(module.channel, batch.prompts, batch.examples[: self.repeats])
+        singles = batches_of_one(module.link, module.writer, batch.prompts, batch.examples[: self.repeats])
         arms = [f"t2t_{budget}" for budget in self.budgets]
-        latency = measure(module.channel, singles, arms, module.max_new_tokens, self.repeats, self.warmup)
+        latency = measure(module.link, module.writer, singles, arms, module.max_new_tokens, self.repeats, self.warmup)
         return {f"speedup/ttft_vs_t2t_{budget}": ratio["median"] for budget, ratio in latency["ttft_vs_t2t"].items()}

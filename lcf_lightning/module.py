@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import cached_property
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,15 +16,15 @@ from torchmetrics import MeanMetric
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings, ModelIdentity
-from lcf_lightning.channel import Channel
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.datamodule import ContextMismatchDataModule, PairDataModule, SharedContextDataModule
 from lcf_lightning.errors import AdapterFileError, DivergedError, ModelError, SettingError
 from lcf_lightning.evaluation.answering import answer_losses, run_arms
 from lcf_lightning.evaluation.arms import ArmCaches, Reading
+from lcf_lightning.link import Link, load_pair
 from lcf_lightning.models.loading import FrozenModel, ModelSpec, geometry_of
 from lcf_lightning.models.store import PrefillSettings
-from lcf_lightning.pair import load_pair
+from lcf_lightning.writer import Writer
 
 _PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
@@ -81,6 +82,7 @@ class LCFModule(pl.LightningModule):
         self.optimizer, self.warmup_steps = optimizer, warmup_steps
         self.max_new_tokens, self.seed, self.prefills = max_new_tokens, seed, prefills
         self.temperature_start, self.temperature_end = temperature_start, temperature_end
+        adapter.import_parts()
         config = AdapterConfig(
             sharer=_identity(sharer),
             receiver=_identity(receiver),
@@ -91,14 +93,19 @@ class LCFModule(pl.LightningModule):
         self.strict_loading = False  # the frozen models are in no checkpoint; `on_load_checkpoint` checks the adapter
         # Metrics, since Lightning's own mean over ranks rounds an odd number of examples down.
         self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
-        self._channel: Channel | None = None
+        self._link: Link | None = None
 
     @property
-    def channel(self) -> Channel:
+    def link(self) -> Link:
         """Both frozen models and the adapter, once a Trainer has started."""
-        if self._channel is None:
+        if self._link is None:
             raise SettingError("the frozen models are not loaded yet; call configure_model() or start a Trainer.")
-        return self._channel
+        return self._link
+
+    @cached_property
+    def writer(self) -> Writer:
+        """Prompts for both models, once a Trainer has started."""
+        return Writer.of(self.link)
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before a weight is loaded."""
@@ -109,7 +116,7 @@ class LCFModule(pl.LightningModule):
             )
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ContextMismatchDataModule) and self.adapter.pooler is None:
-            raise SettingError("pooler=null must be span or prefix where sharer and receiver read different texts.")
+            raise SettingError("pooler=null must name a pooler, such as span, where the two read different texts.")
         if isinstance(data, SharedContextDataModule) and self.adapter.pooler is not None:
             raise SettingError(
                 f"pooler={self.adapter.config.settings.pooler!r} must be null where both models read the same text."
@@ -117,7 +124,7 @@ class LCFModule(pl.LightningModule):
 
     def configure_model(self) -> None:
         """Load the frozen models on this process's device."""
-        if self._channel is None:
+        if self._link is None:
             device = self._trainer.strategy.root_device if self._trainer is not None else self.device
             sharer, receiver = load_pair(self.sharer, self.receiver, device)
             self.adapter.config = replace(
@@ -125,14 +132,14 @@ class LCFModule(pl.LightningModule):
                 sharer=_identified(self.adapter.config.sharer, sharer),
                 receiver=_identified(self.adapter.config.receiver, receiver),
             )
-            self._channel = Channel(sharer, receiver, self.adapter, self.prefills)
+            self._link = Link(sharer, receiver, self.adapter, self.prefills)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Noise is a function of the step, the same on every rank: a resumed run draws what an undisturbed one would.
         with _seeded(self.seed + 1 + self.global_step * 1_000 + batch_idx % 1_000, self.device):
-            message = self.channel.pool(self.channel.read_sharer(batch.sharer), batch.index)
-            cache = self.channel.fuse(self.channel.read_receiver(batch.receiver), message, self.temperature)
-            loss = answer_losses(self.channel, Reading(cache, batch.last), batch).mean()
+            message = self.link.pool(self.link.read_sharer(batch.sharer), batch.index)
+            cache = self.link.fuse(self.link.read_receiver(batch.receiver), message, self.temperature)
+            loss = answer_losses(self.link, Reading(cache, batch.last), batch).mean()
         if not bool(torch.isfinite(loss)):
             raise DivergedError(f"loss={loss.item()} at step {self.global_step}, on the batch of ids {batch.ids}.")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
@@ -163,12 +170,15 @@ class LCFModule(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Answers of the message arm, as JSON-ready data."""
-        return [asdict(answer) for answer in run_arms(ArmCaches(self.channel, batch), ["message"], self.max_new_tokens)]
+        return [
+            asdict(answer)
+            for answer in run_arms(ArmCaches(self.link, self.writer, batch), ["message"], self.max_new_tokens)
+        ]
 
     def _evaluate(self, batch: Batch, stage: str) -> dict[str, ArmCaches]:
-        caches = ArmCaches(self.channel, batch)
+        caches = ArmCaches(self.link, self.writer, batch)
         losses = self.val_loss if stage == "val" else self.test_loss
-        losses.update(answer_losses(self.channel, caches.message, batch))
+        losses.update(answer_losses(self.link, caches.message, batch))
         self.log(f"{stage}/loss", losses, prog_bar=True, batch_size=len(batch))
         dropped = float(batch.dropped_spans)
         self.log(f"{stage}/dropped_spans", dropped, on_epoch=True, reduce_fx="sum", sync_dist=True, batch_size=1)

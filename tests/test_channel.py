@@ -13,7 +13,7 @@ from lcf_lightning.callbacks import AdapterExport
 from transformers import AutoModelForCausalLM
 
 from lcf_lightning import Channel, Message, ModelSpec
-from lcf_lightning.adapter.pruning import keep_layers
+from lcf_lightning.adapter.subset import keep_layers
 from lcf_lightning.errors import AdapterFileError, DataError, GeometryError, MessageError, ModelError, SettingError
 from lcf_lightning.evaluation.answering import run_arms
 from lcf_lightning.evaluation.arms import ArmCaches
@@ -198,7 +198,7 @@ def test_where_both_read_the_same_the_sharers_side_needs_the_receivers_tokenizer
     tokenizers: list[str] = []
     monkeypatch.setattr("lcf_lightning.channel.load_frozen", noted)
     monkeypatch.setattr(
-        "lcf_lightning.pair.load_tokenizer", lambda spec: (tokenizers.append(spec.path), load_tokenizer(spec))[1]
+        "lcf_lightning.writer.load_tokenizer", lambda spec: (tokenizers.append(spec.path), load_tokenizer(spec))[1]
     )
     sharer = Channel.from_pretrained(tmp_path / "shared", sides="sharer")
     receiver = Channel.from_pretrained(tmp_path / "shared", sides="receiver")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lcf_lightning import AdapterSettings, Channel, LCFModule, Message, ModelSpec
-from lcf_lightning.adapter.poolers import Sent
+from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
@@ -45,7 +45,7 @@ def merged(channel: Channel, messages: list[Message]) -> KV:
     """What the receiver makes of some messages before it fuses them."""
     sides = (torch.cat([getattr(message, side) for message in messages], 3) for side in ("keys", "values"))
     present = torch.ones(1, sum(m.spans for m in messages), dtype=torch.bool)
-    return channel.adapter.merge(Sent(KV(*sides), present)).kv
+    return channel.adapter.merge(Summaries(KV(*sides), present)).kv
 
 
 def test_sharers_of_an_example_are_pooled_as_their_messages_are(module: LCFModule, tmp_path: Path) -> None:

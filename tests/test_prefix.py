@@ -14,7 +14,7 @@ from lcf_lightning.callbacks import AdapterExport
 from transformers import MistralConfig, MistralForCausalLM
 
 from lcf_lightning import Channel, LCFModule, Message, ModelSpec
-from lcf_lightning.adapter.pruning import keep_layers
+from lcf_lightning.adapter.subset import keep_layers
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.errors import GeometryError, SettingError

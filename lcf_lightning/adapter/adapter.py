@@ -1,4 +1,4 @@
-"""`CacheAdapter`: all that is trained. Layer map, pooler, fuser and gates, and the folder they are saved in.
+"""`CacheAdapter`: all that is trained. Layer map, pooler, fuser and gates.
 
 Knows tensors only: no tokenizer, no transformers model, no Lightning.
 """
@@ -7,29 +7,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from lcf_lightning.adapter.config import AdapterConfig
-from lcf_lightning.adapter.fusers import FUSERS
+from lcf_lightning.adapter.folder import local_folder, read_config, read_tensors, write_folder
 from lcf_lightning.adapter.gates import LayerGates
-from lcf_lightning.adapter.hub import CARD_FILE, card, fetch, is_hub_id, upload
-from lcf_lightning.adapter.poolers import POOLERS, PrefixPooler, Sent, SpanPooler, aligned
+from lcf_lightning.adapter.hub import upload
+from lcf_lightning.adapter.layers import aligned
+from lcf_lightning.adapter.parts import Fuser, Pooler, Summaries, build_part
 from lcf_lightning.digests import tensor_digest
-from lcf_lightning.errors import AdapterFileError, GeometryError
+from lcf_lightning.errors import GeometryError
 from lcf_lightning.models.geometry import KV
-
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 
 
 class CacheAdapter(nn.Module):
@@ -41,21 +36,18 @@ class CacheAdapter(nn.Module):
         config: Settings and geometry of both models.
 
     Example:
-        >>> sent = adapter.pool(sharer_cache.read(config.sharer_layers), spans)
-        >>> delta = adapter(sent, receiver_cache.read(config.receiver_layers))
+        >>> message = adapter.pool(sharer_cache.read(config.sharer_layers), spans)
+        >>> delta = adapter(message, receiver_cache.read(config.receiver_layers))
         >>> edited = receiver_cache.edit(config.receiver_layers, delta)
     """
 
     def __init__(self, config: AdapterConfig) -> None:
         super().__init__()
         self.config = config
-        settings, layers = config.settings, len(config.receiver_layers)
-        sharer, receiver = config.sharer.geometry, config.receiver.geometry
-        self.pooler = POOLERS[settings.pooler](layers, sharer) if settings.pooler else None
-        self.fuser = FUSERS[settings.fuser](
-            layers, sharer, receiver, settings.d, settings.dropout, reads_receiver=not self.prepends
-        )
-        self.gates = LayerGates(layers, settings.gate_init, settings.gate_noise)
+        settings, shape = config.settings, config.shape
+        self.pooler = None if settings.pooler is None else build_part(Pooler, settings.pooler, shape)
+        self.fuser = build_part(Fuser, settings.fuser, shape)
+        self.gates = LayerGates(shape.layers, settings.gate_init, settings.gate_noise)
         if settings.zero_init:
             for last in self.fuser.last_maps:
                 for parameter in last.parameters():
@@ -64,9 +56,14 @@ class CacheAdapter(nn.Module):
     @property
     def prepends(self) -> bool:
         """Whether a message becomes tokens before the receiver's own, and does not edit these."""
-        return isinstance(self.pooler, PrefixPooler)
+        return self.config.settings.prepends
 
-    def pool(self, cache: KV, index: Tensor) -> Sent:
+    @property
+    def poolable(self) -> bool:
+        """Whether a message can be pooled over its spans before it is sent."""
+        return self.pooler is not None and self.pooler.poolable
+
+    def pool(self, cache: KV, index: Tensor) -> Summaries:
         """What the receiver is given: `summarise`, then `merge`; or the aligned tokens where there is no pooler.
 
         Args:
@@ -82,10 +79,10 @@ class CacheAdapter(nn.Module):
             GeometryError: If ``cache`` or ``index`` does not fit this adapter or each other.
         """
         if self.pooler is None:
-            return Sent(aligned(self._checked(cache, "sharer"), index), torch.ones_like(index, dtype=torch.bool))
+            return Summaries(aligned(self._checked(cache, "sharer"), index), torch.ones_like(index, dtype=torch.bool))
         return self.merge(self.summarise(cache, index))
 
-    def summarise(self, cache: KV, spans: Tensor) -> Sent:
+    def summarise(self, cache: KV, spans: Tensor) -> Summaries:
         """The span summaries that a message carries; see `pool`.
 
         Raises:
@@ -93,27 +90,27 @@ class CacheAdapter(nn.Module):
         """
         return self._pooler.summarise(self._checked(cache, "sharer"), spans)
 
-    def merge(self, sent: Sent) -> Sent:
+    def merge(self, summaries: Summaries) -> Summaries:
         """Summaries of one sharer or several, pooled as far as they can be before the receiver is known.
 
         Raises:
             GeometryError: If they do not fit this adapter, and if there is no pooler.
         """
-        return self._pooler.merge(Sent(self._checked(sent.kv, "sharer"), sent.present))
+        return self._pooler.merge(Summaries(self._checked(summaries.kv, "sharer"), summaries.present))
 
     @property
-    def _pooler(self) -> SpanPooler | PrefixPooler:
+    def _pooler(self) -> Pooler:
         if self.pooler is None:
             raise GeometryError("pooler=null: where both models read the same text there are no spans to summarise.")
         return self.pooler
 
-    def forward(self, sent: Sent, receiver: KV | None, temperature: float | None = None) -> KV:
+    def forward(self, summaries: Summaries, receiver: KV | None, temperature: float | None = None) -> KV:
         """The gated residual to add to the receiver's cache, or, where `prepends`, the tokens to put before it.
 
         Args:
-            sent: What `pool` returned.
+            summaries: What `pool` returned.
             receiver: The edited receiver layers, ``[layers, batch, heads, tokens, head size]``, any float dtype; None
-                where `prepends`.
+                where the fuser reads the sharer only.
             temperature: Gate temperature in training; None for the hard gates of evaluation.
 
         Returns:
@@ -122,10 +119,10 @@ class CacheAdapter(nn.Module):
         Raises:
             GeometryError: If layers, batch, heads, sizes or tokens do not fit this adapter or each other.
         """
-        if (receiver is None) != self.prepends:
-            needed = "None: its fuser reads the sharer only" if self.prepends else "the receiver's layers, not None"
+        if (receiver is None) == self.fuser.reads_receiver:
+            needed = "the receiver's layers, not None" if receiver is None else "None: its fuser reads the sharer only"
             raise GeometryError(f"receiver of pooler={self.config.settings.pooler or 'null'} must be {needed}.")
-        kv = self._checked(sent.kv, "sharer")
+        kv = self._checked(summaries.kv, "sharer")
         if receiver is not None:
             receiver = self._checked(receiver, "receiver")
             _require_fit(kv, receiver)
@@ -150,8 +147,8 @@ class CacheAdapter(nn.Module):
             return self.fuser(*caches)
         parameters = {name: parameter[layers] for name, parameter in self.fuser.named_parameters()}
         parts = tuple(cache and KV(*(tensor[layers] for tensor in cache)) for cache in caches)
-        found = functional_call(self.fuser, parameters, parts)
-        return KV(*(tensor.new_zeros(count, *tensor.shape[1:]).index_copy(0, layers, tensor) for tensor in found))
+        delta = functional_call(self.fuser, parameters, parts)
+        return KV(*(tensor.new_zeros(count, *tensor.shape[1:]).index_copy(0, layers, tensor) for tensor in delta))
 
     def _checked(self, cache: KV, role: str) -> KV:
         """``cache`` in the adapter's dtype, if it has this role's layers, heads and head size."""
@@ -173,11 +170,12 @@ class CacheAdapter(nn.Module):
         """A digest of what decides how a message is written and read.
 
         That is parameters, settings, both models' geometry, and how prompts are written (``metadata["prompts"]``).
+        Settings that release 0.1.0 did not have enter only where they differ from their default, so that a later
+        release gives an adapter the fingerprint that its messages carry.
         """
         config = self.config
-        parts = [asdict(part) for part in (config.settings, config.sharer.geometry, config.receiver.geometry)]
-        del parts[0]["gate_noise"]  # of training only, and younger than the first messages
-        facts = json.dumps([*parts, config.metadata.get("prompts")], sort_keys=True)
+        geometries = [asdict(model.geometry) for model in (config.sharer, config.receiver)]
+        facts = json.dumps([config.settings.deciding(), *geometries, config.metadata.get("prompts")], sort_keys=True)
         digest = hashlib.blake2b(facts.encode(), digest_size=16)
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tensor_digest(tensor)}".encode())
@@ -192,24 +190,11 @@ class CacheAdapter(nn.Module):
     def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the adapter folder: ``adapter_config.json``, ``adapter_model.safetensors`` and a model card.
 
-        ``metadata`` (JSON-ready) replaces the config's where it is given. All files are
-        written aside and renamed, so that none is ever seen half-written.
+        ``metadata`` (JSON-ready) replaces the config's where it is given. All files are written aside and renamed, so
+        that none is ever seen half-written.
         """
-        folder = Path(folder)
         config = self.config if metadata is None else replace(self.config, metadata=metadata)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-            save_file(tensors, aside / WEIGHTS_FILE, metadata={"format": "pt"})
-            (aside / CONFIG_FILE).write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-            size = (aside / WEIGHTS_FILE).stat().st_size
-            (aside / CARD_FILE).write_text(card(config, self.parameter_counts()["total"], size), encoding="utf-8")
-            folder.mkdir(exist_ok=True)
-            for name in (WEIGHTS_FILE, CONFIG_FILE, CARD_FILE):
-                os.replace(aside / name, folder / name)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        write_folder(Path(folder), config, self.state_dict())
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
         """Upload the adapter folder to ``owner/name`` on the hub, as `save_pretrained` writes it.
@@ -225,66 +210,29 @@ class CacheAdapter(nn.Module):
     def from_pretrained(cls, folder: str | Path, revision: str | None = None) -> CacheAdapter:
         """Read an adapter folder, in ``eval()`` mode and in the dtype it was saved in.
 
+        No module is imported: a part that is not of this package must have been imported before.
+
         Args:
             folder: A local folder, or ``owner/name`` on the hub.
             revision: Branch, tag or commit on the hub; null for its default branch.
 
         Raises:
-            AdapterFileError: If a file is missing or damaged, the format version is unknown, a tensor is missing, too
-                much, or of the wrong shape or dtype. Nothing is used before all is checked.
+            AdapterFileError: If a file is missing or damaged, the format version or a part is unknown, a tensor is
+                missing, too much, or of the wrong shape or dtype. Nothing is used before all is checked.
         """
         folder = local_folder(folder, revision)
-        for name in (CONFIG_FILE, WEIGHTS_FILE):
-            if not (folder / name).is_file():
-                raise AdapterFileError(f"adapter={str(folder)!r} has no {name}; both files of an adapter are needed.")
-        try:
-            config = AdapterConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text()))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise AdapterFileError(f"adapter={str(folder)!r}: {CONFIG_FILE} is damaged: {error}") from error
+        config = read_config(folder)
         with torch.device("meta"):
             adapter = cls(config)
-        tensors = _read_tensors(folder / WEIGHTS_FILE, adapter.state_dict())
-        adapter.load_state_dict(tensors, strict=True, assign=True)
+        adapter.load_state_dict(read_tensors(folder, adapter.state_dict()), strict=True, assign=True)
         return adapter.requires_grad_(True).eval()
 
 
-def _require_fit(sent: KV, receiver: KV) -> None:
+def _require_fit(message: KV, receiver: KV) -> None:
     """Raise a GeometryError unless what was sent fits a receiver's cache."""
-    (batch, n), (rows, tokens) = (cache.keys.shape[1:4:2] for cache in (sent, receiver))
+    (batch, n), (rows, tokens) = (cache.keys.shape[1:4:2] for cache in (message, receiver))
     if batch != rows or n not in (1, tokens):
         raise GeometryError(
             f"message of {batch} examples × {n} tokens does not fit a receiver cache of {rows} × {tokens}; the batch "
             "must be equal, and the tokens 1 or equal."
         )
-
-
-def local_folder(location: str | Path, revision: str | None = None) -> Path:
-    """``location`` as a folder here: itself, or where the files of ``owner/name`` were fetched to from the hub.
-
-    Raises:
-        AdapterFileError: If it is no folder here and cannot be fetched.
-    """
-    if is_hub_id(str(location)):
-        return fetch(str(location), revision, (CONFIG_FILE, WEIGHTS_FILE))
-    return Path(location)
-
-
-def _read_tensors(file: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of ``file`` if they are exactly the expected ones."""
-    try:
-        with safe_open(file, framework="pt") as stored:
-            names = set(stored.keys())
-            missing, extra = sorted(expected.keys() - names), sorted(names - expected.keys())
-            if missing or extra:
-                raise AdapterFileError(f"{file}: missing tensors {missing}, unexpected tensors {extra}.")
-            for name in sorted(names):
-                shape = tuple(stored.get_slice(name).get_shape())
-                if shape != tuple(expected[name].shape):
-                    raise AdapterFileError(f"{file}: {name} has shape {shape}, expected {tuple(expected[name].shape)}.")
-            tensors = {name: stored.get_tensor(name) for name in names}
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(f"{file} is damaged or no safetensors file: {error}") from error
-    dtypes = {tensor.dtype for tensor in tensors.values()}
-    if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:
-        raise AdapterFileError(f"{file}: tensors must share one float dtype, found {sorted(map(str, dtypes))}.")
-    return tensors

@@ -7,13 +7,17 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+import lcf_lightning.adapter.fusers
+import lcf_lightning.adapter.poolers  # noqa: F401 - the parts of this package are known from here on
+from lcf_lightning.adapter.parts import Fuser, PartName, PartShape, Pooler, import_part, part_class, short_name
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.models.geometry import Geometry
 
 FORMAT_VERSION = 1
-FUSERS = ("lcf", "c2c")
-POOLERS = ("span", "prefix")
 GATE_NOISES = ("logistic", "gumbel", "none")
+_ALWAYS = {  # the settings of release 0.1.0, which enter every fingerprint
+    "fuser", "pooler", "d", "layers", "layer_map", "gate_init", "unrotate_keys", "dropout", "zero_init"
+}  # fmt: skip
 
 
 def last_aligned(layer: int, sharer: int, receiver: int) -> int:
@@ -34,10 +38,11 @@ class AdapterSettings:
     """What one chooses of an adapter; the models decide the rest.
 
     Attributes:
-        fuser: ``lcf`` (method.md §2) or ``c2c`` (§3).
-        pooler: For cross context: ``span``, where a message edits the receiver's tokens (LCF-X, §4), or ``prefix``,
-            where it becomes tokens of its own before them (see `PrefixPooler`): for a sharer that does not know what
-            will be asked. Null where both models read the same tokens.
+        fuser: ``lcf`` (the paper), ``c2c`` (its predecessor), or one of your own: the class path of a `Fuser`, or
+            ``class_path`` and ``init_args``.
+        pooler: For cross context: ``span``, where a message edits the receiver's tokens (LCF-X), ``prefix``, where it
+            becomes tokens of its own before them (see `PrefixPooler`): for a sharer that does not know what will be
+            asked; or one of your own, likewise. Null where both models read the same tokens.
         d: Bottleneck of the LCF fuser (even), or hidden width of the C2C fuser.
         layers: Receiver layers to edit; null for all of them.
         layer_map: ``last_aligned`` or ``proportional``: which sharer layer a receiver layer reads.
@@ -50,8 +55,8 @@ class AdapterSettings:
             With ``pooler=prefix`` the start is zero tokens, which is not quite nothing.
     """
 
-    fuser: str = "lcf"
-    pooler: str | None = "span"
+    fuser: PartName = "lcf"
+    pooler: PartName | None = "span"
     d: int = 128
     layers: tuple[int, ...] | None = None
     layer_map: str = "last_aligned"
@@ -63,17 +68,11 @@ class AdapterSettings:
 
     def __post_init__(self) -> None:
         checks = [
-            (self.fuser in FUSERS, f"fuser={self.fuser!r} must be one of {', '.join(FUSERS)}"),
-            (self.pooler in (None, *POOLERS), f"pooler={self.pooler!r} must be one of {', '.join(POOLERS)}, or null"),
             (
                 self.d >= 2 and self.d % 2 == 0,
                 f"d={self.d} must be even and at least 2",
             ),
             (self.layer_map in LAYER_MAPS, f"layer_map={self.layer_map!r} must be one of {', '.join(LAYER_MAPS)}"),
-            (
-                self.unrotate_keys or self.pooler != "prefix",
-                "unrotate_keys=false must be true with pooler=prefix, which moves the receiver's tokens",
-            ),
             (
                 self.gate_noise in GATE_NOISES,
                 f"gate_noise={self.gate_noise!r} must be one of {', '.join(GATE_NOISES)}",
@@ -83,6 +82,40 @@ class AdapterSettings:
         wrong = [message for holds, message in checks if not holds]
         if wrong:
             raise SettingError("; ".join(wrong) + ".")
+        object.__setattr__(self, "fuser", short_name(Fuser, self.fuser))
+        if self.pooler is not None:
+            object.__setattr__(self, "pooler", short_name(Pooler, self.pooler))
+
+    @property
+    def prepends(self) -> bool:
+        """Whether a message becomes tokens before the receiver's own, and does not edit these."""
+        return self.pooler is not None and part_class(Pooler, self.pooler).prepends
+
+    @property
+    def label(self) -> str:
+        """What tables and model cards call such an adapter."""
+        fuser = part_class(Fuser, self.fuser).label
+        return fuser if self.pooler is None else part_class(Pooler, self.pooler).label.format(fuser=fuser)
+
+    def deciding(self) -> dict[str, Any]:
+        """What of these settings decides how messages are written and read; see `CacheAdapter.fingerprint`."""
+        defaults = {field.name: field.default for field in fields(self)}
+        settings = {name: value for name, value in asdict(self).items() if name != "gate_noise"}  # of training only
+        return {name: value for name, value in settings.items() if name in _ALWAYS or value != defaults[name]}
+
+    def import_parts(self) -> None:
+        """Import the modules of parts that are named by class path. For a user's own config only: a config is code."""
+        for part in (self.fuser, self.pooler):
+            if part is not None:
+                import_part(part)
+
+    def require_parts(self) -> None:
+        """Raise a SettingError unless the parts have been imported and take these settings."""
+        part_class(Fuser, self.fuser)
+        if self.prepends and not self.unrotate_keys:
+            raise SettingError(
+                f"unrotate_keys=false must be true with pooler={self.pooler!r}, which moves the receiver's tokens."
+            )
 
 
 @dataclass(frozen=True)
@@ -123,7 +156,8 @@ class AdapterConfig:
         format_version: Version of the folder's format.
 
     Raises:
-        SettingError: If ``settings.layers`` names a layer the receiver lacks, or names one twice.
+        SettingError: If ``settings.layers`` names a layer the receiver lacks, or names one twice, or a part has not
+            been imported.
         AdapterFileError: If the format version is unknown.
     """
 
@@ -139,6 +173,7 @@ class AdapterConfig:
                 f"format_version={self.format_version!r} is unknown; this release reads version {FORMAT_VERSION}."
             )
         count = self.receiver.geometry.layers
+        self.settings.require_parts()
         layers = self.receiver_layers
         if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= count:
             raise SettingError(f"layers={list(layers)} must be ascending, distinct and between 0 and {count - 1}.")
@@ -155,6 +190,18 @@ class AdapterConfig:
         layer_map = LAYER_MAPS[self.settings.layer_map]
         sharer, receiver = self.sharer.geometry.layers, self.receiver.geometry.layers
         return tuple(layer_map(layer, sharer, receiver) for layer in self.receiver_layers)
+
+    @property
+    def shape(self) -> PartShape:
+        """What pooler and fuser are built for."""
+        return PartShape(
+            layers=len(self.receiver_layers),
+            sharer=self.sharer.geometry,
+            receiver=self.receiver.geometry,
+            d=self.settings.d,
+            dropout=self.settings.dropout,
+            prepends=self.settings.prepends,
+        )
 
     def require(self, role: str, geometry: Geometry) -> None:
         """Raise a GeometryError that names what differs if a model is not the ``sharer`` or ``receiver`` of this."""

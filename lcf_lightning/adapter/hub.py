@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 
 from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.errors import AdapterFileError, reason
@@ -49,8 +49,7 @@ def card(config: AdapterConfig, parameters: int, size: int) -> str:
         size: Bytes of the weights file.
     """
     trained, settings = config.metadata, config.settings
-    fuser = {"lcf": "LCF", "c2c": "C2C"}[settings.fuser]
-    kind = {None: fuser, "span": "LCF-X", "prefix": f"{fuser} prefix"}[settings.pooler]
+    kind = settings.label
     facts = {
         "Method": f"{kind}, d = {settings.d}",
         "Sharer": _model(config, "sharer"),
@@ -62,8 +61,9 @@ def card(config: AdapterConfig, parameters: int, size: int) -> str:
         "Steps": trained.get("steps", "not recorded"),
         "Seed": trained.get("seed", "not recorded"),
     }
+    data = ModelCardData(library_name="lcf_lightning", tags=["latent-cache-flow", "kv-cache"])
     lines = [
-        "---", "library_name: lcf_lightning", "tags: [latent-cache-flow, kv-cache]", "---", "",
+        "---", data.to_yaml(), "---", "",
         f"# {kind} adapter", "",
         "Lets one frozen language model talk to another through KV caches (Latent Cache Flow, arXiv 2605.22863).", "",
         "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), "",
@@ -71,7 +71,7 @@ def card(config: AdapterConfig, parameters: int, size: int) -> str:
         "```python", "from lcf_lightning import Channel", "",
         'channel = Channel.from_pretrained("…")  # this folder, or its id on the hub', "```", "",
     ]  # fmt: skip
-    return "\n".join(lines)
+    return str(ModelCard("\n".join(lines)))
 
 
 def _model(config: AdapterConfig, role: str) -> str:

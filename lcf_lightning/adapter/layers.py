@@ -1,10 +1,16 @@
-"""The fusers' building blocks: one copy per edited layer, computed in batched products."""
+"""Building blocks of poolers and fusers: one copy per edited layer, computed in batched products."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from lcf_lightning.errors import GeometryError
+from lcf_lightning.models.geometry import KV
+
+NEVER = -1e4
+"""A masked score: finite and within half precision, so that a row that is masked throughout stays free of NaN."""
 
 
 class LayerLinear(nn.Module):
@@ -58,3 +64,62 @@ class LayerFFN(nn.Module):
 def flatten(*tensors: Tensor) -> Tensor:
     """Heads side by side, tensors side by side: ``[layers, batch, tokens, features]``."""
     return torch.cat([tensor.transpose(2, 3).flatten(3) for tensor in tensors], dim=-1)
+
+
+def within_spans(scores: Tensor, cache: KV, spans: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention weights within each span, ``[layers, batch, queries, spans, tokens]``, and which spans are there.
+
+    Args:
+        scores: ``[layers, batch, queries, tokens]``.
+        cache: ``[layers, batch, kv_heads, tokens, head_dim]``.
+        spans: ``[batch, tokens]``, int64, the span of each token, -1 for none.
+    """
+    expected = (cache.keys.shape[1], cache.keys.shape[3])
+    if spans.shape != expected:
+        raise GeometryError(f"spans {tuple(spans.shape)} must be [batch, tokens] of the cache, {expected}.")
+    if not bool((spans >= 0).any(-1).all()):
+        raise GeometryError("spans: every row needs at least one token in a span.")
+    member = spans.unsqueeze(1) == torch.arange(int(spans.max()) + 1, device=spans.device)[:, None]
+    return scores.unsqueeze(-2).masked_fill(~member[:, None], NEVER).softmax(-1), member.any(-1)
+
+
+def aligned(cache: KV, index: Tensor) -> KV:
+    """The sharer's token for every token of the receiver, where both read the same text.
+
+    Args:
+        cache: ``[layers, batch, kv_heads, sharer tokens, head_dim]``.
+        index: ``[batch, receiver tokens]``, int64, places in the sharer's cache.
+
+    Returns:
+        The message, ``[layers, batch, kv_heads, receiver tokens, head_dim]``.
+
+    Raises:
+        GeometryError: If ``index`` is of another batch, or points outside the cache.
+    """
+    layers, batch, heads, tokens, size = cache.keys.shape
+    if index.dim() != 2 or len(index) != batch:
+        raise GeometryError(f"index {tuple(index.shape)} must be [batch, receiver tokens] with a batch of {batch}.")
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < tokens:
+        raise GeometryError(f"index must hold places between 0 and {tokens - 1}; found {index.min()} … {index.max()}.")
+    places = index[None, :, None, :, None].expand(layers, -1, heads, -1, size)
+    return KV(*(tensor.gather(3, places) for tensor in cache))
+
+
+def joint_linear(linear: LayerLinear, sharer: Tensor, receiver: Tensor | None) -> Tensor:
+    """``linear([sharer; receiver])`` without building the joint input.
+
+    A pooled message has one token, so its share of the product is computed once per example, not once per token.
+    """
+    if receiver is None:
+        return linear(sharer.flatten(1, 2)).unflatten(1, sharer.shape[1:3])
+    split = sharer.shape[-1]
+    left = torch.bmm(sharer.flatten(1, 2), linear.weight[:, :split]).unflatten(1, sharer.shape[1:3])
+    assert linear.bias is not None
+    right = torch.baddbmm(linear.bias, receiver.flatten(1, 2), linear.weight[:, split:])
+    return right.unflatten(1, receiver.shape[1:3]) + left
+
+
+def weigh(alpha: Tensor, delta: Tensor, batch: int, size: int) -> Tensor:
+    """``α ⊙ Δ`` as ``[layers, batch, heads, tokens, head size]`` from ``[layers, batch·tokens, …]``."""
+    weighted = alpha.unsqueeze(-1) * delta.unflatten(-1, (-1, size))
+    return weighted.unflatten(1, (batch, -1)).transpose(2, 3)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lcf_lightning.adapter.adapter import CacheAdapter, local_folder
-from lcf_lightning.adapter.pruning import without_closed_layers
-from lcf_lightning.channel import Channel
+from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.adapter.folder import local_folder
+from lcf_lightning.adapter.subset import without_closed_layers
 from lcf_lightning.cli.data import DataCLI
 from lcf_lightning.data.datamodule import PairDataModule, SharedContextDataModule
 from lcf_lightning.errors import SettingError
+from lcf_lightning.link import Link, load_pair
 from lcf_lightning.models.loading import geometry_of
-from lcf_lightning.pair import load_pair
 
 
 class AdapterCLI(DataCLI):
@@ -43,10 +43,10 @@ class AdapterCLI(DataCLI):
         adapter.config.require("receiver", geometry_of(data.receiver))
         return adapter, data
 
-    def channel(self, adapter: CacheAdapter, data: PairDataModule) -> Channel:
+    def link(self, adapter: CacheAdapter, data: PairDataModule) -> Link:
         """The pair, loaded on the trainer's device."""
         adapter = without_closed_layers(adapter).to(self.device)
-        return Channel(*load_pair(data.sharer, data.receiver, self.device), adapter)
+        return Link(*load_pair(data.sharer, data.receiver, self.device), adapter)
 
     @property
     def max_new_tokens(self) -> int:

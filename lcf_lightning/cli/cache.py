@@ -10,8 +10,8 @@ from rich.progress import track
 from lcf_lightning.cli.data import DataCLI
 from lcf_lightning.data.sources.source import Split
 from lcf_lightning.errors import SettingError
+from lcf_lightning.link import load_pair
 from lcf_lightning.models.store import PrefillSettings, PrefillStore
-from lcf_lightning.pair import load_pair
 
 
 class CacheCLI(DataCLI):

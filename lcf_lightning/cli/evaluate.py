@@ -19,8 +19,8 @@ from rich.markdown import Markdown
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch.utils.data import DataLoader
 
-from lcf_lightning.adapter.adapter import WEIGHTS_FILE, CacheAdapter
-from lcf_lightning.channel import Channel
+from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.adapter.folder import WEIGHTS_FILE
 from lcf_lightning.cli.adapter import AdapterCLI
 from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.data.prompts import PromptSettings
@@ -33,7 +33,9 @@ from lcf_lightning.evaluation.markdown import conclusions, to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
 from lcf_lightning.evaluation.report import arms_table, build_report, summarise
 from lcf_lightning.files import move_aside, write_text
+from lcf_lightning.link import Link
 from lcf_lightning.models.loading import ModelSpec
+from lcf_lightning.writer import Writer
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
 _OWN = {PREDICTIONS, REPORT, "settings.json", "report.md", "arms.png", "frontier.png"}
@@ -68,13 +70,14 @@ class EvaluateCLI(AdapterCLI):
         folder = self.adapter_folder
         data.setup("test")
         output = self._begin(folder, adapter, data)
-        channel = self.channel(adapter, data)
+        link = self.link(adapter, data)
+        writer = Writer.of(link)
         loader = data.evaluation_loader("test", config["limit"], by_length=True)
         examples = (example for example, _ in loader.dataset)  # type: ignore[attr-defined]
-        arms = list(config["arms"] or default_arms(channel.shared, data.prompts, examples))
-        answers = self._answers(channel, loader, arms, output / PREDICTIONS)
-        latency = self._latency(channel, data.prompts, loader, arms)
-        self._report(answers, latency, self._facts(folder, adapter, data, channel), output)
+        arms = list(config["arms"] or default_arms(link.shared, data.prompts, examples))
+        answers = self._answers(link, writer, loader, arms, output / PREDICTIONS)
+        latency = self._latency(link, writer, data.prompts, loader, arms)
+        self._report(answers, latency, self._facts(folder, adapter, data, link), output)
 
     def _begin(self, folder: Path, adapter: CacheAdapter, data: PairDataModule) -> Path:
         """The output folder, with nothing in it but what belongs to this adapter and these settings."""
@@ -112,31 +115,33 @@ class EvaluateCLI(AdapterCLI):
         trained, own = adapter.config.metadata.get("prompts", {}), asdict(data.prompts)
         return [name for name, value in trained.items() if own.get(name) != value and not name.startswith("text")]
 
-    def _answers(self, channel: Channel, loader: DataLoader[Any], arms: list[str], file: Path) -> list[Answer]:
+    def _answers(
+        self, link: Link, writer: Writer, loader: DataLoader[Any], arms: list[str], file: Path
+    ) -> list[Answer]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         quiet = self.config["trainer"]["enable_progress_bar"] is False
         with Progress(*columns, TimeRemainingColumn(), disable=quiet) as progress:
             task = progress.add_task("answers", total=len(loader.dataset) * len(arms))  # type: ignore[arg-type]
             try:
                 return answer_all(
-                    channel, loader, arms, self.max_new_tokens, file, lambda count: progress.advance(task, count)
+                    link, writer, loader, arms, self.max_new_tokens, file, lambda count: progress.advance(task, count)
                 )
             except KeyboardInterrupt:
                 sys.stderr.write(f"interrupted; the same command goes on from {file}.\n")
                 raise SystemExit(130) from None
 
     def _latency(
-        self, channel: Channel, prompts: PromptSettings, loader: DataLoader[Any], arms: list[str]
+        self, link: Link, writer: Writer, prompts: PromptSettings, loader: DataLoader[Any], arms: list[str]
     ) -> Latency | None:
         repeats = self.config["repeats"]
         if repeats == 0:
             return None
         examples = [example for example, _ in loader.dataset]  # type: ignore[attr-defined]
         examples = examples[:: max(1, len(examples) // repeats)][:repeats]  # they stand by length: short and long ones
-        batches = batches_of_one(channel, prompts, examples)
-        return measure(channel, batches, arms, self.max_new_tokens, repeats)
+        batches = batches_of_one(link, writer, prompts, examples)
+        return measure(link, writer, batches, arms, self.max_new_tokens, repeats)
 
-    def _facts(self, folder: Path, adapter: CacheAdapter, data: PairDataModule, channel: Channel) -> dict[str, Any]:
+    def _facts(self, folder: Path, adapter: CacheAdapter, data: PairDataModule, link: Link) -> dict[str, Any]:
         trained = adapter.config.metadata
         packages = ("lcf-lightning", "torch", "transformers", "lightning")
         return {
@@ -152,7 +157,7 @@ class EvaluateCLI(AdapterCLI):
             "source": str(data.source),
             "seed": data.seed,
             "max_new_tokens": self.max_new_tokens,
-            "hardware": f"{channel.receiver.device}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
+            "hardware": f"{link.receiver.device}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
             "versions": ", ".join(f"{name} {version(name)}" for name in packages),
             "prompts": asdict(data.prompts),
         }

@@ -12,7 +12,7 @@ from pathlib import Path
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
-from lcf_lightning.adapter.pruning import keep_layers, open_layers
+from lcf_lightning.adapter.subset import keep_layers, open_layers
 from lcf_lightning.cli.adapter import AdapterCLI
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.markdown import pruning_page
@@ -20,6 +20,7 @@ from lcf_lightning.evaluation.plots import pruning_figure, save
 from lcf_lightning.evaluation.pruning import Pruning, choose, curve, rank_layers
 from lcf_lightning.evaluation.report import pruning_table
 from lcf_lightning.files import write_text
+from lcf_lightning.writer import Writer
 
 POINTS = 8  # of the curve, beside no layer and the number kept
 
@@ -50,16 +51,17 @@ class PruneCLI(AdapterCLI):
         if keep > len(opened):
             raise SettingError(f"keep={keep} must be at most {len(opened)}, the adapter's layers with an open gate.")
         data.setup("validate")
-        channel = self.channel(adapter, data)
+        link = self.link(adapter, data)
+        writer = Writer.of(link)
         batches = list(data.evaluation_loader("validation", self.config["limit"]))
-        importance = rank_layers(channel, batches)
+        importance = rank_layers(link, writer, batches)
         kept = choose(importance, keep)
         steps = {round(place * len(opened) / POINTS) for place in range(POINTS + 1)}
         found = Pruning(
             closed=[layer for layer in adapter.config.receiver_layers if layer not in opened],
             importance=importance,
             kept=kept,
-            curve=curve(channel, batches, importance, sorted(steps | {len(kept)}), self.max_new_tokens),
+            curve=curve(link, writer, batches, importance, sorted(steps | {len(kept)}), self.max_new_tokens),
         )
         metadata = adapter.config.metadata | {"pruned": {"from": str(folder), "command": self.command}}
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.console import Console
 
-from lcf_lightning.adapter.adapter import WEIGHTS_FILE
+from lcf_lightning.adapter.folder import WEIGHTS_FILE
 from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy, GateMonitor, LastCheckpoint, Speedup
 from lcf_lightning.callbacks.accuracy import gathered
 from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint, steps_of

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lcf_lightning.channel import Channel
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.data.tokens import pad_right
 from lcf_lightning.evaluation.answers import score
 from lcf_lightning.evaluation.arms import ArmCaches, Reading, longest_text, receiver_reading
+from lcf_lightning.link import Link
+from lcf_lightning.models.decoding import generate
 
 
 @dataclass(frozen=True)
@@ -75,15 +76,15 @@ def run_arms(caches: ArmCaches, arms: Sequence[str], max_new_tokens: int) -> lis
 def answer_reading(caches: ArmCaches, reading: Reading, arm: str, max_new_tokens: int) -> list[Answer]:
     """Every example of a batch answered from a reading, which is called ``arm``."""
     batch = caches.batch
-    encoder = caches.collator.sharer if reading.by_sharer else caches.collator.receiver
+    encoder = caches.collator.sharer if reading.role == "sharer" else caches.collator.receiver
     ids, mask = batch.answers, batch.answer_mask
-    if reading.by_sharer:  # in its own tokens
+    if reading.role == "sharer":  # in its own tokens
         rows = [encoder.answer(example.answers[0]) for example in batch.examples]
         ids, mask = (made.to(reading.last.device) for made in pad_right(rows, encoder.pad_id))
-    logits = _logits(caches.channel, reading, ids, mask)
+    logits = _logits(caches.link, reading, ids, mask)
     losses = _mean_loss(logits, ids, mask).tolist()
     listening = [None] * len(batch)
-    if not reading.by_sharer:
+    if reading.role == "receiver":
         listening = jensen_shannon(logits[:, 0].log_softmax(-1), caches.first_tokens).tolist()
     predictions = _predictions(caches, reading, encoder, max_new_tokens)
     answers = []
@@ -108,8 +109,8 @@ def _predictions(caches: ArmCaches, reading: Reading, encoder: PromptEncoder, ma
     """What is said or, where there are choices, chosen."""
     examples, said = caches.batch.examples, [""] * len(caches.batch)
     if not all(example.choices for example in examples):
-        reader = caches.channel.sharer if reading.by_sharer else caches.channel.receiver
-        said = caches.channel.decode(reading.cache, reading.last, max_new_tokens, reader)
+        ids = generate(caches.link.side(reading.role).model, reading.cache, reading.last, max_new_tokens)
+        said = [text.split("\n")[0].strip() for text in caches.writer.texts(ids, reading.role)]
     scores = iter(_choice_scores(caches, reading, encoder))
     return [
         max(((next(scores), -place, choice) for place, choice in enumerate(example.choices)), default=(0, 0, words))[2]
@@ -131,21 +132,20 @@ def _choice_scores(caches: ArmCaches, reading: Reading, encoder: PromptEncoder) 
         ids, mask = (made.to(reading.last.device) for made in pad_right([tokens[at] for at in part], encoder.pad_id))
         rows = torch.tensor([choices[at][0] for at in part], device=reading.last.device)
         read = reading._replace(cache=reading.cache.rows(rows), last=reading.last[rows])
-        losses = _mean_loss(_logits(caches.channel, read, ids, mask), ids, mask) * mask.sum(-1)
+        losses = _mean_loss(_logits(caches.link, read, ids, mask), ids, mask) * mask.sum(-1)
         for at, loss in zip(part, losses.tolist(), strict=True):
             scores[at] = -loss / len(choices[at][1].encode())
     return scores
 
 
-def answer_losses(channel: Channel, reading: Reading, batch: Batch) -> Tensor:
+def answer_losses(link: Link, reading: Reading, batch: Batch) -> Tensor:
     """Cross entropy of each example's answer: ``[batch]``, float32, mean over its tokens, in nats."""
-    logits = _logits(channel, reading, batch.answers, batch.answer_mask)
+    logits = _logits(link, reading, batch.answers, batch.answer_mask)
     return _mean_loss(logits, batch.answers, batch.answer_mask)
 
 
-def _logits(channel: Channel, reading: Reading, ids: Tensor, mask: Tensor) -> Tensor:
-    reader = channel.sharer if reading.by_sharer else channel.receiver
-    return channel.logits(reading.cache, reading.last, ids, mask, reader)
+def _logits(link: Link, reading: Reading, ids: Tensor, mask: Tensor) -> Tensor:
+    return link.logits(reading.cache, reading.last, ids, mask, reading.role)
 
 
 def _mean_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:

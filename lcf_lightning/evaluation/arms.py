@@ -11,16 +11,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lcf_lightning.adapter.poolers import Sent
-from lcf_lightning.channel import Channel
+from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.tokens import Tokens, split_last
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.text_baseline import decoded, reading_prompts, text_prompts, write_texts
+from lcf_lightning.evaluation.text_baseline import reading_prompts, text_prompts, write_texts
+from lcf_lightning.link import Link, Role
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.geometry import KV
+from lcf_lightning.writer import Writer
 
 
 class Reading(NamedTuple):
@@ -30,42 +31,43 @@ class Reading(NamedTuple):
         cache: Its cache of all prompt tokens but the last.
         last: ``[batch, 1]``, int64: the last prompt token.
         texts: What the sharer wrote in words; in the T2T arms only.
-        by_sharer: Whether it is the sharer that answers, not the receiver.
+        role: Whose cache this is, who answers.
     """
 
     cache: KVCache
     last: Tensor
     texts: tuple[str, ...] = ()
-    by_sharer: bool = False
+    role: Role = "receiver"
 
 
 class ArmCaches:
     """The receiver's caches under the arms for one batch; what several arms share is made once.
 
     Args:
-        channel: The pair and the adapter.
+        link: The pair and the adapter.
+        writer: Its prompts.
         batch: An evaluation batch.
     """
 
-    def __init__(self, channel: Channel, batch: Batch) -> None:
-        self.channel, self.batch = channel, batch
-        self.collator = channel.collator(batch.prompts)
+    def __init__(self, link: Link, writer: Writer, batch: Batch) -> None:
+        self.link, self.writer, self.batch = link, writer, batch
+        self.collator = writer.collator(batch.prompts)
         self._budget, self._written = 0, torch.empty(len(batch), 0, dtype=torch.long)  # the longest text so far
 
     @cached_property
     def own_context(self) -> Reading:
         """The receiver reads its own passages."""
-        return Reading(self.channel.read_receiver(self.batch.receiver), self.batch.last)
+        return Reading(self.link.read_receiver(self.batch.receiver), self.batch.last)
 
     @cached_property
     def sharer(self) -> KVCache:
         """The sharer's cache of all that it reads."""
-        return self.channel.read_sharer(self.batch.sharer)
+        return self.link.read_sharer(self.batch.sharer)
 
     @cached_property
-    def sent(self) -> Sent:
+    def sent(self) -> Summaries:
         """This example's message."""
-        return self.channel.pool(self.sharer, self.batch.index)
+        return self.link.pool(self.sharer, self.batch.index)
 
     @cached_property
     def message(self) -> Reading:
@@ -76,45 +78,45 @@ class ArmCaches:
     def first_tokens(self) -> Tensor:
         """Log probabilities of the answer's first token with the receiver's own passages, ``[batch, vocabulary]``."""
         ids, mask = self.batch.answers[:, :1], self.batch.answer_mask[:, :1]
-        return self.channel.logits(self.own_context.cache, self.batch.last, ids, mask)[:, 0].log_softmax(-1)
+        return self.link.logits(self.own_context.cache, self.batch.last, ids, mask)[:, 0].log_softmax(-1)
 
-    def receives(self, message: Sent) -> Reading:
+    def receives(self, message: Summaries) -> Reading:
         """The receiver reads its own passages and some message."""
-        return Reading(self.channel.fuse(self.own_context.cache, message), self.batch.last)
+        return Reading(self.link.fuse(self.own_context.cache, message), self.batch.last)
 
-    def sent_of(self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]]) -> Sent:
+    def sent_of(self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]]) -> Summaries:
         """What the sharer sends where it reads ``passages`` of other examples."""
         tokens, index = self.collator.message_of(examples, passages, self.batch.receiver)
-        device = self.channel.sharer.device
-        return self.channel.pool(self.channel.read_sharer(tokens.to(device)), index.to(device))
+        device = self.link.sharer.device
+        return self.link.pool(self.link.read_sharer(tokens.to(device)), index.to(device))
 
     def reads(self, passages: Callable[[Example], tuple[Passage, ...]]) -> Reading:
         """The receiver reads ``passages`` of each example as text, however long."""
-        read, last = passages_prompts(self.channel, self.batch, passages)
-        return Reading(self.channel.read_receiver(read), last)
+        read, last = passages_prompts(self.link, self.writer, self.batch, passages)
+        return Reading(self.link.read_receiver(read), last)
 
     def write(self, budget: int) -> Tensor:
         """The sharer's text, ``budget`` tokens of it or more; a smaller budget's is the beginning of a larger's."""
         if budget > self._budget:
-            read, last = text_prompts(self.channel, self.batch.prompts, self.batch.examples)
+            read, last = text_prompts(self.link, self.writer, self.batch.prompts, self.batch.examples)
             self._budget = budget
-            self._written = write_texts(self.channel, self.channel.read_sharer(read), last, budget)
+            self._written = write_texts(self.link, self.link.read_sharer(read), last, budget)
         return self._written
 
     def reads_text(self, budget: int) -> Reading:
         """The receiver reads up to ``budget`` tokens of the sharer's text, then its own passages."""
-        texts = decoded(self.channel, self.write(budget), budget)
-        read, last = reading_prompts(self.channel, self.batch.prompts, self.batch.examples, texts)
-        return Reading(self.channel.read_receiver(read), last, tuple(texts))
+        texts = self.writer.texts(self.write(budget)[:, :budget], "sharer")
+        read, last = reading_prompts(self.link, self.writer, self.batch.prompts, self.batch.examples, texts)
+        return Reading(self.link.read_receiver(read), last, tuple(texts))
 
 
 def passages_prompts(
-    channel: Channel, batch: Batch, passages: Callable[[Example], tuple[Passage, ...]]
+    link: Link, writer: Writer, batch: Batch, passages: Callable[[Example], tuple[Passage, ...]]
 ) -> tuple[Tokens, Tensor]:
     """``passages`` of each example and the question, for the receiver: all but the last token, and it."""
-    encoder = channel.encoder(batch.prompts, "receiver").unlimited()
+    encoder = writer.encoder(batch.prompts, "receiver").unlimited()
     encoded = [encoder.prompt(passages(row), row.question) for row in batch.examples]
-    return split_last(encoded, encoder.pad_id, channel.receiver.device)
+    return split_last(encoded, encoder.pad_id, link.receiver.device)
 
 
 def _mismatched(caches: ArmCaches) -> Reading:
@@ -127,11 +129,11 @@ def _mismatched(caches: ArmCaches) -> Reading:
 def _sharer_alone(caches: ArmCaches) -> Reading:
     if caches.batch.prompts.sharers > 1:
         raise SettingError(f"sharers={caches.batch.prompts.sharers}: no sharer alone (arm sharer_alone) has read all.")
-    if not caches.channel.shared and not caches.batch.prompts.share_question:
+    if not caches.link.shared and not caches.batch.prompts.share_question:
         raise SettingError(
             "share_question=false: the sharer cannot answer alone (arm sharer_alone) what it never reads."
         )
-    return Reading(caches.sharer.without_last(), caches.batch.sharer.ids[:, -1:], by_sharer=True)
+    return Reading(caches.sharer.without_last(), caches.batch.sharer.ids[:, -1:], role="sharer")
 
 
 def _zero(caches: ArmCaches) -> Reading:
@@ -148,7 +150,7 @@ def _self(caches: ArmCaches) -> Reading:
 
 
 def _noise(caches: ArmCaches) -> Reading:
-    present = caches.batch.receiver.mask if caches.channel.shared else caches.sent.present
+    present = caches.batch.receiver.mask if caches.link.shared else caches.sent.present
     noise = moment_matched_noise(caches.sent.kv, caches.batch.ids, present)
     return caches.receives(caches.sent._replace(kv=noise))
 
@@ -216,7 +218,7 @@ def receiver_reading(caches: ArmCaches, arm: str) -> Reading:
     Raises:
         SettingError: If the arm means nothing for this adapter.
     """
-    if caches.channel.shared and arm in _DIFFERENT_TEXTS:
+    if caches.link.shared and arm in _DIFFERENT_TEXTS:
         raise SettingError(f"arm {arm!r} needs a sharer and a receiver that read different texts (pooler not null).")
     budget = text_budget(arm)
     return caches.reads_text(budget) if budget else _ARMS[arm](caches)

@@ -8,12 +8,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lcf_lightning.channel import Channel
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import DataError
 from lcf_lightning.evaluation.answering import Answer, run_arms
 from lcf_lightning.evaluation.arms import ArmCaches, longest_text
 from lcf_lightning.files import write_text
+from lcf_lightning.link import Link
+from lcf_lightning.writer import Writer
 
 
 def read_answers(file: Path) -> list[Answer]:
@@ -43,7 +44,8 @@ def read_answers(file: Path) -> list[Answer]:
 
 
 def answer_all(
-    channel: Channel,
+    link: Link,
+    writer: Writer,
     batches: Iterable[Batch],
     arms: Sequence[str],
     max_new_tokens: int,
@@ -53,7 +55,8 @@ def answer_all(
     """Answer what ``file`` does not hold yet, and append it arm by arm.
 
     Args:
-        channel: The pair and the adapter.
+        link: The pair and the adapter.
+        writer: Its prompts.
         batches: Evaluation batches.
         arms: The arms.
         max_new_tokens: Longest answer, in receiver tokens.
@@ -68,7 +71,7 @@ def answer_all(
     answers = []
     for batch in batches:
         missing = [arm for arm in arms if any((arm, id) not in known for id in batch.ids)]
-        caches = ArmCaches(channel, batch.to(channel.receiver.device))
+        caches = ArmCaches(link, writer, batch.to(link.receiver.device))
         caches.write(longest_text(missing))
         for arm in arms:
             if arm in missing:

@@ -10,15 +10,17 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
-from lcf_lightning.channel import Channel
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import TEXT_ARMS, passages_prompts, text_budget
-from lcf_lightning.evaluation.text_baseline import decoded, reading_prompts, text_prompts, write_texts
-from lcf_lightning.models.cache import KVCache, stream
+from lcf_lightning.evaluation.text_baseline import reading_prompts, text_prompts, write_texts
+from lcf_lightning.link import Link
+from lcf_lightning.models.cache import KVCache
+from lcf_lightning.models.decoding import generate
 from lcf_lightning.stopwatch import Stopwatch
+from lcf_lightning.writer import Writer
 
 STAGES = ("sharer_prefill", "pool", "write", "receiver_prefill", "fuse", "first_token", "rest_of_answer")
 FLOOR = ("sharer_prefill", "receiver_prefill", "first_token")
@@ -96,20 +98,27 @@ def timed(arms: Sequence[str]) -> list[str]:
     return [arm for arm in arms if arm in ("own_context", "message", *TEXT_ARMS) or text_budget(arm)]
 
 
-def batches_of_one(channel: Channel, prompts: PromptSettings, examples: Sequence[Example]) -> list[Batch]:
+def batches_of_one(link: Link, writer: Writer, prompts: PromptSettings, examples: Sequence[Example]) -> list[Batch]:
     """Each example as a batch of its own, on the receiver's device."""
-    collator = channel.collator(prompts)
-    return [collator.written([example], [prompts.sharers]).to(channel.receiver.device) for example in examples]
+    collator = writer.collator(prompts)
+    return [collator.written([example], [prompts.sharers]).to(link.receiver.device) for example in examples]
 
 
 @torch.no_grad()
 def measure(
-    channel: Channel, batches: Sequence[Batch], arms: Sequence[str], max_new_tokens: int, repeats: int, warmup: int = 2
+    link: Link,
+    writer: Writer,
+    batches: Sequence[Batch],
+    arms: Sequence[str],
+    max_new_tokens: int,
+    repeats: int,
+    warmup: int = 2,
 ) -> Latency:
     """Time every arm ``repeats`` times, in turn, each time on the next of the batches.
 
     Args:
-        channel: The pair and the adapter.
+        link: The pair and the adapter.
+        writer: Its prompts.
         batches: Batches of one example; see `batches_of_one`.
         arms: What to time besides the message, which is always timed; see `timed`.
         max_new_tokens: Longest answer, in receiver tokens.
@@ -123,65 +132,60 @@ def measure(
         raise SettingError(f"repeats={repeats} and warmup={warmup} must be at least 1 and 0.")
     if not batches or any(len(batch) != 1 for batch in batches):
         raise SettingError("latency is measured on batches of one example.")
-    if channel.prefills is not None:  # kept prefills would hide what is timed
-        channel = Channel(channel.sharer, channel.receiver, channel.adapter)
+    link = link.without_prefills()  # kept ones would hide what is timed
     arms = list(dict.fromkeys(["message", *timed(arms)]))
     runs: dict[str, list[Run]] = {arm: [] for arm in arms}
     for repeat in range(-warmup, repeats):
         for arm in arms:
-            run = _run(channel, batches[repeat % len(batches)], arm, max_new_tokens)
+            run = _run(link, writer, batches[repeat % len(batches)], arm, max_new_tokens)
             if repeat >= 0:
                 runs[arm].append(run)
-    return _latency(runs, repeats, warmup, channel.receiver.device)
+    return _latency(runs, repeats, warmup, link.receiver.device)
 
 
-def _run(channel: Channel, batch: Batch, arm: str, max_new_tokens: int) -> Run:
+def _run(link: Link, writer: Writer, batch: Batch, arm: str, max_new_tokens: int) -> Run:
     """One answer under one arm, from tokens to the last token."""
-    run = Run(Stopwatch(channel.receiver.device))
+    run = Run(Stopwatch(link.receiver.device))
     watch = run.watch
     if arm == "message":
-        cache, last = _message(channel, batch, run)
+        cache, last = _message(link, batch, run)
     elif text_budget(arm):
-        cache, last = _text(channel, batch, text_budget(arm), run)
+        cache, last = _text(link, writer, batch, text_budget(arm), run)
     else:
         own = (batch.receiver, batch.last)
-        read, last = passages_prompts(channel, batch, TEXT_ARMS[arm]) if arm in TEXT_ARMS else own
+        read, last = passages_prompts(link, writer, batch, TEXT_ARMS[arm]) if arm in TEXT_ARMS else own
         with watch("receiver_prefill"):
-            cache = channel.read_receiver(read)
-    tokens = stream(channel.receiver.model, cache, last, max_new_tokens, channel.receiver.stop_ids)
-    with watch("first_token"):
-        next(tokens)
-    with watch("rest_of_answer"):
-        list(tokens)
+            cache = link.read_receiver(read)
+    generate(link.receiver, cache, last, max_new_tokens, watch)
     return run
 
 
-def _message(channel: Channel, batch: Batch, run: Run) -> tuple[KVCache, Tensor]:
+def _message(link: Link, batch: Batch, run: Run) -> tuple[KVCache, Tensor]:
     watch = run.watch
     with watch("sharer_prefill"):
-        sharer = channel.read_sharer(batch.sharer)
+        sharer = link.read_sharer(batch.sharer)
     with watch("pool"):
-        message = channel.pool(sharer, batch.index)
+        message = link.pool(sharer, batch.index)
     run.sent_bytes = sum(tensor.numel() * tensor.element_size() for tensor in message.kv)
     with watch("receiver_prefill"):
-        own = channel.read_receiver(batch.receiver)
+        own = link.read_receiver(batch.receiver)
     with watch("fuse"):
-        cache = channel.fuse(own, message)
+        cache = link.fuse(own, message)
     return cache, batch.last
 
 
-def _text(channel: Channel, batch: Batch, budget: int, run: Run) -> tuple[KVCache, Tensor]:
+def _text(link: Link, writer: Writer, batch: Batch, budget: int, run: Run) -> tuple[KVCache, Tensor]:
     watch = run.watch
-    read, last = text_prompts(channel, batch.prompts, batch.examples)
+    read, last = text_prompts(link, writer, batch.prompts, batch.examples)
     with watch("sharer_prefill"):
-        sharer = channel.read_sharer(read)
+        sharer = link.read_sharer(read)
     with watch("write"):
-        ids = write_texts(channel, sharer, last, budget)
-        texts = decoded(channel, ids, budget)
-        read, last = reading_prompts(channel, batch.prompts, batch.examples, texts)
+        ids = write_texts(link, sharer, last, budget)
+        texts = writer.texts(ids[:, :budget], "sharer")
+        read, last = reading_prompts(link, writer, batch.prompts, batch.examples, texts)
     run.sent_bytes, run.written_tokens = len(texts[0].encode()), ids.shape[1]
     with watch("receiver_prefill"):
-        cache = channel.read_receiver(read)
+        cache = link.read_receiver(read)
     return cache, last
 
 

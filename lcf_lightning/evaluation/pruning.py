@@ -8,13 +8,14 @@ from typing import TypedDict
 
 import torch
 
-from lcf_lightning.adapter.pruning import keep_layers, open_layers
-from lcf_lightning.channel import Channel
+from lcf_lightning.adapter.subset import keep_layers, open_layers
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.answering import answer_losses, answer_reading
 from lcf_lightning.evaluation.arms import ArmCaches, Reading
+from lcf_lightning.link import Link
 from lcf_lightning.models.geometry import KV
+from lcf_lightning.writer import Writer
 
 
 class Point(TypedDict):
@@ -52,17 +53,17 @@ class Pruning(TypedDict):
 
 
 @torch.no_grad()
-def rank_layers(channel: Channel, batches: Iterable[Batch]) -> dict[int, float]:
+def rank_layers(link: Link, writer: Writer, batches: Iterable[Batch]) -> dict[int, float]:
     """Importance of every open layer: mean answer loss without it, less that with all, in nats."""
-    layers = open_layers(channel.adapter)
+    layers = open_layers(link.adapter)
     with_all: list[float] = []
     without: dict[int, list[float]] = {layer: [] for layer in layers}
     for batch in batches:
-        edits = _Edits(channel, batch)
-        with_all += answer_losses(channel, edits.reading(layers), edits.caches.batch).tolist()
+        edits = _Edits(link, writer, batch)
+        with_all += answer_losses(link, edits.reading(layers), edits.caches.batch).tolist()
         for layer in layers:
             others = [other for other in layers if other != layer]
-            without[layer] += answer_losses(channel, edits.reading(others), edits.caches.batch).tolist()
+            without[layer] += answer_losses(link, edits.reading(others), edits.caches.batch).tolist()
     return {layer: fmean(losses) - fmean(with_all) for layer, losses in without.items()}
 
 
@@ -82,14 +83,19 @@ def choose(importance: dict[int, float], keep: int) -> list[int]:
 
 @torch.no_grad()
 def curve(
-    channel: Channel, batches: Iterable[Batch], importance: dict[int, float], sizes: Sequence[int], max_new_tokens: int
+    link: Link,
+    writer: Writer,
+    batches: Iterable[Batch],
+    importance: dict[int, float],
+    sizes: Sequence[int],
+    max_new_tokens: int,
 ) -> list[Point]:
     """Scores with the ``sizes`` most important layers; 0 layers are the receiver alone."""
     ranked = _by_importance(importance)
     kept = [sorted(ranked[:size]) for size in sizes]
     answers: list[list[tuple[float, float]]] = [[] for _ in sizes]
     for batch in batches:
-        edits = _Edits(channel, batch)
+        edits = _Edits(link, writer, batch)
         for found, layers in zip(answers, kept, strict=True):
             rows = answer_reading(edits.caches, edits.reading(layers), "message", max_new_tokens)
             found += [(row.exact_match, row.loss) for row in rows]
@@ -99,7 +105,7 @@ def curve(
             exact_match=fmean(score for score, _ in found),
             loss=fmean(loss for _, loss in found),
             n=len(found),
-            megabytes=_megabytes(channel, layers),
+            megabytes=_megabytes(link, layers),
         )
         for layers, found in zip(kept, answers, strict=True)
     ]
@@ -108,24 +114,24 @@ def curve(
 class _Edits:
     """One batch under any choice of layers: both prefills and all layers' edits are made once."""
 
-    def __init__(self, channel: Channel, batch: Batch) -> None:
-        self.channel, self.caches = channel, ArmCaches(channel, batch.to(channel.receiver.device))
-        self.delta = channel.delta(self.caches.own_context.cache, self.caches.sent)
+    def __init__(self, link: Link, writer: Writer, batch: Batch) -> None:
+        self.link, self.caches = link, ArmCaches(link, writer, batch.to(link.receiver.device))
+        self.delta = link.delta(self.caches.own_context.cache, self.caches.sent)
 
     def reading(self, layers: Sequence[int]) -> Reading:
-        own, places = self.caches.own_context, [self.channel.adapter.config.receiver_layers.index(at) for at in layers]
+        own, places = self.caches.own_context, [self.link.adapter.config.receiver_layers.index(at) for at in layers]
         if not places:
             return own
         delta = KV(*(tensor[places] for tensor in self.delta))
-        return Reading(self.channel.edit(own.cache, tuple(layers), delta, self.caches.sent.present), own.last)
+        return Reading(self.link.edit(own.cache, tuple(layers), delta, self.caches.sent.present), own.last)
 
 
 def _by_importance(importance: dict[int, float]) -> list[int]:
     return sorted(importance, key=lambda layer: (-importance[layer], layer))
 
 
-def _megabytes(channel: Channel, layers: Sequence[int]) -> float:
+def _megabytes(link: Link, layers: Sequence[int]) -> float:
     if not layers:
         return 0.0
-    tensors = keep_layers(channel.adapter, layers).state_dict().values()
+    tensors = keep_layers(link.adapter, layers).state_dict().values()
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors) / 1e6

@@ -6,44 +6,42 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lcf_lightning.channel import Channel
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.tokens import Tokens, split_last
-from lcf_lightning.models.cache import KVCache, generate
+from lcf_lightning.link import Link
+from lcf_lightning.models.cache import KVCache
+from lcf_lightning.models.decoding import generate
+from lcf_lightning.writer import Writer
 
 
-def text_prompts(channel: Channel, prompts: PromptSettings, examples: Sequence[Example]) -> tuple[Tokens, Tensor]:
+def text_prompts(
+    link: Link, writer: Writer, prompts: PromptSettings, examples: Sequence[Example]
+) -> tuple[Tokens, Tensor]:
     """What the sharer reads before it writes, its context and ``text_request``: all but the last token, and it."""
-    encoder = channel.encoder(prompts, "sharer").unlimited()  # the request must not push the context out
+    encoder = writer.encoder(prompts, "sharer").unlimited()  # the request must not push the context out
     encoded = [encoder.text_prompt(example.sharer, example.question, example.history) for example in examples]
-    return split_last(encoded, encoder.pad_id, channel.sharer.device)
+    return split_last(encoded, encoder.pad_id, link.sharer.device)
 
 
-def write_texts(channel: Channel, cache: KVCache, last: Tensor, budget: int) -> Tensor:
+def write_texts(link: Link, cache: KVCache, last: Tensor, budget: int) -> Tensor:
     """The sharer's texts, decoded greedily on its prefill: ``[batch, ≤ budget]``, int64.
 
     The first ``n`` tokens are what a budget of ``n`` would have given.
     """
-    return generate(channel.sharer.model, cache, last, budget, channel.sharer.stop_ids)
-
-
-def decoded(channel: Channel, ids: Tensor, budget: int) -> list[str]:
-    """The first ``budget`` tokens of each text."""
-    texts: list[str] = channel.sharer.tokenizer.batch_decode(ids[:, :budget], skip_special_tokens=True)
-    return [text.strip() for text in texts]
+    return generate(link.sharer, cache, last, budget)
 
 
 def reading_prompts(
-    channel: Channel, prompts: PromptSettings, examples: Sequence[Example], texts: Sequence[str]
+    link: Link, writer: Writer, prompts: PromptSettings, examples: Sequence[Example], texts: Sequence[str]
 ) -> tuple[Tokens, Tensor]:
     """What the receiver reads of each text, its own context and the question; all but the last token, and it.
 
     ``prompts.max_receiver_tokens`` does not hold here: the text must not push the receiver's own context out.
     """
-    encoder = channel.encoder(prompts, "receiver").unlimited()
+    encoder = writer.encoder(prompts, "receiver").unlimited()
     encoded = [
         encoder.prompt(example.receiver, example.question, text, example.history)
         for example, text in zip(examples, texts, strict=True)
     ]
-    return split_last(encoded, encoder.pad_id, channel.receiver.device)
+    return split_last(encoded, encoder.pad_id, link.receiver.device)

@@ -1,24 +1,25 @@
 """`KVCache`: what a frozen model remembers of a text, as a value.
 
-The only file that knows transformers' ``Cache``. A prefill gives a `KVCache`, an edit gives another, and a
-continuation reads one without changing it, so any number of arms can share a prefill.
+Only this file and the model families know transformers' ``Cache``. A prefill gives a `KVCache`, an edit gives another,
+and a continuation reads one without changing it, so any number of arms can share a prefill.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from torch import Tensor
+from transformers import Cache, PreTrainedModel
 
-from lcf_lightning.errors import GeometryError, ModelError
+from lcf_lightning.errors import GeometryError
+from lcf_lightning.models.families import family_of
 from lcf_lightning.models.geometry import KV
 
-_OTHERWISE = "set unrotate_keys to false, with pooler=span or null."
+if TYPE_CHECKING:
+    from lcf_lightning.models.rotary import Rotary
 
 
 @dataclass(frozen=True)
@@ -116,78 +117,6 @@ class KVCache:
         keys, values = ([tensor[:, :, :-1] for tensor in tensors] for tensors in (self.keys, self.values))
         return KVCache(tuple(keys), tuple(values), self.mask[:, :-1])
 
-    def to_transformers(self) -> DynamicCache:
-        """A cache that transformers may append to; this one stays as it is."""
-        # No config: every layer is a plain one that keeps all tokens. `update` concatenates, so it never writes
-        # into our tensors.
-        return DynamicCache(list(zip(self.keys, self.values, strict=True)))
-
-
-class Rotary:
-    """A model's own rotary embedding, applied to stacked keys or taken off again.
-
-    ``k_cached = k·cos + rotate_half(k)·sin``; the inverse divides by ``cos² + sin²``, which is 1 except where a
-    model scales its rotary embedding (YaRN).
-
-    Raises:
-        ModelError: If the model has no rotary module, or rotates in another way than by halves.
-    """
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        module: nn.Module | None = getattr(model.get_decoder(), "rotary_emb", None)
-        if module is None:
-            raise ModelError(f"{type(model).__name__} has no rotary module; {_OTHERWISE}")
-        self._module = module
-        config = model.config.get_text_config(decoder=True)
-        by_type = "layer_type" in inspect.signature(module.forward).parameters
-        count = config.num_hidden_layers
-        self._layer_types: list[str | None] = list(config.layer_types) if by_type else [None] * count
-        self._verify(model)
-
-    def apply(self, keys: Tensor, layers: tuple[int, ...], positions: Tensor, *, inverse: bool = False) -> Tensor:
-        """Rotate ``keys`` ``[layers, batch, kv_heads, tokens, head_dim]`` to ``positions`` ``[batch, tokens]``.
-
-        Computed and returned in float32: half-precision tables would cost accuracy that the cache still has.
-        """
-        keys = keys.float()
-        types = [self._layer_types[layer] for layer in layers]
-        tables = {kind: self._cos_sin(keys, positions, kind) for kind in dict.fromkeys(types)}
-        if len(tables) == 1:
-            return _rotate(keys, *tables[types[0]], inverse=inverse)
-        return torch.stack([_rotate(k, *tables[kind], inverse=inverse) for k, kind in zip(keys, types, strict=True)])
-
-    def _cos_sin(self, keys: Tensor, positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
-        kwargs = {} if kind is None else {"layer_type": kind}
-        cos, sin = self._module(keys, positions, **kwargs)  # [batch, tokens, rotated dims]
-        return cos.unsqueeze(1), sin.unsqueeze(1)
-
-    def _verify(self, model: PreTrainedModel) -> None:
-        """A token alone attends only to itself, so its un-rotated keys must not depend on its position."""
-        tokens = torch.arange(8, device=model.device)[:, None]  # several: a padding token's keys may be zero
-        mask = torch.ones_like(tokens, dtype=torch.bool)
-        unrotated = []
-        for position in (1, 6):
-            cache = prefill(model, tokens, mask, positions=mask.long() * position)
-            keys = torch.stack(cache.keys).float()
-            layers = tuple(range(len(cache.keys)))
-            unrotated.append(self.apply(keys, layers, mask.long() * position, inverse=True))
-        tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
-        error = (unrotated[0] - unrotated[1]).abs().max() / unrotated[0].abs().max()
-        if not error < tolerance:
-            raise ModelError(
-                f"{type(model).__name__} does not rotate keys by halves (un-rotated keys differ by {error:.2g} between "
-                f"positions); {_OTHERWISE}"
-            )
-
-
-def _rotate(keys: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool) -> Tensor:
-    rotated = cos.shape[-1]
-    part, rest = keys[..., :rotated], keys[..., rotated:]
-    left, right = part.chunk(2, dim=-1)
-    half = torch.cat([-right, left], dim=-1)
-    part = (part * cos - half * sin) / (cos**2 + sin**2) if inverse else part * cos + half * sin
-    return torch.cat([part, rest], dim=-1) if rest.shape[-1] else part
-
 
 def positions_of(mask: Tensor) -> Tensor:
     """Position ids that count real tokens only. ``forward`` would count padding too, wrongly and silently."""
@@ -208,14 +137,11 @@ def prefill(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor
         GeometryError: If the shapes differ or a row is padded on the right.
     """
     check_prompts(ids, mask)
-    cache = DynamicCache()
+    family = family_of(model.config.get_text_config(decoder=True))
+    cache = family.new_cache()
     with torch.autocast(ids.device.type, enabled=False):  # a frozen model has a dtype of its own
         _forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, keep=1)
-    keys = [getattr(layer, "keys", None) for layer in cache.layers]
-    values = [getattr(layer, "values", None) for layer in cache.layers]
-    if any(tensor is None for tensor in keys + values):
-        raise ModelError(f"{type(model).__name__} has layers without keys and values, which cannot be edited.")
-    return KVCache(tuple(keys), tuple(values), mask)  # type: ignore[arg-type]
+    return KVCache(*family.keys_values(cache), mask)
 
 
 def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) -> Tensor:
@@ -233,50 +159,15 @@ def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Ten
     _check_tokens(ids, mask)
     full = torch.cat([cache.mask, mask], dim=1)
     positions = positions_of(full)[:, cache.mask.shape[1] :]
-    return _forward(model, cache.to_transformers(), ids, full, positions, keep=0)
+    return _forward(model, to_transformers(model, cache), ids, full, positions, keep=0)
 
 
-@torch.no_grad()
-def generate(
-    model: PreTrainedModel, cache: KVCache, ids: Tensor, max_new_tokens: int, stop_ids: tuple[int, ...]
-) -> Tensor:
-    """All tokens of `stream`: ``[batch, ≤ max_new_tokens]``, int64."""
-    return torch.cat(list(stream(model, cache, ids, max_new_tokens, stop_ids)), dim=1)
+def to_transformers(model: PreTrainedModel, cache: KVCache) -> Cache:
+    """A cache that ``model`` may append to; ``cache`` stays as it is."""
+    return family_of(model.config.get_text_config(decoder=True)).filled_cache(cache.keys, cache.values)
 
 
-def stream(
-    model: PreTrainedModel, cache: KVCache, ids: Tensor, max_new_tokens: int, stop_ids: tuple[int, ...]
-) -> Iterator[Tensor]:
-    """Decode greedily on top of a cache, which stays as it is, a token at a time.
-
-    Args:
-        model: The model that made the cache.
-        cache: The cache of all prompt tokens but the last ones.
-        ids: ``[batch, tokens]``, int64: the rest of the prompt, at least its last token, without padding.
-        max_new_tokens: At least 1.
-        stop_ids: Tokens that end an answer; all after one is replaced by the first of them.
-
-    Yields:
-        ``[batch, 1]``, int64, until every row has ended.
-    """
-    past = cache.to_transformers()
-    mask = torch.cat([cache.mask, torch.ones_like(ids, dtype=torch.bool)], dim=1)
-    stops = torch.tensor(stop_ids, device=ids.device)
-    done = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
-    for _ in range(max_new_tokens):
-        with torch.no_grad():
-            logits = _forward(model, past, ids, mask, positions_of(mask)[:, -ids.shape[1] :], keep=1)
-        ids = torch.where(done, stops[0], logits[:, -1].argmax(-1, keepdim=True))
-        done |= torch.isin(ids, stops)
-        yield ids
-        if bool(done.all()):
-            return
-        mask = torch.cat([mask, torch.ones_like(ids, dtype=torch.bool)], dim=1)
-
-
-def _forward(
-    model: PreTrainedModel, past: DynamicCache, ids: Tensor, mask: Tensor, positions: Tensor, keep: int
-) -> Tensor:
+def _forward(model: PreTrainedModel, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
     output: Any = model(
         input_ids=ids,
         attention_mask=mask.long(),

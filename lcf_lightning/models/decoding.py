@@ -1,4 +1,4 @@
-"""Answers on an edited cache, with all of transformers' decoding options: whole, or piece by piece."""
+"""Decoding on a cache by transformers' ``generate``: greedy batches, or answers with all of its options."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, TextIteratorStreamer
 
-from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import SettingError, reason
-from lcf_lightning.models.cache import KVCache, cache_argument
+from lcf_lightning.models.cache import KVCache, cache_argument, to_transformers
 from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.stopwatch import Stopwatch
 
@@ -98,7 +97,8 @@ class Decoder:
     Args:
         reader: The model that made the cache.
         cache: Its cache of all prompt tokens but the last, and of those that a message put before them.
-        read: All prompt tokens but the last.
+        ids: ``[batch, tokens]``, int64: all prompt tokens but the last, padded on the left.
+        mask: ``[batch, tokens]``, bool, False on padding.
         last: ``[batch, 1]``, int64: the last prompt token.
         watch: Notes the stages, after those that it has noted already.
         decoding: How.
@@ -108,18 +108,19 @@ class Decoder:
         self,
         reader: FrozenModel,
         cache: KVCache,
-        read: Tokens,
+        ids: Tensor,
+        mask: Tensor,
         last: Tensor,
         watch: Stopwatch,
         decoding: Decoding,
     ) -> None:
         self.reader, self.watch, self.decoding = reader, watch, decoding
-        self.prompt_tokens = (read.mask.sum(1) + 1).tolist()
+        self.prompt_tokens = (mask.sum(1) + 1).tolist()
         # `generate` counts a token id for each that the cache holds, also for those that a message put there.
-        added = cache.mask.shape[1] - read.mask.shape[1]
+        added = cache.mask.shape[1] - mask.shape[1]
         # One that the prompt holds, so that penalties see none that it does not.
-        self.ids = torch.cat([last.expand(-1, added), read.ids, last], dim=1)
-        self.mask = torch.cat([cache.mask, torch.ones_like(cache.mask[:, :1])], dim=1)
+        self.ids = torch.cat([last.expand(-1, added), ids, last], dim=1)
+        self.mask = torch.cat([cache.mask, torch.ones_like(last, dtype=torch.bool)], dim=1)
         # `generate` repeats the prompt for every beam, but not a cache that it is given.
         rows = torch.arange(len(last), device=last.device).repeat_interleave(decoding.config.num_beams or 1)
         self.cache = cache if len(rows) == len(last) else cache.rows(rows)
@@ -149,20 +150,15 @@ class Decoder:
         others = dict(self.decoding.others)
         criteria = [*(others.pop("stopping_criteria", None) or ()), progress]
         try:
-            ids: Tensor = self.reader.model.generate(  # type: ignore[operator]
-                self.ids,
-                attention_mask=self.mask.long(),
-                generation_config=self.decoding.config,
+            return _generate(
+                self.reader, self.cache, self.ids, self.mask, self.decoding.config, progress,
                 stopping_criteria=criteria,
                 streamer=streamer,
                 tokenizer=self.reader.tokenizer,  # for `stop_strings`
-                **{cache_argument(type(self.reader.model)): self.cache.to_transformers()},
                 **others,
-            )
+            )  # fmt: skip
         except (ValueError, TypeError) as error:
             raise SettingError(f"decoding options {self.decoding.names}: {reason(error)}") from error
-        self.watch.milliseconds["rest_of_answer"] = self.watch.now() - progress.last
-        return ids[:, self.ids.shape[1] :]
 
     def _answers(self, ids: Tensor) -> list[Answer]:
         found = []
@@ -174,15 +170,66 @@ class Decoder:
         return found
 
 
+@torch.no_grad()
+def generate(
+    reader: FrozenModel, cache: KVCache, last: Tensor, max_new_tokens: int, watch: Stopwatch | None = None
+) -> Tensor:
+    """Decode a batch greedily on a cache, which stays as it is.
+
+    Args:
+        reader: The model that made the cache.
+        cache: Its cache of all prompt tokens but the last.
+        last: ``[batch, 1]``, int64: the last prompt token.
+        max_new_tokens: At least 1.
+        watch: Notes the stages ``first_token`` and ``rest_of_answer``.
+
+    Returns:
+        ``[batch, ≤ max_new_tokens]``, int64; all after a row's end is the tokenizer's end of sequence.
+    """
+    stops = reader.stop_ids
+    config = GenerationConfig(
+        do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=list(stops), pad_token_id=stops[0]
+    )
+    ids = last.expand(-1, cache.mask.shape[1] + 1)  # one for each token of the cache: they are counted, not read
+    mask = torch.cat([cache.mask, torch.ones_like(last, dtype=torch.bool)], dim=1)
+    progress = _Progress(watch or Stopwatch(reader.device))
+    return _generate(reader, cache, ids, mask, config, progress, stopping_criteria=[progress])
+
+
+def _generate(
+    reader: FrozenModel,
+    cache: KVCache,
+    ids: Tensor,
+    mask: Tensor,
+    config: GenerationConfig,
+    progress: _Progress,
+    **options: Any,
+) -> Tensor:
+    """The new tokens of transformers' ``generate``; ``ids`` and ``mask`` are of the cache's tokens and one more."""
+    generated: Tensor = reader.model.generate(  # type: ignore[operator]
+        ids,
+        attention_mask=mask.long(),
+        generation_config=config,
+        **{cache_argument(type(reader.model)): to_transformers(reader.model, cache)},
+        **options,
+    )
+    progress.end()
+    return generated[:, ids.shape[1] :]
+
+
 class _Progress(StoppingCriteria):
     """Looks on at every step: notes the first token's time, and ends the decoding when it is told to."""
 
     def __init__(self, watch: Stopwatch) -> None:
         self.stopped = threading.Event()
-        self._watch, self.last = watch, watch.now()
+        self._watch, self.last = watch, watch.now()  # when the last stage ended
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
         if "first_token" not in self._watch.milliseconds:
             now = self._watch.now()
             self._watch.milliseconds["first_token"], self.last = now - self.last, now
         return torch.full((len(input_ids),), self.stopped.is_set(), device=input_ids.device)
+
+    def end(self) -> None:
+        """Note the time since the first token."""
+        self._watch.milliseconds["rest_of_answer"] = self._watch.now() - self.last

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -41,26 +41,6 @@ class Geometry:
         """Elements of one token's keys (or values) in one layer."""
         return self.kv_heads * self.head_dim
 
-    @classmethod
-    def from_config(cls, config: Any) -> Geometry:
-        """Read the geometry off a transformers config.
-
-        Raises:
-            GeometryError: If the config does not describe a decoder with the same KV shape in every layer.
-        """
-        config = config.get_text_config(decoder=True)
-        missing = [
-            name for name in ("num_hidden_layers", "num_attention_heads", "hidden_size") if not hasattr(config, name)
-        ]
-        if missing:
-            raise GeometryError(f"model_type={config.model_type!r} has no {', '.join(missing)}: not a decoder-only LM.")
-        heads = config.num_attention_heads
-        return cls(
-            layers=config.num_hidden_layers,
-            kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-            head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        )
-
     def require_equal(self, other: Geometry, what: str) -> None:
         """Raise a GeometryError naming each field in which ``other`` differs from this geometry."""
         differing = [
@@ -70,24 +50,6 @@ class Geometry:
         ]
         if differing:
             raise GeometryError(f"{what}: {'; '.join(differing)}.")
-
-
-def positions(config: Any) -> int | None:
-    """How many tokens a model was made to read; None where its config does not say."""
-    found: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return found
-
-
-def token_limit(config: Any, layers: tuple[int, ...]) -> int | None:
-    """With how many tokens in all a prompt's last token still sees its first one in any of ``layers``; None for any.
-
-    That is how many positions the model has, and where each of these layers slides, their window.
-    """
-    config = config.get_text_config(decoder=True)
-    types = getattr(config, "layer_types", None)  # models of one kind of layer name none
-    slides = types is None or all(types[layer] == "sliding_attention" for layer in layers)
-    window = getattr(config, "sliding_window", None) if slides else None
-    return min(filter(None, (positions(config), window)), default=None)
 
 
 # Public models whose geometry `params` and the adapter need where no network is at hand; checked against the loaded

@@ -27,6 +27,7 @@ from transformers import (
 
 from lcf_lightning.digests import tensor_digest
 from lcf_lightning.errors import ModelError, reason
+from lcf_lightning.models.families import Family, family_of
 from lcf_lightning.models.geometry import KNOWN_GEOMETRIES, Geometry
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -108,9 +109,19 @@ class FrozenModel:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def config(self) -> Any:
+        """The text config of transformers."""
+        return self.model.config.get_text_config(decoder=True)
+
+    @property
+    def family(self) -> Family:
+        """How models of this architecture keep their caches."""
+        return family_of(self.config)
+
     @cached_property
     def geometry(self) -> Geometry:
-        return Geometry.from_config(self.model.config)
+        return self.family.geometry(self.config)
 
     @cached_property
     def weight_digests(self) -> dict[str, str]:
@@ -146,7 +157,8 @@ def geometry_of(spec: ModelSpec) -> Geometry:
     source = spec.source()
     if source["pretrained_model_name_or_path"] in KNOWN_GEOMETRIES:
         return KNOWN_GEOMETRIES[source["pretrained_model_name_or_path"]]
-    return Geometry.from_config(_from_pretrained(AutoConfig, spec))
+    config = _from_pretrained(AutoConfig, spec).get_text_config(decoder=True)
+    return family_of(config).geometry(config)
 
 
 def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:

@@ -9,7 +9,7 @@ import torch
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings, ModelIdentity
-from lcf_lightning.adapter.poolers import Sent
+from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.models.geometry import KV, Geometry
 
 SHARER, RECEIVER = Geometry(layers=3, kv_heads=2, head_dim=8), Geometry(layers=5, kv_heads=3, head_dim=4)
@@ -41,5 +41,5 @@ def random_kv(layers: int, geometry: Geometry, batch: int, tokens: int, seed: in
     return KV(torch.randn(shape, generator=generator), torch.randn(shape, generator=generator))
 
 
-def random_sent(layers: int, geometry: Geometry, batch: int, parts: int, seed: int = 0) -> Sent:
-    return Sent(random_kv(layers, geometry, batch, parts, seed), torch.ones(batch, parts, dtype=torch.bool))
+def random_summaries(layers: int, geometry: Geometry, batch: int, parts: int, seed: int = 0) -> Summaries:
+    return Summaries(random_kv(layers, geometry, batch, parts, seed), torch.ones(batch, parts, dtype=torch.bool))

@@ -9,14 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lcf_lightning.adapter.adapter import CONFIG_FILE, WEIGHTS_FILE, CacheAdapter
+from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import GATE_NOISES
+from lcf_lightning.adapter.folder import CONFIG_FILE, WEIGHTS_FILE
 from lcf_lightning.adapter.hub import CARD_FILE
-from lcf_lightning.adapter.poolers import Sent
-from lcf_lightning.adapter.pruning import keep_layers
+from lcf_lightning.adapter.parts import Summaries
+from lcf_lightning.adapter.subset import keep_layers
 from lcf_lightning.errors import AdapterFileError, GeometryError
 from lcf_lightning.models.geometry import KV
-from tests.adapter.conftest import RECEIVER, SHARER, random_kv, random_sent
+from tests.adapter.conftest import RECEIVER, SHARER, random_kv, random_summaries
 
 Build = Callable[..., CacheAdapter]
 
@@ -24,14 +25,14 @@ Build = Callable[..., CacheAdapter]
 def test_closed_gates_edit_nothing(adapter: Build) -> None:
     """LCF starts at logit 0, which the hard gate reads as off: the identity at initialisation."""
     closed, opened = adapter(gate_init=0.0), adapter(gate_init=1.0)
-    message, receiver = random_sent(5, SHARER, 2, 1), random_kv(5, RECEIVER, 2, 4)
+    message, receiver = random_summaries(5, SHARER, 2, 1), random_kv(5, RECEIVER, 2, 4)
     assert all(tensor.abs().max() == 0 for tensor in closed(message, receiver))
     assert all(tensor.abs().max() > 0.01 for tensor in opened(message, receiver))
 
 
 def test_gates_switch_keys_and_values_layer_by_layer(adapter: Build) -> None:
     module = adapter()
-    message, receiver = random_sent(5, SHARER, 2, 1), random_kv(5, RECEIVER, 2, 4)
+    message, receiver = random_summaries(5, SHARER, 2, 1), random_kv(5, RECEIVER, 2, 4)
     full = module(message, receiver)
     with torch.no_grad():
         module.gates.logits[1, 0], module.gates.logits[3, 1] = -1.0, -1.0
@@ -72,25 +73,27 @@ def test_an_alignment_that_does_not_fit_is_refused(adapter: Build, index: list[l
 
 def test_half_precision_caches_are_computed_in_the_adapters_dtype(adapter: Build) -> None:
     module = adapter()
-    message, receiver = random_sent(5, SHARER, 2, 1), random_kv(5, RECEIVER, 2, 4)
-    half = module(Sent(KV(*(t.bfloat16() for t in message.kv)), message.present), KV(*(t.bfloat16() for t in receiver)))
+    message, receiver = random_summaries(5, SHARER, 2, 1), random_kv(5, RECEIVER, 2, 4)
+    half = module(
+        Summaries(KV(*(t.bfloat16() for t in message.kv)), message.present), KV(*(t.bfloat16() for t in receiver))
+    )
     assert half.keys.dtype == torch.float32
     torch.testing.assert_close(half.keys, module(message, receiver).keys, atol=0.05, rtol=0.05)
 
 
 def test_wrong_shapes_are_refused(adapter: Build) -> None:
     module = adapter()
-    message, receiver = random_sent(5, SHARER, 2, 1), random_kv(5, RECEIVER, 2, 4)
+    message, receiver = random_summaries(5, SHARER, 2, 1), random_kv(5, RECEIVER, 2, 4)
     with pytest.raises(GeometryError, match=r"sharer keys have shape .*; expected \[5, batch, 2, tokens, 8\]"):
-        module(random_sent(4, SHARER, 2, 1), receiver)
+        module(random_summaries(4, SHARER, 2, 1), receiver)
     with pytest.raises(GeometryError, match="receiver keys have shape"):
         module(message, random_kv(5, SHARER, 2, 4))
     with pytest.raises(GeometryError, match="message of 3 examples × 1 tokens does not fit a receiver cache of 2 × 4"):
-        module(random_sent(5, SHARER, 3, 1), receiver)
+        module(random_summaries(5, SHARER, 3, 1), receiver)
     with pytest.raises(GeometryError, match="message of 2 examples × 3 tokens"):
-        module(random_sent(5, SHARER, 2, 3), receiver)
+        module(random_summaries(5, SHARER, 2, 3), receiver)
     with pytest.raises(GeometryError, match="differ in shape"):
-        module(Sent(KV(message.kv.keys, message.kv.values[:, :1]), message.present), receiver)
+        module(Summaries(KV(message.kv.keys, message.kv.values[:, :1]), message.present), receiver)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_save_and_load_give_the_same_edit(
     module.save_pretrained(tmp_path / "adapter", {"steps": 3})
     restored = CacheAdapter.from_pretrained(tmp_path / "adapter")
     layers = len(module.config.receiver_layers)
-    message = random_sent(layers, SHARER, 2, 1)
+    message = random_summaries(layers, SHARER, 2, 1)
     receiver = None if module.prepends else random_kv(layers, RECEIVER, 2, 4)
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == sorted(
         [CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]
@@ -133,7 +136,7 @@ def test_a_failed_save_leaves_the_old_adapter(adapter: Build, tmp_path: Path, mo
     def full_disk(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lcf_lightning.adapter.adapter.save_file", full_disk)
+    monkeypatch.setattr("lcf_lightning.adapter.folder.save", full_disk)
     with pytest.raises(OSError, match="No space left"):
         adapter(gate_init=3.0).save_pretrained(tmp_path / "adapter")
     assert {path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()} == before
@@ -225,7 +228,7 @@ def test_where_both_read_the_same_text_there_is_nothing_to_summarise(adapter: Ca
     with pytest.raises(GeometryError, match="pooler=null: where both models read the same text"):
         shared.summarise(random_kv(5, SHARER, 1, 4), torch.zeros(1, 4).long())
     with pytest.raises(GeometryError, match="sharer keys have shape"):
-        adapter().merge(random_sent(5, RECEIVER, 1, 4))
+        adapter().merge(random_summaries(5, RECEIVER, 1, 4))
 
 
 def test_a_prefix_counts_the_parameters_of_the_formula(adapter: Build) -> None:

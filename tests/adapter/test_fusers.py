@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lcf_lightning.adapter.adapter import CacheAdapter
-from lcf_lightning.adapter.fusers import C2CFuser, C2CPipeline, LCFFuser
+from lcf_lightning.adapter.fusers.c2c import C2CFuser, C2CPipeline
+from lcf_lightning.adapter.fusers.lcf import LCFFuser
 from lcf_lightning.adapter.layers import LayerFFN
 from lcf_lightning.models.geometry import KV
 from tests.adapter.conftest import RECEIVER, SHARER, random_kv

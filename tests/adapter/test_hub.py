@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lcf_lightning.adapter.adapter import CONFIG_FILE, WEIGHTS_FILE, CacheAdapter
+from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.adapter.folder import CONFIG_FILE, WEIGHTS_FILE
 from lcf_lightning.adapter.hub import CARD_FILE, is_hub_id
 from lcf_lightning.errors import AdapterFileError
 

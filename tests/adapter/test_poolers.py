@@ -4,7 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lcf_lightning.adapter.poolers import PrefixPooler, Sent, SpanPooler
+from lcf_lightning.adapter.parts import PartShape, Summaries
+from lcf_lightning.adapter.poolers.prefix import PrefixPooler
+from lcf_lightning.adapter.poolers.span import SpanPooler
 from lcf_lightning.errors import GeometryError
 from lcf_lightning.models.geometry import KV
 from tests.adapter.conftest import SHARER, random_kv
@@ -41,7 +43,7 @@ def plain_pool(pooler: SpanPooler, cache: KV, spans: Tensor) -> KV:
 @pytest.fixture
 def pooler() -> SpanPooler:
     torch.manual_seed(0)
-    return SpanPooler(3, SHARER)
+    return SpanPooler(PartShape(3, SHARER, SHARER, d=16))
 
 
 @torch.no_grad()
@@ -100,7 +102,7 @@ def test_summaries_of_several_caches_pool_as_one(pooler: SpanPooler) -> None:
     second, present = pooler.summarise(KV(*(tensor[..., 5:, :] for tensor in cache)), spans[:, 5:])
     assert present.tolist() == [[False, False, True]]
     both = KV(*(torch.cat([one, other[..., 2:, :]], 3) for one, other in zip(first, second, strict=True)))
-    for ours, expected in zip(pooler.merge(Sent(both, torch.ones(1, 3).bool())).kv, whole, strict=True):
+    for ours, expected in zip(pooler.merge(Summaries(both, torch.ones(1, 3).bool())).kv, whole, strict=True):
         torch.testing.assert_close(ours, expected, atol=1e-6, rtol=1e-5)
 
 
@@ -108,19 +110,21 @@ def test_summaries_of_several_caches_pool_as_one(pooler: SpanPooler) -> None:
 def test_absent_summaries_do_not_matter(pooler: SpanPooler) -> None:
     summaries, present = pooler.summarise(random_kv(3, SHARER, 2, 7), SPANS)
     assert present.tolist() == [[True, True, True], [True, True, False]]
-    before = pooler.merge(Sent(summaries, present)).kv
+    before = pooler.merge(Summaries(summaries, present)).kv
     for tensor in summaries:
         tensor[:, 1, :, 2] = 1e3
-    for one, other in zip(before, pooler.merge(Sent(summaries, present)).kv, strict=True):
+    for one, other in zip(before, pooler.merge(Summaries(summaries, present)).kv, strict=True):
         assert torch.equal(one, other)
     single, alone = KV(*(tensor[:, :1, :, :1] for tensor in summaries)), torch.ones(1, 1).bool()
-    assert all(torch.equal(one, other) for one, other in zip(pooler.merge(Sent(single, alone)).kv, single, strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(pooler.merge(Summaries(single, alone)).kv, single, strict=True)
+    )
 
 
 @pytest.fixture
 def prefix() -> PrefixPooler:
     torch.manual_seed(0)
-    return PrefixPooler(3, SHARER)
+    return PrefixPooler(PartShape(3, SHARER, SHARER, d=16, prepends=True))
 
 
 @torch.no_grad()

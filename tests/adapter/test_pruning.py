@@ -7,11 +7,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lcf_lightning.adapter.adapter import WEIGHTS_FILE, CacheAdapter
-from lcf_lightning.adapter.pruning import keep_layers, open_layers, without_closed_layers
+from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.adapter.folder import WEIGHTS_FILE
+from lcf_lightning.adapter.subset import keep_layers, open_layers, without_closed_layers
 from lcf_lightning.errors import SettingError
 from lcf_lightning.models.geometry import KV
-from tests.adapter.conftest import RECEIVER, SHARER, random_kv, random_sent
+from tests.adapter.conftest import RECEIVER, SHARER, random_kv, random_summaries
 
 Build = Callable[..., CacheAdapter]
 
@@ -84,7 +85,7 @@ def test_closed_layers_are_taken_out_for_use(adapter: Build) -> None:
     assert without_closed_layers(module).config.receiver_layers == (0, 2, 3, 4)
     module.gates.logits.fill_(-1.0)
     assert without_closed_layers(module) is module  # an adapter has at least one layer
-    assert not any(t.any() for t in module(random_sent(5, SHARER, 1, 3), random_kv(5, RECEIVER, 1, 3)))
+    assert not any(t.any() for t in module(random_summaries(5, SHARER, 1, 3), random_kv(5, RECEIVER, 1, 3)))
 
 
 @torch.no_grad()

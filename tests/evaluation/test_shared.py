@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lcf_lightning import Channel, ModelSpec, SharedContextDataModule
-from lcf_lightning.adapter.pruning import keep_layers
+from lcf_lightning.adapter.subset import keep_layers
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import Knowledge, MultipleChoice

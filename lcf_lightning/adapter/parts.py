@@ -1,0 +1,209 @@
+"""`Pooler` and `Fuser`: what an adapter is made of. Each is one class in one file, in this package or in a user's own.
+
+A part is chosen in a config by its alias (``span``) or by its class path, with settings of its own, and says of itself
+what the rest of the package must know. No other file lists parts by name.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+from torch import Tensor, nn
+
+from lcf_lightning.errors import SettingError, reason
+from lcf_lightning.models.geometry import KV, Geometry
+
+
+class Summaries(NamedTuple):
+    """What the receiver is given of one sharer or of several.
+
+    Attributes:
+        kv: ``[layers, batch, sharer heads, n, sharer head size]``: n span summaries, their pool (n = 1), or, where both
+            models read the same text, the sharer's tokens that the receiver's n tokens are aligned with. Finite also
+            where absent.
+        present: ``[batch, n]``, bool, False on padding of spans. Of aligned tokens all are marked: which of them are
+            padding the receiver's own mask says.
+    """
+
+    kv: KV
+    present: Tensor
+
+
+@dataclass(frozen=True)
+class PartShape:
+    """What a part is built for.
+
+    Attributes:
+        layers: Number of edited layers; a parameter's first dimension counts them.
+        sharer: The sharer's geometry.
+        receiver: The receiver's geometry.
+        d: Bottleneck or hidden width of the fuser.
+        dropout: Dropout of the fuser in training.
+        prepends: Whether the message becomes tokens before the receiver's own; then there is no token of the receiver
+            for a fuser to read.
+    """
+
+    layers: int
+    sharer: Geometry
+    receiver: Geometry
+    d: int
+    dropout: float = 0.0
+    prepends: bool = False
+
+
+class Pooler(nn.Module, ABC):
+    """From a sharer's cache to span summaries: what travels in a message of LCF-X.
+
+    ``__init__`` takes a `PartShape` and then settings of its own, which a config gives as ``init_args``. Every
+    parameter's first dimension counts the edited layers.
+
+    Attributes:
+        alias: A short name for configs; None where the class path is the only one.
+        label: What tables and model cards call an adapter with this pooler; ``{fuser}`` is the fuser's own label.
+        prepends: Whether a message becomes tokens before the receiver's own (True), or edits these (False).
+        poolable: Whether `merge` makes one vector of all spans, so that a message can be sent pooled.
+    """
+
+    alias: ClassVar[str | None] = None
+    label: ClassVar[str]
+    prepends: ClassVar[bool] = False
+    poolable: ClassVar[bool] = False
+
+    @abstractmethod
+    def summarise(self, cache: KV, spans: Tensor) -> Summaries:
+        """Summarise each span of a sharer's cache.
+
+        Args:
+            cache: ``[layers, batch, kv_heads, tokens, head_dim]``.
+            spans: ``[batch, tokens]``, int64, the span of each token, -1 for none.
+
+        Raises:
+            GeometryError: If ``spans`` has not the cache's batch and tokens, or a row has no span.
+        """
+
+    def merge(self, summaries: Summaries) -> Summaries:
+        """Summaries of one sharer or of several, pooled as far as they can be before the receiver is known."""
+        return summaries
+
+
+class Fuser(nn.Module, ABC):
+    """From a message to what it adds to a receiver's cache, or puts before it: ``α ⊙ Δ``, before the gates.
+
+    ``__init__`` takes a `PartShape` and then settings of its own, which a config gives as ``init_args``. All layers are
+    computed at once; every parameter's first dimension counts them.
+
+    Attributes:
+        alias: A short name for configs; None where the class path is the only one.
+        label: What tables and model cards call it.
+        reads_receiver: Whether `forward` is given the receiver's cache; never where the message `prepends`.
+    """
+
+    alias: ClassVar[str | None] = None
+    label: ClassVar[str]
+    reads_receiver: bool
+
+    @property
+    @abstractmethod
+    def last_maps(self) -> tuple[nn.Module, ...]:
+        """The maps that write Δ; zero at first where ``zero_init`` is set."""
+
+    @abstractmethod
+    def forward(self, sharer: KV, receiver: KV | None) -> KV:
+        """The residual to add, or the tokens to put before.
+
+        Args:
+            sharer: ``[layers, batch, sharer heads, tokens or 1, sharer head size]``.
+            receiver: ``[layers, batch, receiver heads, tokens, receiver head size]``; None where it is not read.
+
+        Returns:
+            ``[layers, batch, receiver heads, tokens, receiver head size]``.
+        """
+
+
+PartT = TypeVar("PartT", Pooler, Fuser)
+PartName = str | dict[str, Any]
+"""A part as a config names it: its alias or class path, or ``class_path`` and ``init_args``, its own settings."""
+
+
+def split_name(part: PartName) -> tuple[str, dict[str, Any]]:
+    """Alias or class path, and the part's own settings.
+
+    Raises:
+        SettingError: If ``part`` holds anything else.
+    """
+    if isinstance(part, str):
+        return part, {}
+    unknown = part.keys() - {"class_path", "init_args"}
+    path, arguments = part.get("class_path"), part.get("init_args") or {}
+    if unknown or not isinstance(path, str) or not isinstance(arguments, dict):
+        raise SettingError(f"a part must be a name, or class_path and init_args; not {part!r:.80}.")
+    return path, arguments
+
+
+def short_name(base: type[PartT], part: PartName) -> PartName:
+    """``part`` in the form that is saved: its alias where it has one, and ``init_args`` only where there are any."""
+    path, arguments = split_name(part)
+    kind = known_parts(base).get(path)
+    name = kind.alias if kind is not None and kind.alias is not None else path
+    return {"class_path": name, "init_args": arguments} if arguments else name
+
+
+def known_parts(base: type[PartT]) -> dict[str, type[PartT]]:
+    """Every part that has been imported, by class path and by alias."""
+    parts: dict[str, type[PartT]] = {}
+    pending = [base]
+    while pending:
+        for part in pending.pop().__subclasses__():
+            pending.append(part)
+            if not inspect.isabstract(part):
+                names = (f"{part.__module__}.{part.__qualname__}", part.alias)
+                parts |= {name: part for name in names if name is not None}
+    return parts
+
+
+def import_part(part: PartName) -> None:
+    """Import the module of a class path. For what a user's own config says, never for what has travelled.
+
+    Raises:
+        SettingError: If there is no such module.
+    """
+    module = split_name(part)[0].rpartition(".")[0]
+    if module:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise SettingError(f"class_path={split_name(part)[0]!r} cannot be imported: {reason(error)}.") from error
+
+
+def part_class(base: type[PartT], part: PartName) -> type[PartT]:
+    """The class of a part, if it has been imported. Nothing is imported here: an adapter may come from anywhere.
+
+    Raises:
+        SettingError: If there is no such part, or it does not take the settings that are given.
+    """
+    setting, parts = base.__name__.lower(), known_parts(base)
+    path, arguments = split_name(part)
+    if path not in parts:
+        aliases = ", ".join(sorted(name for name in parts if "." not in name))
+        raise SettingError(
+            f"{setting}={path!r} must be {aliases}, or the class path of a {base.__name__} whose module has been "
+            "imported; import it first (on the command line: --modules MODULE)."
+        )
+    taken = list(inspect.signature(parts[path]).parameters)[1:]  # behind the shape
+    unknown = sorted(arguments.keys() - set(taken))
+    if unknown:
+        raise SettingError(
+            f"init_args of {setting}={path!r} hold {', '.join(unknown)}; it takes {', '.join(taken) or 'none'}."
+        )
+    return parts[path]
+
+
+def build_part(base: type[PartT], part: PartName, shape: PartShape) -> PartT:
+    """A part with random weights; errors as `part_class`."""
+    make: Any = part_class(base, part)
+    built: PartT = make(shape, **split_name(part)[1])
+    return built

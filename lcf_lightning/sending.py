@@ -1,0 +1,117 @@
+"""The sharer's half of a `Channel`: from texts to messages."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from lcf_lightning.adapter.parts import Summaries
+from lcf_lightning.data.example import Example, Passage
+from lcf_lightning.data.prompts import History
+from lcf_lightning.data.said import Question, Text, passages_of, question_of
+from lcf_lightning.data.tokens import Encoded, Tokens, pad_left
+from lcf_lightning.errors import DataError, SettingError
+from lcf_lightning.link import Role
+from lcf_lightning.message import Message
+
+if TYPE_CHECKING:
+    from lcf_lightning.channel import Channel
+
+
+@torch.no_grad()
+def messages(
+    channel: Channel, passages: Sequence[Text], questions: Sequence[Question | None], pooled: bool
+) -> list[Message]:
+    """One message for each text and question; see `Channel.send`."""
+    require_lists(texts=passages, questions=questions)
+    if not passages:
+        return []
+    texts = [passages_of(text) for text in passages]
+    asked: list[tuple[History, str | None]] = [
+        ((), None) if question is None else question_of(question) for question in questions
+    ]
+    if pooled and not channel.adapter.poolable:
+        pooler = channel.adapter.config.settings.pooler
+        raise SettingError(
+            f"pooled=true must be false with pooler={pooler or 'null'}, where nothing is pooled before it is read."
+        )
+    read_for: list[str | None] = [None] * len(texts)
+    if channel.link.shared:
+        summaries, read_for = _aligned(channel, texts, asked)
+    else:
+        if channel.takes_question and None in questions:
+            message = "question=None, but this adapter's sharer was shown the question in training: give it here."
+            warnings.warn(message, stacklevel=4)
+        if not channel.takes_question and any(question is not None for question in questions):
+            message = "question not read: this adapter's sharer was shown none in training; give it to receive."
+            warnings.warn(message, stacklevel=4)
+        summaries = _summaries(channel, texts, asked if channel.takes_question else [((), None)] * len(asked))
+        summaries = channel.adapter.merge(summaries) if pooled else summaries
+    kv, present = summaries
+    return [
+        Message(kv.keys[:, row : row + 1, :, at], kv.values[:, row : row + 1, :, at], channel.origin, pooled, prompt)
+        for row, (at, prompt) in enumerate(zip(present, read_for, strict=True))
+    ]
+
+
+def _summaries(
+    channel: Channel, texts: Sequence[tuple[Passage, ...]], asked: Sequence[tuple[History, str | None]]
+) -> Summaries:
+    """Span summaries of each text."""
+    prompts = channel.writer.prompts("sharer", channel.prompts, texts, asked)
+    warn_of_dropped(prompts, "sharer")
+    if any(max(prompt.spans, default=-1) < 0 for prompt in prompts):
+        raise DataError(
+            "send needs at least one passage, or a question that the sharer is shown, within "
+            f"max_sharer_tokens={channel.prompts.max_sharer_tokens}."
+        )
+    sharer = channel.link.sharer
+    tokens = pad_left(prompts, channel.writer.pad_id("sharer")).to(sharer.device)
+    longest, limit = tokens.mask.shape[1], sharer.family.positions(sharer.config)
+    if limit is not None and longest > limit:
+        message = f"the sharer reads {longest} tokens, and {sharer.spec.path!r} was made for {limit}."
+        warnings.warn(message, stacklevel=5)
+    return channel.link.summarise(channel.link.read_sharer(tokens), tokens.spans)
+
+
+def _aligned(
+    channel: Channel, texts: Sequence[tuple[Passage, ...]], asked: Sequence[tuple[History, str | None]]
+) -> tuple[Summaries, list[str | None]]:
+    """The sharer's cache at each of the receiver's tokens, and digests of these."""
+    examples = [
+        Example("message", question or "", ("",), text, text, history=tuple(history))
+        for text, (history, question) in zip(texts, asked, strict=True)
+    ]
+    batch = channel.writer.collator(channel.prompts).train(examples).to(channel.link.sharer.device)
+    summaries = channel.link.pool(channel.link.read_sharer(batch.sharer), batch.index)
+    return Summaries(summaries.kv, batch.receiver.mask), digests(batch.receiver)
+
+
+def require_lists(**lists: Any) -> None:
+    """Raise a DataError unless all are lists of one length."""
+    for name, value in lists.items():
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+            raise DataError(f"{name} of a batch must be a list, not {type(value).__name__}.")
+    if len({len(value) for value in lists.values()}) > 1:
+        counts = ", ".join(f"{len(value)} {name}" for name, value in lists.items())
+        raise DataError(f"{counts} of a batch must be as many of each.")
+
+
+def warn_of_dropped(prompts: Sequence[Encoded], role: Role) -> None:
+    """Say, on the line that called the channel, how many spans token limits took away."""
+    dropped = sum(prompt.dropped for prompt in prompts)
+    if dropped:
+        message = f"max_{role}_tokens, as in training, leaves out {dropped} spans of what the {role} reads."
+        warnings.warn(message, stacklevel=6)
+
+
+def digests(prompts: Tokens) -> list[str | None]:
+    """A digest of each prompt's token ids."""
+    return [
+        hashlib.blake2b(ids[mask].cpu().numpy().tobytes(), digest_size=16).hexdigest()
+        for ids, mask in zip(prompts.ids, prompts.mask, strict=True)
+    ]
