@@ -95,7 +95,7 @@ def serve(args: argparse.Namespace) -> None:
     def text(question: str) -> bytes:
         example = Example("asked", question, ("",), passages_of(args.sharer_reads), ())
         prompt, last = text_prompts(channel, channel.prompts, [example])
-        ids = write_texts(channel, channel.read_sharer(prompt), last, args.text_tokens)
+        ids = write_texts(channel, channel.link.read_sharer(prompt), last, args.text_tokens)
         return decoded(channel, ids, args.text_tokens)[0].encode()
 
     Handler.says = {PATHS["text"]: text, PATHS["latent"]: message}
@@ -144,9 +144,9 @@ def answer(channel: Channel, name: str, body: bytes, key: bytes, args: argparse.
         return channel.receive(message, args.question, args.receiver_reads, args.max_new_tokens)
     example = Example("asked", args.question, ("",), (), passages_of(args.receiver_reads))
     prompt, last = reading_prompts(channel, channel.prompts, [example], [body.decode()])
-    cache, watch = channel.read_receiver(prompt), Stopwatch(channel.receiver.device)
-    decoding = Decoding.of(channel.receiver, args.max_new_tokens, {})
-    return Decoder(channel.receiver, cache, prompt, last, watch, decoding).answers()[0]
+    cache, watch = channel.link.read_receiver(prompt), Stopwatch(channel.link.receiver.device)
+    decoding = Decoding.of(channel.link.receiver, args.max_new_tokens, {})
+    return Decoder(channel.link.receiver, cache, prompt, last, watch, decoding).answers()[0]
 
 
 def compare(args: argparse.Namespace, arguments: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ def messages(
     require_lists(texts=passages, questions=questions)
     if not passages:
         return []
+    channel.link.side("sharer")  # must be loaded
     texts = [passages_of(text) for text in passages]
     asked: list[tuple[History, str | None]] = [
         ((), None) if question is None else question_of(question) for question in questions

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lcf_lightning import AdapterSettings, ContextMismatchDataModule, LCFModule, ModelSpec
+from lcf_lightning import AdapterSettings, Channel, ContextMismatchDataModule, LCFModule, ModelSpec
 from lcf_lightning.cli import COMMANDS
 from lcf_lightning.cli.run import LCFCLI
 from lcf_lightning.data.prompts import PromptSettings
@@ -35,6 +35,11 @@ def small_module(sharer: ModelSpec, receiver: ModelSpec, **settings: Any) -> LCF
     """An adapter small enough to train in a second, with gates open and dropout on."""
     adapter = AdapterSettings(**{"d": 8, "dropout": 0.1, **settings})
     return LCFModule(sharer, receiver, adapter, warmup_steps=2)
+
+
+def channel_of(module: LCFModule) -> Channel:
+    """The channel of a module whose models are loaded."""
+    return Channel(module.link.sharer, module.link.receiver, module.adapter)
 
 
 def small_trainer(folder: Path, *callbacks: pl.Callback, **settings: Any) -> pl.Trainer:

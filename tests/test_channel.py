@@ -19,6 +19,7 @@ from lcf_lightning.evaluation.answering import run_arms
 from lcf_lightning.evaluation.arms import ArmCaches
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.loading import FrozenModel, load_frozen, load_tokenizer
+from lcf_lightning.receiving import decoder
 from tests.pairs import small_data, small_module, small_trainer
 
 Spec = Callable[[str], ModelSpec]
@@ -45,7 +46,7 @@ def first_line(text: str) -> str:
 
 def edited(channel: Channel, messages: list[Message], question: str) -> KV:
     """What some messages make of the receiver's cache."""
-    cache = channel._decoder([messages], [question], [()], 4, {}).cache
+    cache = decoder(channel, [messages], [question], [()], 4, {}).cache
     return KV(torch.stack(cache.keys), torch.stack(cache.values))
 
 
@@ -57,7 +58,7 @@ def test_four_lines_answer_as_the_evaluation_does(spec: Spec, channel: Channel) 
         example = batch.examples[0]
         message = channel.send([passage[0] for passage in example.sharer], question=example.question)
         answer = channel.receive(message, example.question, [p[0] for p in example.receiver], max_new_tokens=6)
-        expected = run_arms(ArmCaches(channel, batch), ["message"], 6)[0]
+        expected = run_arms(ArmCaches(channel.link, channel.writer, batch), ["message"], 6)[0]
         assert first_line(answer.text) == expected.prediction
     assert len(batches) == 12
 

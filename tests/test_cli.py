@@ -188,7 +188,7 @@ def test_params_in_words(capsys: pytest.CaptureFixture[str]) -> None:
 BAD_INPUT = [
     (["--model.sharer.path", "/no/such/model"], "path='/no/such/model' is no model folder; give a hub id"),
     (["--model.adapter.d", "7"], "d=7 must be even and at least 2"),
-    (["--model.adapter.fuser", "mlp"], "fuser='mlp' must be one of lcf, c2c"),
+    (["--model.adapter.fuser", "mlp"], "fuser='mlp' must be c2c, lcf, or the class path"),
     (["--model.adapter.layers", "[9]"], "layers=[9] must be ascending, distinct and between 0 and 3"),
     (["--model.sharer.dtype", "int8"], "dtype='int8' of model 'tiny-sharer' must be one of float32"),
     (["--data.prompts.spans", "word"], "spans='word' must be paragraph, sentence or window:N"),
@@ -200,7 +200,7 @@ BAD_INPUT = [
     (["--config", "no.yaml"], "no.yaml"),
     (["--ckpt_path", "no.ckpt"], "ckpt_path='no.ckpt' must be an existing checkpoint, or last"),
     (["--trainer.precision", "bf16-true"], "precision='bf16-true' must be one of 32-true, bf16-mixed"),
-    (["--model.adapter.pooler", "null"], "pooler=null must be span"),
+    (["--model.adapter.pooler", "null"], "pooler=null must name a pooler"),
     (["--data", "SharedContextDataModule", "--data.source", "World"], "pooler='span' must be null where both"),
     (["--data.prompts.alignment", "last"], "alignment='last' must be one of first, longest"),
     (["--data.prompts.chat", "true"], "chat=true needs a tokenizer with a chat template"),

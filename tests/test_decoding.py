@@ -13,7 +13,8 @@ from transformers import GenerationConfig
 
 from lcf_lightning import Channel, Message, ModelSpec
 from lcf_lightning.errors import SettingError
-from lcf_lightning.models.cache import generate
+from lcf_lightning.models.decoding import generate
+from lcf_lightning.receiving import decoder
 from tests.pairs import small_module
 
 Spec = Callable[[str], ModelSpec]
@@ -58,7 +59,7 @@ def test_without_an_edit_every_option_does_what_it_does_in_generate(
     messages = channel.send_batch([FACTS] * 3, [None] * 3)
     torch.manual_seed(7)
     answers = channel.receive_batch(messages, QUESTIONS, max_new_tokens=12, **options)
-    reader, encoder = channel.receiver, channel.encoder(channel.prompts, "receiver")
+    reader, encoder = channel.link.receiver, channel.writer.encoder(channel.prompts, "receiver")
     prompts = [encoder.prompt([], question).ids for question in QUESTIONS]
     padded = reader.tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
     config = GenerationConfig(
@@ -72,17 +73,17 @@ def test_without_an_edit_every_option_does_what_it_does_in_generate(
 
 
 def test_an_edit_decodes_as_the_evaluation_does(channel: Channel, message: Message) -> None:
-    decoder = channel._decoder([message], QUESTIONS[:1], [()], 8, {})
-    ours = generate(channel.receiver.model, decoder.cache, decoder.ids[:, -1:], 8, channel.receiver.stop_ids)
-    answer = decoder.answers()[0]
-    assert answer.text == channel.receiver.tokenizer.decode(ours[0], skip_special_tokens=True).strip()
+    made = decoder(channel, [message], QUESTIONS[:1], [()], 8, {})
+    ours = generate(channel.link.receiver, made.cache, made.ids[:, -1:], 8)
+    answer = made.answers()[0]
+    assert answer.text == channel.link.receiver.tokenizer.decode(ours[0], skip_special_tokens=True).strip()
     assert answer.new_tokens == ours.shape[1]
 
 
 @pytest.mark.parametrize("pad", ["<pad>", "<eos>", "J"])
 def test_rows_of_a_batch_end_each_by_itself(channel: Channel, pad: str) -> None:
     """By a stop string, an end of sequence or the limit: text and tokens are those of the row alone."""
-    channel.receiver.tokenizer.pad_token = pad
+    channel.link.receiver.tokenizer.pad_token = pad
     messages = channel.send_batch([FACTS] * 3, [None] * 3)
     alone = [channel.receive(m, q, max_new_tokens=20) for m, q in zip(messages, QUESTIONS, strict=True)]
     for stop in dict.fromkeys("".join(each.text for each in alone)):  # the first that not all reach at once
@@ -103,7 +104,9 @@ def test_an_answer_says_what_it_cost(channel: Channel, message: Message) -> None
     assert all(milliseconds >= 0 for milliseconds in answer.milliseconds.values())
     assert answer.new_tokens <= 5
     # An answer that ends at once has an end of sequence and no text.
-    ending = channel.receive(message, "likes ada", forced_eos_token_id=channel.receiver.stop_ids[0], max_new_tokens=1)
+    ending = channel.receive(
+        message, "likes ada", forced_eos_token_id=channel.link.receiver.stop_ids[0], max_new_tokens=1
+    )
     assert (ending.text, ending.new_tokens) == ("", 1)
 
 
@@ -178,7 +181,7 @@ def test_options_that_are_not_allowed_are_named(
 
 def test_a_models_own_habits_do_not_make_an_answer_random(channel: Channel, message: Message) -> None:
     before = channel.receive(message, "likes ada").text
-    channel.receiver.model.generation_config.update(do_sample=True, temperature=5.0, top_k=0)
+    channel.link.receiver.model.generation_config.update(do_sample=True, temperature=5.0, top_k=0)
     assert channel.receive(message, "likes ada").text == before
     torch.manual_seed(0)
     assert channel.receive(message, "likes ada", do_sample=True, temperature=5.0).text != before

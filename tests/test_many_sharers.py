@@ -22,7 +22,7 @@ from lcf_lightning.evaluation.arms import ARMS, ArmCaches
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.loading import load_frozen
 from lcf_lightning.models.store import PrefillSettings, PrefillStore
-from tests.pairs import prefills_counted, small_data, small_module, small_trainer
+from tests.pairs import channel_of, prefills_counted, small_data, small_module, small_trainer
 
 Spec = Callable[[str], ModelSpec]
 PROMPTS = PromptSettings(question=" {question}", sharers=3)
@@ -51,8 +51,8 @@ def merged(channel: Channel, messages: list[Message]) -> KV:
 def test_sharers_of_an_example_are_pooled_as_their_messages_are(module: LCFModule, tmp_path: Path) -> None:
     module.adapter.save_pretrained(tmp_path / "adapter", {"prompts": {"question": " {question}"}})
     channel = Channel.from_pretrained(tmp_path / "adapter")
-    batch = module.channel.collator(PROMPTS).written(EXAMPLES, [2, 2])
-    pooled = module.channel.pool(module.channel.read_sharer(batch.sharer), batch.index).kv
+    batch = module.writer.collator(PROMPTS).written(EXAMPLES, [2, 2])
+    pooled = module.link.pool(module.link.read_sharer(batch.sharer), batch.index).kv
     assert (len(batch), len(batch.sharer.ids), len(batch.index)) == (2, 4, 2)
     for row, example in enumerate(EXAMPLES):
         half = len(example.sharer) // 2
@@ -63,16 +63,16 @@ def test_sharers_of_an_example_are_pooled_as_their_messages_are(module: LCFModul
 
 
 def test_spans_are_counted_over_all_sharers(module: LCFModule) -> None:
-    batch = module.channel.collator(PROMPTS).written(EXAMPLES, [3, 3])
+    batch = module.writer.collator(PROMPTS).written(EXAMPLES, [3, 3])
     assert [sorted(set(row.tolist()) - {-1}) for row in batch.index] == [list(range(7)), list(range(5))]
-    single = module.channel.collator(PROMPTS).written(EXAMPLES, [1, 1])
+    single = module.writer.collator(PROMPTS).written(EXAMPLES, [1, 1])
     assert torch.equal(single.index, single.sharer.spans)
     assert torch.equal(single.receiver.ids, batch.receiver.ids)
 
 
 def test_an_example_draws_its_sharers_and_has_all_in_an_evaluation(module: LCFModule) -> None:
     """Whatever batch it is in: a batch of two processes is that of one."""
-    collator = module.channel.collator(PROMPTS)
+    collator = module.writer.collator(PROMPTS)
     rows = [replace(EXAMPLES[0], id=f"{i}") for i in range(60)]
     counts = [len(collator.train([row]).sharer.ids) for row in rows]
     assert set(counts) == {1, 2, 3}
@@ -81,7 +81,7 @@ def test_an_example_draws_its_sharers_and_has_all_in_an_evaluation(module: LCFMo
     said = (together.sharer.spans.reshape(len(rows), 3, -1) >= 0).any(-1).sum(1)
     assert said.tolist() == counts
     pooled, alone = (
-        module.channel.pool(module.channel.read_sharer(batch.sharer), batch.index).kv
+        module.link.pool(module.link.read_sharer(batch.sharer), batch.index).kv
         for batch in (together, collator.train(rows[:1]))
     )
     torch.testing.assert_close(pooled.values[:, :1], alone.values, atol=1e-5, rtol=1e-4)
@@ -108,11 +108,11 @@ def test_kept_prefills_of_several_sharers_are_those_of_a_fit(
 
 
 def test_a_sharer_that_reads_nothing_says_nothing(module: LCFModule) -> None:
-    blind = module.channel.collator(replace(PROMPTS, share_question=False, sharers=5))
+    blind = module.writer.collator(replace(PROMPTS, share_question=False, sharers=5))
     few = replace(EXAMPLES[1], sharer=FACTS[:2])
     batch = blind.written([few], [5])
     alone = blind.written([few], [2])
-    pooled = [module.channel.pool(module.channel.read_sharer(each.sharer), each.index).kv for each in (batch, alone)]
+    pooled = [module.link.pool(module.link.read_sharer(each.sharer), each.index).kv for each in (batch, alone)]
     assert len(batch.sharer.ids) == 5
     for one, other in zip(*pooled, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
@@ -141,11 +141,11 @@ def test_fit_and_every_arm_run(spec: Spec, tmp_path: Path, settings: dict[str, A
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     arms = [arm for arm in ARMS if not arm.startswith("t2t") and arm != "sharer_alone"]
-    answers = run_arms(ArmCaches(module.channel, batch), [*arms, "t2t_4"], 4)
+    answers = run_arms(ArmCaches(module.link, module.writer, batch), [*arms, "t2t_4"], 4)
     assert len(answers) == len(batch) * (len(arms) + 1)
     assert len({answer.loss for answer in answers if answer.arm in ("message", "mismatched", "own_context")}) > 3
     with pytest.raises(SettingError, match=r"sharers=3: no sharer alone \(arm sharer_alone\) has read all"):
-        run_arms(ArmCaches(module.channel, batch), ["sharer_alone"], 4)
+        run_arms(ArmCaches(module.link, module.writer, batch), ["sharer_alone"], 4)
 
 
 def test_the_order_of_messages_does_not_matter(module: LCFModule, tmp_path: Path) -> None:
@@ -165,13 +165,16 @@ def test_every_sharers_spans_become_tokens_of_their_own(spec: Spec) -> None:
     """With the prefix pooler; what one sharer read changes nothing of the others' tokens."""
     module = small_module(spec("llama"), spec("qwen3"), pooler="prefix")
     module.configure_model()
-    channel, tokens = module.eval().channel, []
+    channel, tokens = channel_of(module.eval()), []
     for facts in (FACTS, (*FACTS[:2], ("hides finn the kite of ada .",), FACTS[0])):
-        batch = channel.collator(PROMPTS).written([replace(EXAMPLES[0], sharer=facts), EXAMPLES[1]], [3, 3])
-        sent, own = channel.pool(channel.read_sharer(batch.sharer), batch.index), channel.read_receiver(batch.receiver)
-        added = channel.fuse(own, sent).mask.sum(1) - own.mask.sum(1)
+        batch = channel.writer.collator(PROMPTS).written([replace(EXAMPLES[0], sharer=facts), EXAMPLES[1]], [3, 3])
+        sent, own = (
+            channel.link.pool(channel.link.read_sharer(batch.sharer), batch.index),
+            channel.link.read_receiver(batch.receiver),
+        )
+        added = channel.link.fuse(own, sent).mask.sum(1) - own.mask.sum(1)
         assert added.tolist() == [2 + 2 + 3, 1 + 2 + 2]  # facts, and the question to each
-        tokens.append(channel.delta(own, sent))
+        tokens.append(channel.link.delta(own, sent))
     for one, other in zip(*tokens, strict=True):
         torch.testing.assert_close(one[:, 0, :, :4], other[:, 0, :, :4], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(one[:, 1, :, :5], other[:, 1, :, :5], atol=1e-5, rtol=1e-4)
@@ -184,4 +187,4 @@ def test_bad_numbers_of_sharers_are_refused(spec: Spec) -> None:
     module = small_module(spec("llama"), spec("qwen3"), pooler=None)
     module.configure_model()
     with pytest.raises(SettingError, match="sharers=2 must be 1 where both models read the same text"):
-        module.channel.collator(replace(PROMPTS, sharers=2))
+        module.writer.collator(replace(PROMPTS, sharers=2))

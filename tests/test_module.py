@@ -28,7 +28,7 @@ def test_training_changes_the_adapter_and_nothing_else(
     """Five steps; different tokenizers, head sizes, depths, sliding windows on either side."""
     module = small_module(spec(sharer), spec(receiver), **settings)
     module.configure_model()
-    frozen = [module.channel.sharer.model, module.channel.receiver.model]
+    frozen = [module.link.sharer.model, module.link.receiver.model]
     before = [copy.deepcopy(model.state_dict()) for model in frozen]
     adapter = copy.deepcopy(module.adapter.state_dict())
     small_trainer(tmp_path, max_steps=5).fit(module, datamodule=small_data(spec(sharer), spec(receiver)))
@@ -70,7 +70,7 @@ def test_a_step_reads_and_fuses_once(spec: Spec, tmp_path: Path, monkeypatch: py
 
     stages = ("read_sharer", "pool", "read_receiver", "fuse", "logits")
     for name in stages:
-        monkeypatch.setattr(module.channel, name, counted(name, getattr(module.channel, name)))
+        monkeypatch.setattr(module.link, name, counted(name, getattr(module.link, name)))
     small_trainer(tmp_path, max_steps=2).fit(module, datamodule=small_data(spec("llama"), spec("qwen3")))
     assert sorted(calls) == sorted(stages * 2)
     assert calls[-1] == "logits"
@@ -147,8 +147,8 @@ def test_a_receiver_that_lets_no_gradient_through_is_refused(
     """Such a fit would end normally, with an adapter as untrained as before."""
     module = small_module(spec("llama"), spec("qwen3"))
     module.configure_model()
-    logits = module.channel.logits
-    monkeypatch.setattr(module.channel, "logits", lambda *given: logits(*given).detach().requires_grad_())
+    logits = module.link.logits
+    monkeypatch.setattr(module.link, "logits", lambda *given: logits(*given).detach().requires_grad_())
     with pytest.raises(
         ModelError, match=r"no gradient reaches 19 tensors of the adapter, .* through the receiver '.*qwen3'"
     ):
@@ -186,10 +186,10 @@ def test_bad_settings_are_named_before_any_model_is_looked_for(settings: dict[st
 def test_the_channel_exists_once_models_are_loaded(spec: Spec) -> None:
     module = small_module(spec("llama"), spec("llama"))
     with pytest.raises(SettingError, match="frozen models are not loaded yet; call configure_model"):
-        _ = module.channel
+        _ = module.link
     module.configure_model()
-    assert module.channel.sharer is module.channel.receiver  # one model on both sides is loaded once
-    assert module.channel.adapter is module.adapter
+    assert module.link.sharer is module.link.receiver  # one model on both sides is loaded once
+    assert module.link.adapter is module.adapter
 
 
 def test_a_model_of_another_geometry_is_refused(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,7 +201,7 @@ def test_a_model_of_another_geometry_is_refused(spec: Spec, monkeypatch: pytest.
     module = small_module(spec("llama"), spec("qwen3"))
     with pytest.raises(GeometryError, match="sharer of this adapter .*: layers is 3, expected 9"):
         module.configure_model()
-    assert module._channel is None
+    assert module._link is None
 
 
 def test_a_checkpoint_of_another_adapter_is_refused(spec: Spec, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_checkpoint_knows_the_weights_of_its_models(spec: Spec, tmp_path: Path
         module, datamodule=small_data(spec("llama"), spec("qwen3"))
     )
     stored = torch.load(tmp_path / "last.ckpt", weights_only=True)
-    assert stored["adapter_config"]["sharer"]["fingerprint"] == module.channel.sharer.fingerprint
+    assert stored["adapter_config"]["sharer"]["fingerprint"] == module.link.sharer.fingerprint
     again = small_module(spec("llama"), spec("qwen3"))
     again.on_load_checkpoint(stored)  # before any weight is loaded
     again.configure_model()

@@ -21,13 +21,15 @@ from lcf_lightning.errors import GeometryError, SettingError
 from lcf_lightning.evaluation.answering import answer_losses, run_arms
 from lcf_lightning.evaluation.arms import ArmCaches
 from lcf_lightning.evaluation.pruning import _Edits
+from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.decoding import _Progress
 from lcf_lightning.models.loading import DTYPES
 from lcf_lightning.models.store import PrefillSettings
+from lcf_lightning.receiving import decoder
 from tests.adapter.conftest import random_kv
 from tests.conftest import byte_tokenizer
-from tests.pairs import prefills_counted, small_data, small_module, small_trainer
+from tests.pairs import channel_of, prefills_counted, small_data, small_module, small_trainer
 from tests.test_many_sharers import EXAMPLES, PROMPTS
 
 Spec = Callable[[str], ModelSpec]
@@ -57,12 +59,12 @@ def ready(sharer: ModelSpec, receiver: ModelSpec) -> LCFModule:
 
 def written(channel: Channel, sharers: int = 1, prompts: PromptSettings = PROMPTS) -> Batch:
     """Two examples, of four facts and of two, over so many sharers."""
-    return channel.collator(prompts).written(EXAMPLES, [sharers] * 2)
+    return channel.writer.collator(prompts).written(EXAMPLES, [sharers] * 2)
 
 
 def fused(channel: Channel, *messages: Message) -> KVCache:
     """The receiver's cache as `Channel.receive` makes it."""
-    return channel._decoder([messages], ["likes ada"], [FACTS[:1]], 4, {}).cache
+    return decoder(channel, [messages], ["likes ada"], [FACTS[:1]], 4, {}).cache
 
 
 def test_four_lines_answer_as_the_evaluation_does(channel: Channel) -> None:
@@ -72,7 +74,7 @@ def test_four_lines_answer_as_the_evaluation_does(channel: Channel) -> None:
     data.setup("test")
     seen = 0
     for batch in data.test_dataloader():  # answered together there, alone here
-        expected = run_arms(ArmCaches(channel, batch), ["message"], 6)
+        expected = run_arms(ArmCaches(channel.link, channel.writer, batch), ["message"], 6)
         for example, answer in zip(batch.examples, expected, strict=True):
             message = channel.send([passage[0] for passage in example.sharer], question=example.question)
             travelled = Message.from_bytes(message.to_bytes(), origin=channel.origin)
@@ -87,10 +89,10 @@ def test_each_span_becomes_a_token(channel: Channel) -> None:
     message = channel.send(FACTS, "likes ada")
     alone = channel.receive(message, "likes ada", FACTS[:1])
     with torch.no_grad():
-        decoder = channel._decoder([message], ["likes ada"], [FACTS[:1]], 4, {})
+        made = decoder(channel, [message], ["likes ada"], [FACTS[:1]], 4, {})
     assert message.spans == 4  # the question is a span of its own
-    assert decoder.cache.keys[0].shape[2] == alone.prompt_tokens - 1 + 4
-    assert decoder.ids.shape[1] == alone.prompt_tokens + 4
+    assert made.cache.keys[0].shape[2] == alone.prompt_tokens - 1 + 4
+    assert made.ids.shape[1] == alone.prompt_tokens + 4
     texts = [channel.receive(message, "likes ada", FACTS[:1], **way).text for way in ({}, {"num_beams": 1})]
     pieces = channel.receive(message, "likes ada", FACTS[:1], stream=True)
     assert {"".join(pieces).strip(), *texts} == {alone.text}
@@ -112,7 +114,7 @@ def test_a_batch_gives_what_its_rows_give(channel: Channel) -> None:
 def test_several_sharers_are_heard_as_one(channel: Channel) -> None:
     """Summaries of two messages stand one after the other, and know nothing of each other."""
     one, two, three = (channel.send(facts, "likes ada") for facts in (FACTS[:2], FACTS[2:], FACTS[:1] * 3))
-    layers, rotary = channel.adapter.config.receiver_layers, channel._reader("receiver").rotary
+    layers, rotary = channel.adapter.config.receiver_layers, channel.link.side("receiver").rotary
     count, own = one.spans + two.spans, channel.receive(one, "likes ada", FACTS[:1]).prompt_tokens - 1
     both, others, first, second = (fused(channel, *sent) for sent in ((one, two), (one, three), (one,), (two,)))
     assert (both.mask.shape[1], others.mask.shape[1]) == (count + own, one.spans + three.spans + own)
@@ -132,13 +134,13 @@ def test_all_arms_run_and_an_edit_of_all_layers_is_the_message(channel: Channel)
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     arms = ["message", "mismatched", "zero", "self", "noise", "own_context"]
-    answers = run_arms(ArmCaches(channel, batch), arms, 4)
+    answers = run_arms(ArmCaches(channel.link, channel.writer, batch), arms, 4)
     assert {answer.arm for answer in answers} == set(arms)
     losses = {arm: [answer.loss for answer in answers if answer.arm == arm] for arm in arms}
     for arm in arms[1:]:
         apart = zip(losses["message"], losses[arm], strict=True)
         assert max(abs(one - other) for one, other in apart) > 1e-4, arm
-    edits = _Edits(channel, batch)
+    edits = _Edits(channel.link, channel.writer, batch)
     with torch.no_grad():
         whole = edits.reading(range(config.receiver.geometry.layers)).cache
         assert torch.equal(whole.keys[0], edits.caches.message.cache.keys[0])
@@ -169,11 +171,16 @@ def test_a_receiver_in_half_precision_hears_what_a_whole_one_does(
     logits = {}
     for name in ("float32", dtype):
         module = ready(spec("llama"), replace(spec(receiver), dtype=name))
-        channel, batch = module.channel, written(module.channel)
-        own = channel.read_receiver(batch.receiver)
-        cache = channel.fuse(own, channel.pool(channel.read_sharer(batch.sharer), batch.index), temperature=1.0)
+        channel = channel_of(module)
+        batch = written(channel)
+        own = channel.link.read_receiver(batch.receiver)
+        cache = channel.link.fuse(
+            own, channel.link.pool(channel.link.read_sharer(batch.sharer), batch.index), temperature=1.0
+        )
         assert {tensor.dtype for tensor in cache.keys + cache.values} == {DTYPES[name]}
-        heard, alone = (channel.logits(each, batch.last, batch.answers, batch.answer_mask) for each in (cache, own))
+        heard, alone = (
+            channel.link.logits(each, batch.last, batch.answers, batch.answer_mask) for each in (cache, own)
+        )
         logits[name] = heard.detach()
         heard[batch.answer_mask].logsumexp(-1).sum().backward()
         for parameter in module.adapter.parameters():
@@ -193,7 +200,7 @@ def test_a_pruned_prefix_answers_as_the_full_one_with_these_gates_closed(channel
     full.gates.logits[[layer for layer in layers if layer not in kept]] = -1.0
     nothing.gates.logits.fill_(-1.0)
     pruned = Channel.from_pretrained(tmp_path / "pruned")
-    closed, silent = (Channel(channel.sharer, channel.receiver, adapter) for adapter in (full, nothing))
+    closed, silent = (Channel(channel.link.sharer, channel.link.receiver, adapter) for adapter in (full, nothing))
     assert [len(each.adapter.config.receiver_layers) for each in (pruned, closed)] == [2, len(layers)]
 
     ours, theirs = (fused(each, each.send(FACTS, "likes ada")) for each in (pruned, closed))
@@ -208,11 +215,13 @@ def test_a_pruned_prefix_answers_as_the_full_one_with_these_gates_closed(channel
     assert one == other
 
     batch = written(channel)
-    measured = answer_losses(channel, _Edits(channel, batch).reading(kept), batch)
-    assert torch.equal(measured, answer_losses(pruned, ArmCaches(pruned, batch).message, batch))
-    caches = ArmCaches(silent, batch)
+    measured = answer_losses(channel.link, _Edits(channel.link, channel.writer, batch).reading(kept), batch)
+    assert torch.equal(
+        measured, answer_losses(pruned.link, ArmCaches(pruned.link, pruned.writer, batch).message, batch)
+    )
+    caches = ArmCaches(silent.link, silent.writer, batch)
     assert caches.message.cache.mask.sum() == caches.own_context.cache.mask.sum() + 5 + 3
-    losses = [answer_losses(silent, reading, batch) for reading in (caches.message, caches.own_context)]
+    losses = [answer_losses(silent.link, reading, batch) for reading in (caches.message, caches.own_context)]
     assert (losses[0] - losses[1]).abs().min() > 1e-4
 
 
@@ -220,11 +229,11 @@ def test_a_pruned_prefix_answers_as_the_full_one_with_these_gates_closed(channel
 def test_kept_prefills_give_the_same_to_the_bit(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the receiver's rows are padded too: what stands there is kept as zeros."""
     made = prefills_counted(monkeypatch)
-    plain = ready(spec("llama"), spec("qwen3")).channel
+    plain = channel_of(ready(spec("llama"), spec("qwen3")))
     batch, losses = written(plain, 2), []
     for prefills in (None, PrefillSettings(str(tmp_path)), PrefillSettings(str(tmp_path))):
-        channel = Channel(plain.sharer, plain.receiver, plain.adapter, prefills)
-        losses.append(answer_losses(channel, ArmCaches(channel, batch).message, batch))
+        link = Link(plain.link.sharer, plain.link.receiver, plain.adapter, prefills)
+        losses.append(answer_losses(link, ArmCaches(link, plain.writer, batch).message, batch))
         assert made == ([] if prefills is None else [4, 2])  # two sharers each; once
     assert not batch.receiver.mask.all()
     assert torch.equal(losses[0], losses[1])
@@ -238,11 +247,11 @@ def test_token_limits_drop_spans_and_do_not_count_a_messages_tokens(spec: Spec) 
     def limited(**limits: int) -> Channel:
         adapter = copy.copy(module.adapter)
         adapter.config = replace(adapter.config, metadata={"prompts": limits})
-        return Channel(module.channel.sharer, module.channel.receiver, adapter)
+        return Channel(module.link.sharer, module.link.receiver, adapter)
 
     wide = limited()
     theirs, own = (
-        len(wide.encoder(wide.prompts, role).prompt([(fact,) for fact in FACTS[:2]], "likes ada").ids)
+        len(wide.writer.encoder(wide.prompts, role).prompt([(fact,) for fact in FACTS[:2]], "likes ada").ids)
         for role in ("sharer", "receiver")
     )
     tight = limited(max_sharer_tokens=theirs, max_receiver_tokens=own)
@@ -254,18 +263,20 @@ def test_token_limits_drop_spans_and_do_not_count_a_messages_tokens(spec: Spec) 
         assert torch.equal(getattr(message, name), getattr(fewer, name))
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # the receiver's two facts fit, with three tokens before them
-        decoder = tight._decoder([message], ["likes ada"], [FACTS[:2]], 4, {})
-    assert (decoder.prompt_tokens, decoder.cache.mask.shape[1]) == ([own], own - 1 + 3)
+        made = decoder(tight, [message], ["likes ada"], [FACTS[:2]], 4, {})
+    assert (made.prompt_tokens, made.cache.mask.shape[1]) == ([own], own - 1 + 3)
 
     tight = limited(max_receiver_tokens=own - 1)
     with pytest.warns(UserWarning, match="max_receiver_tokens, as in training, leaves out 1 spans"):
-        decoder = tight._decoder([tight.send(FACTS, "likes ada")], ["likes ada"], [FACTS[:2]], 4, {})
-    assert decoder.cache.mask.shape[1] == decoder.prompt_tokens[0] - 1 + 4
-    assert decoder.prompt_tokens[0] < own - 1
+        made = decoder(tight, [tight.send(FACTS, "likes ada")], ["likes ada"], [FACTS[:2]], 4, {})
+    assert made.cache.mask.shape[1] == made.prompt_tokens[0] - 1 + 4
+    assert made.prompt_tokens[0] < own - 1
 
-    limit = max(len(wide.encoder(PROMPTS, "sharer").prompt(row.sharer[:2], row.question).ids) for row in EXAMPLES)
+    limit = max(
+        len(wide.writer.encoder(PROMPTS, "sharer").prompt(row.sharer[:2], row.question).ids) for row in EXAMPLES
+    )
     batch = written(wide, prompts=replace(PROMPTS, max_sharer_tokens=limit))
-    caches = ArmCaches(wide, batch)
+    caches = ArmCaches(wide.link, wide.writer, batch)
     assert batch.dropped_spans == 2  # of four facts of the first row
     assert (caches.message.cache.mask.sum(1) - caches.own_context.cache.mask.sum(1)).tolist() == [3, 3]
 
@@ -274,18 +285,18 @@ def test_token_limits_drop_spans_and_do_not_count_a_messages_tokens(spec: Spec) 
 def test_beams_find_the_likeliest_pair_on_the_fused_cache(channel: Channel) -> None:
     """Of the likeliest first tokens and what may follow them, by teacher forcing; one beam is greedy."""
     message = channel.send(FACTS, "likes ada")
-    decoder = channel._decoder([message], ["likes ada"], [FACTS[:1]], 2, {})
+    made = decoder(channel, [message], ["likes ada"], [FACTS[:1]], 2, {})
 
     def said(**options: int) -> list[int]:
         asked = {"min_new_tokens": 2, **options}
-        made = channel._decoder([message], ["likes ada"], [FACTS[:1]], 2, asked)
+        made = decoder(channel, [message], ["likes ada"], [FACTS[:1]], 2, asked)
         return made._generate(_Progress(made.watch))[0].tolist()
 
     def likelihoods(tokens: torch.Tensor) -> torch.Tensor:
         """Log probabilities of what stands at each place of ``tokens``, an end apart."""
-        cache, last = decoder.cache.rows(torch.zeros(len(tokens)).long()), decoder.ids[:, -1:].expand(len(tokens), 1)
-        found = channel.logits(cache, last, tokens, torch.ones_like(tokens).bool()).log_softmax(-1)
-        found[..., list(channel.receiver.stop_ids)] = float("-inf")
+        cache, last = made.cache.rows(torch.zeros(len(tokens)).long()), made.ids[:, -1:].expand(len(tokens), 1)
+        found = channel.link.logits(cache, last, tokens, torch.ones_like(tokens).bool()).log_softmax(-1)
+        found[..., list(channel.link.receiver.stop_ids)] = float("-inf")
         return found
 
     values, first = likelihoods(torch.zeros(1, 1).long())[0, 0].topk(3)
@@ -297,9 +308,9 @@ def test_beams_find_the_likeliest_pair_on_the_fused_cache(channel: Channel) -> N
 
 def first_logits(channel: Channel, question: str, sent: Message) -> torch.Tensor:
     """The receiver's, read on the fused cache."""
-    decoder = channel._decoder([[sent]], [question], [()], 1, {})
+    made = decoder(channel, [[sent]], [question], [()], 1, {})
     with torch.no_grad():
-        return channel.logits(decoder.cache, decoder.ids[:, -1:], decoder.ids[:, :1], torch.ones(1, 1).bool())
+        return channel.link.logits(made.cache, made.ids[:, -1:], made.ids[:, :1], torch.ones(1, 1).bool())
 
 
 def mistral(folder: Path, **settings: int) -> ModelSpec:
@@ -317,7 +328,7 @@ def mistral(folder: Path, **settings: int) -> ModelSpec:
 def test_a_message_out_of_sight_is_refused(spec: Spec, tmp_path: Path, limit: str) -> None:
     """A whole window before the prompt's last token, or more positions than the receiver has."""
     receiver = mistral(tmp_path, **{"sliding_window": 99, "max_position_embeddings": 99, limit: 40})
-    channel = ready(spec("llama"), receiver).channel
+    channel = channel_of(ready(spec("llama"), receiver))
     message = channel.send(FACTS, "q")  # four tokens
     fits = "q" * (40 - 4 - channel.receive(message, "q").prompt_tokens + 1)
     first = message.values.clone()
@@ -328,11 +339,11 @@ def test_a_message_out_of_sight_is_refused(spec: Spec, tmp_path: Path, limit: st
         channel.receive(message, f"{fits}q")
     paper = small_module(spec("llama"), receiver)
     paper.configure_model()
-    assert paper.eval().channel.receive(paper.channel.send(FACTS, "q"), f"{fits}q").prompt_tokens == 37
+    assert channel_of(paper.eval()).receive(channel_of(paper).send(FACTS, "q"), f"{fits}q").prompt_tokens == 37
 
 
 def test_a_sharer_is_not_given_more_than_it_can_read_without_a_word(spec: Spec, tmp_path: Path) -> None:
-    channel = ready(mistral(tmp_path, max_position_embeddings=40), spec("qwen3")).channel
+    channel = channel_of(ready(mistral(tmp_path, max_position_embeddings=40), spec("qwen3")))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         channel.send(FACTS[:1], "q")
@@ -347,7 +358,7 @@ def test_only_layers_that_are_written_can_show_a_message(spec: Spec) -> None:
     for layers, heard in ((None, True), ((1, 2), True), ((0, 1, 3), False)):
         module = small_module(spec("llama"), spec("gemma3"), pooler="prefix", dropout=0.0, layers=layers)
         module.configure_model()
-        channel = module.eval().channel
+        channel = channel_of(module.eval())
         message = channel.send(FACTS[:2], "q")
         if heard:
             louder = replace(message, keys=message.keys + 10, values=message.values + 10)
@@ -359,13 +370,17 @@ def test_only_layers_that_are_written_can_show_a_message(spec: Spec) -> None:
 
 def test_arms_of_messages_of_unequal_length_are_those_of_each_row(spec: Spec) -> None:
     """Four facts and two: what pads the shorter message is no token, and counts in no moment of the noise."""
-    channel = ready(spec("llama"), spec("qwen3")).channel
-    collator = channel.collator(PROMPTS)
+    channel = channel_of(ready(spec("llama"), spec("qwen3")))
+    collator = channel.writer.collator(PROMPTS)
     rows = [replace(row, receiver=EXAMPLES[0].receiver) for row in EXAMPLES]
     pairs = [(rows[0], rows[1]), (rows[1], rows[0])]
     arms = ["message", "mismatched", "zero", "self", "noise"]
-    together = run_arms(ArmCaches(channel, collator.evaluate(pairs)), arms, 4)
-    alone = [answer for pair in pairs for answer in run_arms(ArmCaches(channel, collator.evaluate([pair])), arms, 4)]
+    together = run_arms(ArmCaches(channel.link, channel.writer, collator.evaluate(pairs)), arms, 4)
+    alone = [
+        answer
+        for pair in pairs
+        for answer in run_arms(ArmCaches(channel.link, channel.writer, collator.evaluate([pair])), arms, 4)
+    ]
     losses = {(answer.id, answer.arm): answer.loss for answer in alone}
     assert len(together) == len(losses) == 10
     for answer in together:
@@ -376,8 +391,8 @@ def test_arms_of_messages_of_unequal_length_are_those_of_each_row(spec: Spec) ->
 
 def test_tokens_of_a_message_count_for_no_penalty(channel: Channel) -> None:
     """`generate` sees ids in their place, all of which the prompt holds already."""
-    decoder = channel._decoder([channel.send(FACTS, "likes ada")], ["likes ada"], [()], 4, {"repetition_penalty": 5.0})
-    own = channel._decoder([channel.send(FACTS[:1], "likes ada")], ["likes ada"], [()], 4, {})
-    assert decoder.ids.shape[1] - own.ids.shape[1] == 2
-    assert set(decoder.ids[0, :4].tolist()) == {int(decoder.ids[0, -1])}
-    assert decoder.ids[0, 4:].tolist() == own.ids[0, 2:].tolist()
+    made = decoder(channel, [channel.send(FACTS, "likes ada")], ["likes ada"], [()], 4, {"repetition_penalty": 5.0})
+    own = decoder(channel, [channel.send(FACTS[:1], "likes ada")], ["likes ada"], [()], 4, {})
+    assert made.ids.shape[1] - own.ids.shape[1] == 2
+    assert set(made.ids[0, :4].tolist()) == {int(made.ids[0, -1])}
+    assert made.ids[0, 4:].tolist() == own.ids[0, 2:].tolist()

@@ -53,7 +53,7 @@ def three_steps(folder: Path, quantization: str | None, device: str) -> tuple[Fi
     trainer = small_trainer(folder, first, max_steps=3, accelerator=device)
     module.trainer = trainer  # it names the device
     module.configure_model()
-    frozen = module.channel.sharer, module.channel.receiver
+    frozen = module.link.sharer, module.link.receiver
     before = [copy.deepcopy(held.model.state_dict()) for held in frozen]
     trainer.fit(module, datamodule=small_data(sharer, receiver, batch_size=64, prompts=PROMPTS))
     for held, weights in zip(frozen, before, strict=True):
@@ -96,7 +96,7 @@ def test_the_config_and_the_command_line_quantise(tmp_path: Path) -> None:
     stored = json.loads((run / "adapter" / "adapter_config.json").read_text())
     assert [stored[role]["quantization"] for role in ("sharer", "receiver")] == ["8bit", "nf4"]
     channel = Channel.from_pretrained(run / "adapter")
-    projections = [held.model.model.layers[0].self_attn.q_proj for held in (channel.sharer, channel.receiver)]
+    projections = [held.model.model.layers[0].self_attn.q_proj for held in (channel.link.sharer, channel.link.receiver)]
     assert [type(projection).__name__ for projection in projections] == ["Linear8bitLt", "Linear4bit"]
     message = channel.send(["likes ada tea .", "owns bob lamp ."], "likes ada")
     assert message.keys.isfinite().all()

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lcf_lightning import AdapterSettings, ContextMismatchDataModule, LCFModule, ModelSpec
 from lcf_lightning.data.sources import HotpotQA
-from lcf_lightning.models.cache import Rotary
+from lcf_lightning.models.rotary import Rotary
 from tests.pairs import small_trainer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
@@ -58,7 +58,7 @@ def test_a_real_pair_trains(names: tuple[str, str], tmp_path: Path) -> None:
     data = ContextMismatchDataModule(source, sharer, receiver, batch_size=2)
     module = LCFModule(sharer, receiver, AdapterSettings(d=16))
     module.configure_model()
-    models = (module.channel.sharer.model, module.channel.receiver.model)
+    models = (module.link.sharer.model, module.link.receiver.model)
     before = [copy.deepcopy(model.state_dict()) for model in models]
     losses = Losses()
     small_trainer(tmp_path, losses, max_steps=5, gradient_clip_val=1.0).fit(module, datamodule=data)

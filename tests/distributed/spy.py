@@ -58,7 +58,7 @@ class Spy(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         wrapped = trainer.strategy.model
         assert isinstance(wrapped, DistributedDataParallel)
-        channel = pl_module.channel
+        link = pl_module.link
         self.seen |= {
             "rank": trainer.global_rank,
             "local_rank": trainer.local_rank,
@@ -67,7 +67,7 @@ class Spy(pl.Callback):
             "find_unused_parameters": wrapped.find_unused_parameters,
             "wrapped": _size([*wrapped.parameters(), *wrapped.buffers()]),
             "adapter": _size(pl_module.adapter.parameters()),
-            "frozen": _size(channel.sharer.model.parameters()) + _size(channel.receiver.model.parameters()),
+            "frozen": _size(link.sharer.model.parameters()) + _size(link.receiver.model.parameters()),
         }
 
         wrapped.register_comm_hook(None, lambda _, bucket: self._reduce(bucket))  # torch refuses annotations as text

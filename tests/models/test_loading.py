@@ -13,6 +13,7 @@ from transformers import AutoConfig
 
 from lcf_lightning import ModelSpec
 from lcf_lightning.errors import GeometryError, ModelError
+from lcf_lightning.models.families import Family
 from lcf_lightning.models.geometry import KNOWN_GEOMETRIES, Geometry
 from lcf_lightning.models.loading import BUILTIN, FrozenModel, geometry_of, load_frozen, load_tokenizer
 
@@ -110,7 +111,7 @@ def test_a_missing_gguf_file_is_refused(tmp_path: Path) -> None:
 def test_an_encoder_is_refused() -> None:
     config = AutoConfig.for_model("whisper")
     with pytest.raises(GeometryError, match="not a decoder-only LM"):
-        Geometry.from_config(AutoConfig.for_model("resnet"))
+        Family().geometry(AutoConfig.for_model("resnet"))
     assert config.model_type == "whisper"
     with pytest.raises(GeometryError, match="layers=0 must be a whole number of at least 1"):
         Geometry(0, 1, 1)
