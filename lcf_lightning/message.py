@@ -211,21 +211,21 @@ class _Header:
     def from_json(cls, text: bytes) -> tuple[_Header, str]:
         """The header and the digest that it names; raise a MessageError unless ``text`` is what `to_json` writes."""
         try:
-            found = json.loads(text.decode())
+            given = json.loads(text.decode())
         except (ValueError, RecursionError) as error:
             raise MessageError("message header is no JSON.") from error
         names = {field.name for field in (*fields(cls), *fields(Origin))} - {"origin"} | {"sha256"}
-        if not isinstance(found, dict) or found.get("format") != FORMAT_VERSION:
-            version = found.get("format") if isinstance(found, dict) else None
+        if not isinstance(given, dict) or given.get("format") != FORMAT_VERSION:
+            version = given.get("format") if isinstance(given, dict) else None
             raise MessageError(f"message format={version!r:.40} is unknown; this release reads {FORMAT_VERSION}.")
-        if found.keys() != names:
+        if given.keys() != names:
             raise MessageError(f"message header must hold exactly {', '.join(sorted(names))}.")
-        wrong = [name for name, value in found.items() if not _allowed(name, value)]
+        wrong = [name for name, value in given.items() if not _allowed(name, value)]
         if wrong:
-            raise MessageError(f"message header: {wrong[0]}={found[wrong[0]]!r:.40} is not allowed.")
-        origin = Origin(**{field.name: found[field.name] for field in fields(Origin)})
-        own = {field.name: found[field.name] for field in fields(cls) if field.name != "origin"}
-        return cls(origin=origin, **own), found["sha256"]
+            raise MessageError(f"message header: {wrong[0]}={given[wrong[0]]!r:.40} is not allowed.")
+        origin = Origin(**{field.name: given[field.name] for field in fields(Origin)})
+        rest = {field.name: given[field.name] for field in fields(cls) if field.name != "origin"}
+        return cls(origin=origin, **rest), given["sha256"]
 
     @property
     def shape(self) -> tuple[int, int, int, int]:

@@ -220,11 +220,11 @@ class LCFModule(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another adapter, since Lightning will not."""
-        stored, own = AdapterConfig.from_dict(checkpoint.get("adapter_config", {})), self.adapter.config
+        stored, trained = AdapterConfig.from_dict(checkpoint.get("adapter_config", {})), self.adapter.config
         alike = {
-            "sharer": stored.sharer.same(own.sharer),
-            "receiver": stored.receiver.same(own.receiver),
-            "settings": stored.settings == own.settings,
+            "sharer": stored.sharer.same(trained.sharer),
+            "receiver": stored.receiver.same(trained.receiver),
+            "settings": stored.settings == trained.settings,
         }
         differing = [key for key, same in alike.items() if not same]
         if differing:

@@ -39,22 +39,22 @@ def decode(payload: bytes, dtype: str, shape: tuple[int, ...]) -> tuple[Tensor, 
         MessageError: If these are not exactly those tensors, or one is not finite. No tensor has been made then.
     """
     try:
-        found = dict(deserialize(payload))
+        parts = dict(deserialize(payload))
     except SafetensorError as error:
         raise MessageError("message payload is no safetensors file.") from error
     expected = dict.fromkeys(_SIDES, (WIRE_DTYPES[dtype], shape))
     if dtype == "int8":
         expected |= {f"{side}_scale": ("F32", (*shape[:-1], 1)) for side in _SIDES}
-    if {name: (part["dtype"], tuple(part["shape"])) for name, part in found.items()} != expected:
+    if {name: (part["dtype"], tuple(part["shape"])) for name, part in parts.items()} != expected:
         raise MessageError("message payload does not hold exactly the tensors of its header.")
     for name, (kind, _) in expected.items():
-        if not _finite(kind, found[name]["data"], _factor(name)):
+        if not _finite(kind, parts[name]["data"], _factor(name)):
             raise MessageError(f"{name} of this message hold values that are not finite.")
     if dtype != "int8":
-        keys, values = (_tensor(found[side], DTYPES[dtype]) for side in _SIDES)
+        keys, values = (_tensor(parts[side], DTYPES[dtype]) for side in _SIDES)
         return keys, values
     keys, values = (
-        _tensor(found[side], torch.int8).float() * _tensor(found[f"{side}_scale"], torch.float32) for side in _SIDES
+        _tensor(parts[side], torch.int8).float() * _tensor(parts[f"{side}_scale"], torch.float32) for side in _SIDES
     )
     return keys, values
 

@@ -1,4 +1,4 @@
-"""Layer gates: one learned switch per layer for keys and one for values (method.md §2.6)."""
+"""Layer gates: one learned switch per layer for keys and one for values (LCF, arXiv 2605.22863)."""
 
 from __future__ import annotations
 

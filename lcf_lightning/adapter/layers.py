@@ -39,7 +39,7 @@ class LayerLinear(nn.Module):
 
 
 class LayerFFN(nn.Module):
-    """Per layer, a residual block ``z + W2·GELU(W1·RMSNorm(z))``, bias-free (method.md §2.2).
+    """Per layer, a residual block ``z + W2·GELU(W1·RMSNorm(z))``, bias-free (LCF, arXiv 2605.22863).
 
     Args:
         layers: Number of blocks.

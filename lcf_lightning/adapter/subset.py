@@ -1,4 +1,4 @@
-"""A smaller adapter: only some of the layers, and nothing of the others (method.md §6)."""
+"""A smaller adapter: only some of the layers, and nothing of the others (LCF, arXiv 2605.22863, pruning)."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
     python -m lcf_lightning.assets.make_tiny_models
 
-Recipe (method.md; measured to work): train first on repeated random sequences, which grows the induction heads that
+Recipe (measured to work): train first on repeated random sequences, which grows the induction heads that
 look things up, then mix in question answering with questions drawn *with replacement* (a permutation would let the
 model answer by elimination and it would never learn to read) and copying the facts out when asked for a message.
 """

@@ -96,10 +96,10 @@ class KVCache:
         every = tuple(range(len(self.keys)))
         places = torch.tensor(layers, device=present.device)
         keys, values = (side.new_zeros(len(every), *side.shape[1:]).index_copy(0, places, side) for side in tokens)
-        own = rotary.apply(torch.stack(self.keys), every, self.positions, inverse=True)
+        unrotated = rotary.apply(torch.stack(self.keys), every, self.positions, inverse=True)
         mask = torch.cat([present, self.mask], dim=1)
         # All at once: some models rotate by tables that depend on how long a text is.
-        keys = rotary.apply(torch.cat([keys, own], dim=3), every, positions_of(mask)).to(self.keys[0].dtype)
+        keys = rotary.apply(torch.cat([keys, unrotated], dim=3), every, positions_of(mask)).to(self.keys[0].dtype)
         values = torch.cat([values.to(self.values[0].dtype), torch.stack(self.values)], dim=3)
         # Padding to the left again: a sliding window counts slots, not positions.
         order = mask.byte().argsort(dim=1, stable=True)

@@ -161,13 +161,13 @@ class Decoder:
             raise SettingError(f"decoding options {self.decoding.names}: {reason(error)}") from error
 
     def _answers(self, ids: Tensor) -> list[Answer]:
-        found = []
-        for row, read in zip(ids.tolist(), self.prompt_tokens, strict=True):
+        answers = []
+        for row, prompt_tokens in zip(ids.tolist(), self.prompt_tokens, strict=True):
             while row and row[-1] == self.decoding.pad_id:  # others of the batch went on
                 row.pop()
             text = str(self.reader.tokenizer.decode(row, skip_special_tokens=True)).strip()
-            found.append(Answer(text, read, len(row), dict(self.watch.milliseconds)))
-        return found
+            answers.append(Answer(text, prompt_tokens, len(row), dict(self.watch.milliseconds)))
+        return answers
 
 
 @torch.no_grad()

@@ -143,8 +143,8 @@ class FrozenModel:
         """The tokenizer's end of sequence first, then those the model itself may end a turn with."""
         generation = getattr(self.model.generation_config, "eos_token_id", None)
         others = generation if isinstance(generation, list) else [generation]
-        own = int(self.tokenizer.eos_token_id)
-        return (own, *(int(token) for token in others if token not in (None, own)))
+        end = int(self.tokenizer.eos_token_id)
+        return (end, *(int(token) for token in others if token not in (None, end)))
 
 
 def geometry_of(spec: ModelSpec) -> Geometry:

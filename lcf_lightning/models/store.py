@@ -193,10 +193,10 @@ class PrefillStore:
         """Last use, bytes and path of every file, also of those that a killed process left unfinished."""
         for file in self.folder.glob("*/*.safetensors"):
             try:
-                found = file.stat()
+                status = file.stat()
             except FileNotFoundError:
                 continue  # gone meanwhile: another process makes room
-            yield found.st_mtime, found.st_size, file
+            yield status.st_mtime, status.st_size, file
 
 
 def _touch(file: Path) -> None:

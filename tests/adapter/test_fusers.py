@@ -1,4 +1,4 @@
-"""The fusers against method.md §2 and §3, written out plainly, one layer, example and token at a time."""
+"""The fusers against the formulas of LCF and C2C, written out plainly, one layer, example and token at a time."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ def attend(query: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]
 
 
 def plain_pool(pooler: SpanPooler, cache: KV, spans: Tensor) -> KV:
-    """method.md §4, one layer, example and head at a time."""
+    """The formula of LCF-X, one layer, example and head at a time."""
     layers, batch, heads, _, size = cache.keys.shape
     out = KV(torch.zeros(layers, batch, heads, 1, size), torch.zeros(layers, batch, heads, 1, size))
     for layer in range(layers):

@@ -37,7 +37,7 @@ class C2CPipeline(nn.Module):
 
 
 class C2CFuser(Fuser):
-    """The Cache-to-Cache fuser (method.md §3; C2C, arXiv 2510.03215): separate pipelines for keys and values.
+    """The Cache-to-Cache fuser (C2C, arXiv 2510.03215): separate pipelines for keys and values.
 
     Args:
         shape: What it is built for; ``d`` is the hidden width (1024 in the C2C paper).

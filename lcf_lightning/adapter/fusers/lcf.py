@@ -11,7 +11,7 @@ from lcf_lightning.models.geometry import KV
 
 
 class LCFFuser(Fuser):
-    """The LCF fuser (method.md §2; LCF, arXiv 2605.22863): one bottleneck for keys and values together.
+    """The LCF fuser (LCF, arXiv 2605.22863): one bottleneck for keys and values together.
 
     ``z = FFN(FFN(W_down [S_K; S_V; R_K; R_V] + b))``, ``[z_K, z_V] = z``, ``Δ_i = W_up z_i + b``,
     ``α_i = sigmoid(linear(z))``, one per head and token.
@@ -38,8 +38,8 @@ class LCFFuser(Fuser):
         return tuple(self.updates)  # type: ignore[arg-type]
 
     def forward(self, sharer: KV, receiver: KV | None) -> KV:
-        shared, own = flatten(*sharer), None if receiver is None else flatten(*receiver)
-        z = self.blocks(joint_linear(self.down, shared, own).flatten(1, 2))
+        joint = joint_linear(self.down, flatten(*sharer), None if receiver is None else flatten(*receiver))
+        z = self.blocks(joint.flatten(1, 2))
         alphas = (torch.sigmoid(weight(z)) for weight in self.weights)
         deltas = (update(part) for update, part in zip(self.updates, z.chunk(2, dim=-1), strict=True))
         batch = sharer.keys.shape[1]

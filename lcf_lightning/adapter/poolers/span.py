@@ -1,4 +1,4 @@
-"""The paper's LCF-X pooler: one vector, of all spans, that edits every token of the receiver (method.md §4)."""
+"""The paper's LCF-X pooler: one vector, of all spans, that edits every token of the receiver (arXiv 2605.22863)."""
 
 from __future__ import annotations
 
