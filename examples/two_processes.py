@@ -31,7 +31,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 from lcf_lightning import Channel, Message
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.said import passages_of
+from lcf_lightning.data.parsing import parse_passages
 from lcf_lightning.errors import DataError, LCFError
 from lcf_lightning.evaluation.text_baseline import decoded, reading_prompts, text_prompts, write_texts
 from lcf_lightning.models.decoding import Answer, Decoder, Decoding
@@ -93,7 +93,7 @@ def serve(args: argparse.Namespace) -> None:
         return channel.send(args.sharer_reads, asked).to_bytes(args.dtype, key)
 
     def text(question: str) -> bytes:
-        example = Example("asked", question, ("",), passages_of(args.sharer_reads), ())
+        example = Example("asked", question, ("",), parse_passages(args.sharer_reads), ())
         prompt, last = text_prompts(channel, channel.prompts, [example])
         ids = write_texts(channel, channel.link.read_sharer(prompt), last, args.text_tokens)
         return decoded(channel, ids, args.text_tokens)[0].encode()
@@ -142,7 +142,7 @@ def answer(channel: Channel, name: str, body: bytes, key: bytes, args: argparse.
     if name == "latent":
         message = Message.from_bytes(body, key=key, origin=channel.origin, max_bytes=MAX_REPLY)
         return channel.receive(message, args.question, args.receiver_reads, args.max_new_tokens)
-    example = Example("asked", args.question, ("",), (), passages_of(args.receiver_reads))
+    example = Example("asked", args.question, ("",), (), parse_passages(args.receiver_reads))
     prompt, last = reading_prompts(channel, channel.prompts, [example], [body.decode()])
     cache, watch = channel.link.read_receiver(prompt), Stopwatch(channel.link.receiver.device)
     decoding = Decoding.of(channel.link.receiver, args.max_new_tokens, {})

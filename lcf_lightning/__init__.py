@@ -6,7 +6,7 @@ from lcf_lightning.channel import Channel
 from lcf_lightning.data.datamodule import ContextMismatchDataModule, SharedContextDataModule
 from lcf_lightning.message import Message
 from lcf_lightning.models.decoding import Answer
-from lcf_lightning.models.loading import ModelSpec
+from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.module import LCFModule
 
 __all__ = [

@@ -12,8 +12,8 @@ import torch
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.subset import without_closed_layers
+from lcf_lightning.data.parsing import Question, Text
 from lcf_lightning.data.prompts import PromptSettings
-from lcf_lightning.data.said import Question, Text
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.link import Link, Role, spec_of
 from lcf_lightning.message import Message, Origin

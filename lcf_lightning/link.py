@@ -18,8 +18,9 @@ from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import GeometryError, ModelError, SettingError
 from lcf_lightning.models.cache import KVCache, continue_from, prefill
 from lcf_lightning.models.geometry import KV
-from lcf_lightning.models.loading import FrozenModel, ModelSpec, load_frozen
+from lcf_lightning.models.loading import FrozenModel, load_frozen
 from lcf_lightning.models.rotary import Rotary
+from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings, PrefillStore
 
 Role = Literal["sharer", "receiver"]

@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 
 from lcf_lightning.errors import MessageError, SettingError, reason
 from lcf_lightning.files import write_file
-from lcf_lightning.models.loading import DTYPES
+from lcf_lightning.models.spec import DTYPES
 from lcf_lightning.wire import WIRE_DTYPES, decode, encode
 
 FORMAT_VERSION = 1

@@ -22,7 +22,8 @@ from lcf_lightning.errors import AdapterFileError, DivergedError, ModelError, Se
 from lcf_lightning.evaluation.answering import answer_losses, run_arms
 from lcf_lightning.evaluation.arms import ArmCaches, Reading
 from lcf_lightning.link import Link, load_pair
-from lcf_lightning.models.loading import FrozenModel, ModelSpec, geometry_of
+from lcf_lightning.models.loading import FrozenModel, geometry_of
+from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.writer import Writer
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lcf_lightning.adapter.parts import Summaries
-from lcf_lightning.data.said import Question, Text, passages_of, question_of
+from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
 from lcf_lightning.data.tokens import Tokens, split_last
 from lcf_lightning.errors import DataError, MessageError
 from lcf_lightning.message import Message, together
@@ -72,8 +72,8 @@ def _received(channel: Channel, given: Message | Sequence[Message]) -> list[Mess
 
 def _prompts(channel: Channel, questions: Sequence[Question], passages: Sequence[Text]) -> tuple[Tokens, Tensor]:
     """What the receiver reads itself: all but the last token, and it."""
-    texts = [passages_of(text) for text in passages]
-    asked = [question_of(question) for question in questions]
+    texts = [parse_passages(text) for text in passages]
+    asked = [parse_question(question) for question in questions]
     prompts = channel.writer.prompts("receiver", channel.prompts, texts, asked, unlimited=channel.link.shared)
     warn_of_dropped(prompts, "receiver")
     if min(len(prompt.ids) for prompt in prompts) < 2:

@@ -11,8 +11,8 @@ import torch
 
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.example import Example, Passage
+from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
 from lcf_lightning.data.prompts import History
-from lcf_lightning.data.said import Question, Text, passages_of, question_of
 from lcf_lightning.data.tokens import Encoded, Tokens, pad_left
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.link import Role
@@ -31,9 +31,9 @@ def messages(
     if not passages:
         return []
     channel.link.side("sharer")  # must be loaded
-    texts = [passages_of(text) for text in passages]
+    texts = [parse_passages(text) for text in passages]
     asked: list[tuple[History, str | None]] = [
-        ((), None) if question is None else question_of(question) for question in questions
+        ((), None) if question is None else parse_question(question) for question in questions
     ]
     if pooled and not channel.adapter.poolable:
         pooler = channel.adapter.config.settings.pooler

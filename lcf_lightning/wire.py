@@ -11,7 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lcf_lightning.errors import MessageError
-from lcf_lightning.models.loading import DTYPES
+from lcf_lightning.models.spec import DTYPES
 
 WIRE_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
 """By the dtype of a message on the wire, its name in safetensors."""

@@ -12,7 +12,7 @@ from lcf_lightning.data.example import Passage
 from lcf_lightning.data.prompts import History, PromptEncoder, PromptSettings
 from lcf_lightning.data.tokens import Encoded
 from lcf_lightning.link import Link, Role, spec_of
-from lcf_lightning.models.loading import ModelSpec, load_tokenizer
+from lcf_lightning.models.spec import ModelSpec, load_tokenizer
 
 
 class Writer:

@@ -18,7 +18,8 @@ from lcf_lightning.errors import AdapterFileError, DataError, GeometryError, Mes
 from lcf_lightning.evaluation.answering import run_arms
 from lcf_lightning.evaluation.arms import ArmCaches
 from lcf_lightning.models.geometry import KV
-from lcf_lightning.models.loading import FrozenModel, load_frozen, load_tokenizer
+from lcf_lightning.models.loading import FrozenModel, load_frozen
+from lcf_lightning.models.spec import load_tokenizer
 from lcf_lightning.receiving import decoder
 from tests.pairs import small_data, small_module, small_trainer
 

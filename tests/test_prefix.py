@@ -24,7 +24,7 @@ from lcf_lightning.evaluation.pruning import _Edits
 from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.decoding import _Progress
-from lcf_lightning.models.loading import DTYPES
+from lcf_lightning.models.spec import DTYPES
 from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.receiving import decoder
 from tests.adapter.conftest import random_kv

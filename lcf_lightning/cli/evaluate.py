@@ -34,7 +34,7 @@ from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
 from lcf_lightning.evaluation.report import arms_table, build_report, summarise
 from lcf_lightning.files import move_aside, write_text
 from lcf_lightning.link import Link
-from lcf_lightning.models.loading import ModelSpec
+from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.writer import Writer
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lcf_lightning.data.alignment import Indexes, align, by_position
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
 from lcf_lightning.data.tokens import Encoded, Tokens, pad_left, pad_right, split_last
 from lcf_lightning.errors import DataError, SettingError
-from lcf_lightning.models.pairing import Indexes, align, by_position
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from lcf_lightning.data.partition import mismatched_partners, shared_text
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources.source import Source, Split
 from lcf_lightning.errors import DataError, SettingError
-from lcf_lightning.models.loading import ModelSpec, load_tokenizer
+from lcf_lightning.models.spec import ModelSpec, load_tokenizer
 
 
 class PairDataModule(pl.LightningDataModule):

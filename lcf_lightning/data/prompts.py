@@ -11,10 +11,10 @@ from itertools import accumulate, chain, count
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from lcf_lightning.data.alignment import STRATEGIES, Layout
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.tokens import Encoded
 from lcf_lightning.errors import DataError, SettingError
-from lcf_lightning.models.pairing import STRATEGIES, Layout
 
 _NONE, _QUESTION = -1, -2  # labels of text that belongs to no span, and of the question before it is numbered
 History = Sequence[tuple[str, str]]

@@ -21,7 +21,8 @@ from torch import Tensor
 from lcf_lightning.errors import SettingError, reason
 from lcf_lightning.files import write_file
 from lcf_lightning.models.cache import KVCache, check_prompts, prefill
-from lcf_lightning.models.loading import DTYPES, FrozenModel
+from lcf_lightning.models.loading import FrozenModel
+from lcf_lightning.models.spec import DTYPES
 
 _IGNORED = {"_name_or_path", "transformers_version"}  # of a model's config: no cache depends on them
 

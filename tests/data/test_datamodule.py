@@ -21,7 +21,7 @@ from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
 from lcf_lightning.data.sources import World
 from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import DataError, SettingError
-from lcf_lightning.models.loading import load_tokenizer
+from lcf_lightning.models.spec import load_tokenizer
 
 Make = Callable[..., ContextMismatchDataModule]
 SIZES = {"train_size": 24, "validation_size": 7, "test_size": 5}

@@ -15,7 +15,7 @@ from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import Source
 from lcf_lightning.data.sources.source import Split
 from lcf_lightning.errors import DataError, SettingError
-from lcf_lightning.models.loading import load_tokenizer
+from lcf_lightning.models.spec import load_tokenizer
 
 Make = Callable[..., SharedContextDataModule]
 

@@ -15,7 +15,8 @@ from lcf_lightning import ModelSpec
 from lcf_lightning.errors import GeometryError, ModelError
 from lcf_lightning.models.families import Family
 from lcf_lightning.models.geometry import KNOWN_GEOMETRIES, Geometry
-from lcf_lightning.models.loading import BUILTIN, FrozenModel, geometry_of, load_frozen, load_tokenizer
+from lcf_lightning.models.loading import FrozenModel, geometry_of, load_frozen
+from lcf_lightning.models.spec import BUILTIN, load_tokenizer
 
 Spec = Callable[[str], ModelSpec]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from lcf_lightning.data.example import Example
+from lcf_lightning.data.parsing import split_sentences
 from lcf_lightning.data.partition import checked_mode, partition
-from lcf_lightning.data.said import split_sentences
 from lcf_lightning.data.sources.source import RowSource
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lcf_lightning.data.said import split_sentences
+from lcf_lightning.data.parsing import split_sentences
 from lcf_lightning.data.sources import SQuAD
 from tests.data.sources.rows import CONTEXT, REAL, needs_real_data, squad_row, text_of, write
 

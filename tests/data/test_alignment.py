@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from lcf_lightning.data.alignment import Layout, align, by_position
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
 from lcf_lightning.errors import GeometryError
-from lcf_lightning.models.pairing import Layout, align, by_position
 from tests.conftest import CORPUS, byte_tokenizer
 
 TEMPLATES = {

@@ -16,7 +16,7 @@ Question = str | Sequence[Turn]
 """A question, or a chat that ends with it."""
 
 
-def passages_of(text: Text) -> tuple[Passage, ...]:
+def parse_passages(text: Text) -> tuple[Passage, ...]:
     """The passages of a text, in sentences; blank ones are left out.
 
     Raises:
@@ -35,7 +35,7 @@ def split_sentences(text: str) -> list[str]:
     return re.findall(r".+?(?:(?<=[.!?])(?=\s+[A-Z\"'(0-9])|\Z)", text, flags=re.DOTALL)
 
 
-def question_of(question: Question) -> tuple[History, str]:
+def parse_question(question: Question) -> tuple[History, str]:
     """Earlier turns, and the question itself.
 
     What the system says stands before the first user turn, as in training (`Chat`).

@@ -1,0 +1,105 @@
+"""`ModelSpec`: what a config says of a frozen model, where its files are, and its tokenizer. No weight is loaded."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from lcf_lightning.errors import ModelError, reason
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+QUANTIZATIONS = ("8bit", "nf4")
+ASSETS = Path(__file__).parent.parent / "assets"
+_UNREADABLE = (OSError, ValueError, KeyError, IndexError, ImportError, SafetensorError, struct.error)
+BUILTIN = {name: ASSETS / name for name in ("tiny-sharer", "tiny-receiver", "tiny-expert")}
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """Which frozen model to use and how to hold it in memory.
+
+    Attributes:
+        path: Hub id (``Qwen/Qwen3-0.6B``), local folder, ``.gguf`` file, or an embedded ``tiny-…``.
+        revision: Branch, tag or commit of a hub id; None takes the hub's default branch.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        quantization: ``8bit`` or ``nf4`` (bitsandbytes; needs the extra ``quant``), or None.
+    """
+
+    path: str
+    revision: str | None = None
+    dtype: str = "float32"
+    quantization: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ModelError(f"dtype={self.dtype!r} of model {self.path!r} must be one of {', '.join(DTYPES)}.")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise ModelError(
+                f"quantization={self.quantization!r} of model {self.path!r} must be one of "
+                f"{', '.join(QUANTIZATIONS)}, or null."
+            )
+
+    @property
+    def is_gguf(self) -> bool:
+        return self.path.endswith(".gguf")
+
+    def source(self) -> dict[str, Any]:
+        """Arguments that tell transformers' ``from_pretrained`` where the files are.
+
+        Raises:
+            ModelError: If ``path`` looks like a local path and nothing usable is there.
+        """
+        path = Path(BUILTIN.get(self.path, self.path)).expanduser()
+        if self.is_gguf:
+            missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
+            if missing:
+                raise ModelError(
+                    f"path={self.path!r} needs {' and '.join(missing)}: pip install 'lcf-lightning[gguf]'."
+                )
+            if not path.is_file():
+                raise ModelError(f"path={self.path!r} is not a file; give the path of an existing .gguf file.")
+            return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        if path.is_dir():
+            if not (path / "config.json").is_file():
+                raise ModelError(f"path={self.path!r} has no config.json; give a folder saved by transformers.")
+            return {"pretrained_model_name_or_path": str(path)}
+        if path.is_absolute() or self.path.startswith((".", "~")) or self.path.count("/") != 1 or path.exists():
+            raise ModelError(
+                f"path={self.path!r} is no model folder; give a hub id (owner/name), a folder saved by transformers, "
+                f"a .gguf file, or one of {', '.join(BUILTIN)}."
+            )
+        return {"pretrained_model_name_or_path": self.path, "revision": self.revision}
+
+
+def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: If it cannot be read, or is a slow one (spans need character offsets).
+    """
+    tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, spec)
+    if not tokenizer.is_fast:
+        raise ModelError(f"path={spec.path!r} has a slow tokenizer; spans need one that gives character offsets.")
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"path={spec.path!r} has a tokenizer without an end-of-sequence token; answers need one.")
+    return tokenizer
+
+
+def from_pretrained(auto_class: Any, spec: ModelSpec, **options: Any) -> Any:
+    """What a class of transformers reads at ``spec``.
+
+    Raises:
+        ModelError: If it cannot be read.
+    """
+    source = spec.source()
+    try:
+        return auto_class.from_pretrained(**source, **options)
+    except _UNREADABLE as error:
+        raise ModelError(f"path={spec.path!r} (revision={spec.revision!r}) cannot be read: {reason(error)}") from error
