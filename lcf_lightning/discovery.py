@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import pkgutil
 import sys
+from collections.abc import Iterator
 from importlib import import_module
+from typing import TypeVar
+
+T = TypeVar("T")
 
 
 def import_modules(package: str) -> None:
-    """Import every module of a package, so that the classes in them are known; in the order of their names."""
+    """Import every module of a package, in the order of their names, so that the classes in them are known."""
     for module in pkgutil.iter_modules(sys.modules[package].__path__):
         import_module(f"{package}.{module.name}")
+
+
+def subclasses(base: type[T]) -> Iterator[type[T]]:
+    """Every class below ``base`` that has been imported and can be made, in the order of definition, parents first."""
+    for kind in base.__subclasses__():
+        if not inspect.isabstract(kind):
+            yield kind
+        yield from subclasses(kind)

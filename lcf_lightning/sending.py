@@ -84,7 +84,7 @@ def _aligned(
 ) -> tuple[Summaries, list[str | None]]:
     """The sharer's cache at each of the receiver's tokens, and digests of these."""
     examples = [
-        Example("message", question or "", ("",), text, text, history=tuple(history))
+        Example("message", question or "", ("",), shared=text, history=tuple(history))
         for text, (history, question) in zip(texts, asked, strict=True)
     ]
     batch = channel.writer.collator(channel.prompts).train(examples).to(channel.link.sharer.device)

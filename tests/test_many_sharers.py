@@ -51,7 +51,7 @@ def merged(channel: Channel, messages: list[Message]) -> KV:
 def test_sharers_of_an_example_are_pooled_as_their_messages_are(module: LCFModule, tmp_path: Path) -> None:
     module.adapter.save_pretrained(tmp_path / "adapter", {"prompts": {"question": " {question}"}})
     channel = Channel.from_pretrained(tmp_path / "adapter")
-    batch = module.writer.collator(PROMPTS).written(EXAMPLES, [2, 2])
+    batch = module.writer.collator(PROMPTS).collate(EXAMPLES, [2, 2])
     pooled = module.link.pool(module.link.read_sharer(batch.sharer), batch.index).kv
     assert (len(batch), len(batch.sharer.ids), len(batch.index)) == (2, 4, 2)
     for row, example in enumerate(EXAMPLES):
@@ -63,9 +63,9 @@ def test_sharers_of_an_example_are_pooled_as_their_messages_are(module: LCFModul
 
 
 def test_spans_are_counted_over_all_sharers(module: LCFModule) -> None:
-    batch = module.writer.collator(PROMPTS).written(EXAMPLES, [3, 3])
+    batch = module.writer.collator(PROMPTS).collate(EXAMPLES, [3, 3])
     assert [sorted(set(row.tolist()) - {-1}) for row in batch.index] == [list(range(7)), list(range(5))]
-    single = module.writer.collator(PROMPTS).written(EXAMPLES, [1, 1])
+    single = module.writer.collator(PROMPTS).collate(EXAMPLES, [1, 1])
     assert torch.equal(single.index, single.sharer.spans)
     assert torch.equal(single.receiver.ids, batch.receiver.ids)
 
@@ -110,14 +110,14 @@ def test_kept_prefills_of_several_sharers_are_those_of_a_fit(
 def test_a_sharer_that_reads_nothing_says_nothing(module: LCFModule) -> None:
     blind = module.writer.collator(replace(PROMPTS, share_question=False, sharers=5))
     few = replace(EXAMPLES[1], sharer=FACTS[:2])
-    batch = blind.written([few], [5])
-    alone = blind.written([few], [2])
+    batch = blind.collate([few], [5])
+    alone = blind.collate([few], [2])
     pooled = [module.link.pool(module.link.read_sharer(each.sharer), each.index).kv for each in (batch, alone)]
     assert len(batch.sharer.ids) == 5
     for one, other in zip(*pooled, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     with pytest.raises(DataError, match="leaves the sharer of 'two' nothing to tell"):
-        blind.written([replace(few, sharer=())], [5])
+        blind.collate([replace(few, sharer=())], [5])
 
 
 class Gradients(pl.Callback):
@@ -167,7 +167,7 @@ def test_every_sharers_spans_become_tokens_of_their_own(spec: Spec) -> None:
     module.configure_model()
     channel, tokens = channel_of(module.eval()), []
     for facts in (FACTS, (*FACTS[:2], ("hides finn the kite of ada .",), FACTS[0])):
-        batch = channel.writer.collator(PROMPTS).written([replace(EXAMPLES[0], sharer=facts), EXAMPLES[1]], [3, 3])
+        batch = channel.writer.collator(PROMPTS).collate([replace(EXAMPLES[0], sharer=facts), EXAMPLES[1]], [3, 3])
         sent, own = (
             channel.link.pool(channel.link.read_sharer(batch.sharer), batch.index),
             channel.link.read_receiver(batch.receiver),

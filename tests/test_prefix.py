@@ -59,7 +59,7 @@ def ready(sharer: ModelSpec, receiver: ModelSpec) -> LCFModule:
 
 def written(channel: Channel, sharers: int = 1, prompts: PromptSettings = PROMPTS) -> Batch:
     """Two examples, of four facts and of two, over so many sharers."""
-    return channel.writer.collator(prompts).written(EXAMPLES, [sharers] * 2)
+    return channel.writer.collator(prompts).collate(EXAMPLES, [sharers] * 2)
 
 
 def fused(channel: Channel, *messages: Message) -> KVCache:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
+from lcf_lightning.discovery import subclasses
 from lcf_lightning.errors import SettingError, reason
 from lcf_lightning.models.geometry import KV, Geometry
 
@@ -155,13 +156,9 @@ def short_name(base: type[PartT], part: PartName) -> PartName:
 def known_parts(base: type[PartT]) -> dict[str, type[PartT]]:
     """Every part that has been imported, by class path and by alias."""
     parts: dict[str, type[PartT]] = {}
-    pending = [base]
-    while pending:
-        for part in pending.pop().__subclasses__():
-            pending.append(part)
-            if not inspect.isabstract(part):
-                names = (f"{part.__module__}.{part.__qualname__}", part.alias)
-                parts |= {name: part for name in names if name is not None}
+    for part in subclasses(base):
+        names = (f"{part.__module__}.{part.__qualname__}", part.alias)
+        parts |= {name: part for name in names if name is not None}
     return parts
 
 

@@ -23,7 +23,7 @@ from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy, GateMo
 from lcf_lightning.callbacks.accuracy import gathered
 from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint, steps_of
 from lcf_lightning.cli.config_files import with_bases
-from lcf_lightning.data import sources
+from lcf_lightning.data.sources import known_sources
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.report import arms_table
 from lcf_lightning.files import move_aside, write_text
@@ -40,7 +40,7 @@ class LCFParser(LightningArgumentParser):
         """End with exit code 2 and ``message``."""
         unknown = re.search(r'Parser key "source".*Expected a dot import path string: (\S+)', message, re.DOTALL)
         if unknown:
-            known = ", ".join(name for name in sources.__all__ if not name.endswith("Source"))
+            known = ", ".join(known_sources())
             raise SettingError(f"source={unknown[1]!r} must be one of {known}, or the import path of a Source.") from ex
         super().error(message, ex)
 

@@ -89,24 +89,24 @@ class Collator:
     def train(self, examples: Sequence[Example]) -> Batch:
         """A batch of examples, each with as many sharers as its id says."""
         most = self.sharer.settings.sharers
-        return self.written(examples, [random.Random(example.id).randint(1, most) for example in examples])
+        return self.collate(examples, [random.Random(example.id).randint(1, most) for example in examples])
 
     def evaluate(self, pairs: Sequence[tuple[Example, Example]]) -> Batch:
         """The batch of ``(example, partner)`` pairs, with all sharers."""
-        batch = self.written([example for example, _ in pairs], [self.sharer.settings.sharers] * len(pairs))
+        batch = self.collate([example for example, _ in pairs], [self.sharer.settings.sharers] * len(pairs))
         return replace(batch, partners=tuple(partner for _, partner in pairs))
 
     def train_pairs(self, pairs: Sequence[tuple[Example, Example]]) -> Batch:
         """What `train` makes of the examples of ``(example, partner)`` pairs."""
         return self.train([example for example, _ in pairs])
 
-    def written(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:
+    def collate(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:
         """A batch of examples, each with so many sharers."""
         read = [
-            self._sharer_prompts(row.id, row.sharer, row.question, count)
+            self._sharer_prompts(row.id, row.sharer_reads, row.question, count)
             for row, count in zip(examples, sharers, strict=True)
         ]
-        receiver = [self.receiver.prompt(example.receiver, example.question) for example in examples]
+        receiver = [self.receiver.prompt(example.receiver_reads, example.question) for example in examples]
         tokens, index = self._grouped(read)
         return self._batch(examples, tokens, index, receiver, sum(prompt.dropped for group in read for prompt in group))
 
@@ -186,7 +186,7 @@ class SharedCollator(Collator):
                 f"sharers={self.sharer.settings.sharers} must be 1 where both models read the same text."
             )
 
-    def written(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:
+    def collate(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:
         align = _kept if self.keeps else _aligned
         prompts = [align(self, example) for example in examples]
         tokens = pad_left([sharer for sharer, _, _ in prompts], self.sharer.pad_id)

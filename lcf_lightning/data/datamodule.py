@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.data.batch import Batch, Collator, SharedCollator
 from lcf_lightning.data.example import Example
+from lcf_lightning.data.loader import ResumableLoader, ResumableSampler
 from lcf_lightning.data.partition import mismatched_partners, shared_text
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources.source import Source, Split
@@ -223,9 +223,9 @@ class SharedContextDataModule(PairDataModule):
             return [
                 replace(example, id=f"{name}/{example.id}", benchmark=name)
                 for name, source in self.benchmarks.items()
-                for example in source.examples("test", self.seed)
+                for example in _both_read(source, source.examples("test", self.seed))
             ]
-        examples = super()._read(split, collator)
+        examples = _both_read(self.source, super()._read(split, collator))
         assert isinstance(collator, SharedCollator)
         kept = [example for example in examples if split == "test" or collator.fits(example)]
         if len(kept) < len(examples):
@@ -238,29 +238,12 @@ class SharedContextDataModule(PairDataModule):
         return mismatched_partners(examples, self.seed, shared_text)
 
 
-class ResumableSampler(DistributedSampler[Any]):
-    """Shuffles by seed and epoch, deals out over the ranks, and can begin in the middle of an epoch."""
-
-    skip = 0  # this rank's examples to leave out at the beginning of the next epoch
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(super().__iter__(), self.skip, None)
-
-
-class ResumableLoader(DataLoader[Any]):
-    """A loader that begins an epoch after the batches that are done, of which the Trainer's checkpoints keep count."""
-
-    done: Callable[[], int] = staticmethod(lambda: 0)  # batches of this epoch that need not come again
-
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator: this runs at the first batch, when Lightning has restored its count and set the epoch.
-        if isinstance(self.sampler, ResumableSampler):  # Lightning may put another one (overfit_batches)
-            self.sampler.skip = self.done() * (self.batch_size or 1)
-        yield from super().__iter__()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: tells Lightning, which would warn else, that this loader can be resumed."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: Lightning forgets to call this where ``max_epochs`` is set."""
+def _both_read(source: Source, examples: Sequence[Example]) -> Sequence[Example]:
+    """``examples``, if none has passages that only one of the two reads; else a DataError."""
+    dealt = next((example for example in examples if example.sharer or example.receiver), None)
+    if dealt is not None:
+        raise DataError(
+            f"source={source} gives {dealt.id!r} passages of one side only; SharedContextDataModule "
+            "needs a source whose examples both read, such as Chat, or else take ContextMismatchDataModule."
+        )
+    return examples

@@ -19,6 +19,7 @@ class Example:
         answers: Accepted answers; the first is the training target.
         sharer: Passages only the sharer reads.
         receiver: Passages only the receiver reads.
+        shared: Passages both read, before their own.
         needs_sharer: False if the receiver's own passages answer the question.
         partition: How the passages were divided (mode and seed), so that the split can be made again.
         choices: What to choose the answer from, where the question is a multiple-choice one; the answer is among them.
@@ -29,13 +30,24 @@ class Example:
     id: str
     question: str
     answers: tuple[str, ...]
-    sharer: tuple[Passage, ...]
-    receiver: tuple[Passage, ...]
+    sharer: tuple[Passage, ...] = ()
+    receiver: tuple[Passage, ...] = ()
+    shared: tuple[Passage, ...] = field(default=(), kw_only=True)
     needs_sharer: bool = True
     partition: dict[str, Any] = field(default_factory=dict, hash=False)
     choices: tuple[str, ...] = ()
     history: tuple[tuple[str, str], ...] = ()
     benchmark: str = ""
+
+    @property
+    def sharer_reads(self) -> tuple[Passage, ...]:
+        """All that the sharer reads."""
+        return self.shared + self.sharer
+
+    @property
+    def receiver_reads(self) -> tuple[Passage, ...]:
+        """All that the receiver reads."""
+        return self.shared + self.receiver
 
     def __post_init__(self) -> None:
         if not self.answers:

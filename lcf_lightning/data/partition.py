@@ -60,18 +60,18 @@ def partition(
     )
 
 
-def sharer_passages(example: Example) -> tuple[str, ...]:
-    """What only the sharer reads, sentence by sentence."""
-    return tuple(sentence for passage in example.sharer for sentence in passage)
+def sharer_text(example: Example) -> tuple[str, ...]:
+    """What the sharer reads, sentence by sentence."""
+    return tuple(sentence for passage in example.sharer_reads for sentence in passage)
 
 
 def shared_text(example: Example) -> tuple[str, ...]:
     """What both models read where they read the same."""
-    return (*chain(*example.history), *sharer_passages(example), example.question)
+    return (*chain(*example.history), *sharer_text(example), example.question)
 
 
 def mismatched_partners(
-    examples: Sequence[Example], seed: int, reads: Callable[[Example], tuple[str, ...]] = sharer_passages
+    examples: Sequence[Example], seed: int, reads: Callable[[Example], tuple[str, ...]] = sharer_text
 ) -> list[int]:
     """For every example the index of another one whose message is the wrong message for it.
 

@@ -129,7 +129,7 @@ class PromptEncoder:
 
     def shared_prompt(self, example: Example) -> tuple[Encoded, Layout]:
         """The prompt of an example that both models read alike, without a limit, and where its tokens stand."""
-        segments = self._segments(example.sharer, example.question)
+        segments = self._segments(example.shared, example.question)
         ids, spans, layout = self._encoded(segments, example.history)
         return Encoded(ids, spans), layout
 

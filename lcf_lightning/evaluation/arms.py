@@ -123,7 +123,7 @@ def _mismatched(caches: ArmCaches) -> Reading:
     partners = caches.batch.partners
     if not partners:
         raise SettingError("batch.partners is missing: the mismatched arm needs batches of the evaluation loaders.")
-    return caches.receives(caches.sent_of(partners, lambda example: example.sharer))
+    return caches.receives(caches.sent_of(partners, lambda example: example.sharer_reads))
 
 
 def _sharer_alone(caches: ArmCaches) -> Reading:
@@ -146,7 +146,7 @@ def _self(caches: ArmCaches) -> Reading:
         raise SettingError(
             "share_question=false: a receiver that has read nothing has nothing to send to itself (arm self)."
         )
-    return caches.receives(caches.sent_of(caches.batch.examples, lambda example: example.receiver))
+    return caches.receives(caches.sent_of(caches.batch.examples, lambda example: example.receiver_reads))
 
 
 def _noise(caches: ArmCaches) -> Reading:
@@ -157,7 +157,7 @@ def _noise(caches: ArmCaches) -> Reading:
 
 TEXT_ARMS: dict[str, Callable[[Example], tuple[Passage, ...]]] = {
     "question_only": lambda example: (),
-    "full_context": lambda example: example.sharer + example.receiver,
+    "full_context": lambda example: example.shared + example.sharer + example.receiver,
 }
 _ARMS: dict[str, Callable[[ArmCaches], Reading]] = {
     "question_only": lambda caches: caches.reads(TEXT_ARMS["question_only"]),
@@ -186,7 +186,7 @@ def default_arms(shared: bool, prompts: PromptSettings, examples: Iterable[Examp
 
 def _something_to_send(prompts: PromptSettings, examples: Iterable[Example]) -> bool:
     """Whether every receiver, in the sharer's place, would have a span to send."""
-    return prompts.share_question or all(example.receiver for example in examples)
+    return prompts.share_question or all(example.receiver_reads for example in examples)
 
 
 def text_budget(arm: str) -> int:

@@ -101,7 +101,7 @@ def timed(arms: Sequence[str]) -> list[str]:
 def batches_of_one(link: Link, writer: Writer, prompts: PromptSettings, examples: Sequence[Example]) -> list[Batch]:
     """Each example as a batch of its own, on the receiver's device."""
     collator = writer.collator(prompts)
-    return [collator.written([example], [prompts.sharers]).to(link.receiver.device) for example in examples]
+    return [collator.collate([example], [prompts.sharers]).to(link.receiver.device) for example in examples]
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ def text_prompts(
 ) -> tuple[Tokens, Tensor]:
     """What the sharer reads before it writes, its context and ``text_request``: all but the last token, and it."""
     encoder = writer.encoder(prompts, "sharer").unlimited()  # the request must not push the context out
-    encoded = [encoder.text_prompt(example.sharer, example.question, example.history) for example in examples]
+    encoded = [encoder.text_prompt(example.sharer_reads, example.question, example.history) for example in examples]
     return split_last(encoded, encoder.pad_id, link.sharer.device)
 
 
@@ -41,7 +41,7 @@ def reading_prompts(
     """
     encoder = writer.encoder(prompts, "receiver").unlimited()
     encoded = [
-        encoder.prompt(example.receiver, example.question, text, example.history)
+        encoder.prompt(example.receiver_reads, example.question, text, example.history)
         for example, text in zip(examples, texts, strict=True)
     ]
     return split_last(encoded, encoder.pad_id, link.receiver.device)

@@ -31,13 +31,12 @@ class Listed(Source):
 
 
 def example(id: str, question: str, **fields: Any) -> Example:
-    passages = fields.pop("passages", ())
-    return Example(id, question, ("Mary moved.",), passages, passages, **fields)
+    return Example(id, question, ("Mary moved.",), **fields)
 
 
 EXAMPLES = (
     example("a", "Where is Mary?"),
-    example("b", "Where is the sharer, naïvely?", passages=(("The sharer has moved. ", "It is far."),)),
+    example("b", "Where is the sharer, naïvely?", shared=(("The sharer has moved. ", "It is far."),)),
     example("c", "And now? 🧪", history=(("Where is Mary?", "Mary is here."), ("And John?", "There."))),
 )
 
@@ -55,6 +54,12 @@ def make(spec: Callable[[str], ModelSpec]) -> Make:
 
 def batch_of(data: SharedContextDataModule) -> Batch:
     return next(iter(data.evaluation_loader("test")))
+
+
+def test_passages_of_one_side_only_are_refused(make: Make) -> None:
+    for side in ("sharer", "receiver"):
+        with pytest.raises(DataError, match="source=Listed gives 'a' passages of one side only"):
+            make(example("b", "Who?"), example("a", "Who?", **{side: (("Mary moved.",),)}))
 
 
 @pytest.mark.parametrize("chat", [False, True])

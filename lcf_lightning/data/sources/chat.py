@@ -49,8 +49,7 @@ class Chat(RowSource):
             id=row_id(row, turns, context),
             question=said[-2],
             answers=(said[-1],),
-            sharer=passages,
-            receiver=passages,
+            shared=passages,
             history=tuple(zip(said[:-2:2], said[1:-2:2], strict=True)),
         )
 

@@ -64,7 +64,5 @@ class Knowledge(Source):
             id=f"knowledge/{relation}/{name}",
             question=f"{relation} {name}",
             answers=(value,),
-            sharer=(),
-            receiver=(),
             choices=tuple(choices),
         )

@@ -63,8 +63,6 @@ class MultipleChoice(RowSource):
             id=row_id(row, question, texts),
             question=question,
             answers=(choices[answer],),
-            sharer=(),
-            receiver=(),
             choices=tuple(choices),
         )
 

@@ -6,13 +6,16 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.partition import shuffled
 from lcf_lightning.errors import DataError, SettingError, reason
+
+if TYPE_CHECKING:
+    import datasets
 
 T = TypeVar("T")
 Split = Literal["train", "validation", "test"]
@@ -38,6 +41,27 @@ class Source(ABC):
         Raises:
             DataError: If the data cannot be found, read or understood.
         """
+
+
+class RowExamples(Sequence[Example]):
+    """Rows of a table as examples, each made when it is asked for.
+
+    Args:
+        table: The rows, memory-mapped.
+        make: From a row to its example.
+    """
+
+    def __init__(self, table: datasets.Dataset, make: Callable[[dict[str, Any]], Example]) -> None:
+        self._table, self._make = table, make
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+        return self._make(self._table[index])
+
+    def __iter__(self) -> Iterator[Example]:
+        return map(self._make, self._table)
 
 
 class RowSource(Source):
@@ -74,15 +98,22 @@ class RowSource(Source):
 
     def examples(self, split: Split, seed: int) -> Sequence[Example]:
         if split == "test" and self.test is not None:
-            rows = self._kept_rows("test", self.test, self.hub_splits[1])[: self.test_limit]
+            table, kept = self._kept_rows("test", self.test, self.hub_splits[1])
+            places = kept[: self.test_limit]
         else:
-            rows = shuffled(self._kept_rows("train", self.train, self.hub_splits[0]), f"validation/{seed}")
-            held_out = math.ceil(self.validation_size * (len(rows) if self.validation_size < 1 else 1))
-            rows = rows[held_out:][: self.train_limit] if split == "train" else rows[:held_out]
-            rows = rows[: self.test_limit] if split == "test" else rows
-        if not rows:
+            table, kept = self._kept_rows("train", self.train, self.hub_splits[0])
+            places = shuffled(kept, f"validation/{seed}")
+            held_out = math.ceil(self.validation_size * (len(places) if self.validation_size < 1 else 1))
+            places = places[held_out:][: self.train_limit] if split == "train" else places[:held_out]
+            places = places[: self.test_limit] if split == "test" else places
+        if not places:
             raise DataError(f"{split} split of {type(self).__name__} is empty; give more rows.")
-        return [self._understood(row, lambda row: _complete(self.to_example(row, seed))) for row in rows]
+        examples = RowExamples(
+            table.select(places), lambda row: self._understood(row, lambda row: _complete(self.to_example(row, seed)))
+        )
+        for _ in examples:  # a row that cannot be understood is named now, not in the middle of a fit
+            pass
+        return examples
 
     def __str__(self) -> str:
         locations = dict.fromkeys(at for at in (self.train, self.test) if at is not None)
@@ -96,10 +127,16 @@ class RowSource(Source):
     def to_example(self, row: dict[str, Any], seed: int) -> Example:
         """The example of one row."""
 
-    def _kept_rows(self, setting: str, location: str | None, hub_split: str) -> list[dict[str, Any]]:
+    def _kept_rows(self, setting: str, location: str | None, hub_split: str) -> tuple[datasets.Dataset, list[int]]:
+        """All rows, memory-mapped, and which of them belong to the data set as configured.
+
+        Not `datasets`' own ``filter``, whose cache knows a method by its name: whoever changes ``keep`` in a file of
+        their own would be given the rows that the old one kept.
+        """
         if location is None:
             raise DataError(f"{setting}=null of {type(self).__name__} must be a hub id or a file.")
-        return [row for row in self._rows(setting, location, hub_split) if self._understood(row, self.keep)]
+        table = self._rows(setting, location, hub_split)
+        return table, [place for place, row in enumerate(table) if self._understood(row, self.keep)]
 
     def _understood(self, row: dict[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
         """``read(row)``, or a DataError that names the row."""
@@ -110,7 +147,7 @@ class RowSource(Source):
                 f"{type(self).__name__} cannot understand row {row.get('id', '?')!r}: {type(error).__name__} {error}."
             ) from error
 
-    def _rows(self, setting: str, location: str, hub_split: str) -> Iterable[dict[str, Any]]:
+    def _rows(self, setting: str, location: str, hub_split: str) -> datasets.Dataset:
         import datasets
 
         suffix = next((suffix for suffix in FILE_LOADERS if location.endswith(suffix)), None)
@@ -124,8 +161,8 @@ class RowSource(Source):
             if suffix is not None:
                 # A local file is one split, whatever it holds; only a slice of one is meant as such.
                 part = "".join(hub_split.partition("[")[1:])
-                return list(datasets.load_dataset(FILE_LOADERS[suffix], data_files=location, split=f"train{part}"))
-            return list(datasets.load_dataset(location, self.hub_config, split=hub_split))
+                return datasets.load_dataset(FILE_LOADERS[suffix], data_files=location, split=f"train{part}")
+            return datasets.load_dataset(location, self.hub_config, split=hub_split)
         except (OSError, EOFError, StopIteration, ValueError, datasets.exceptions.DatasetsError) as error:
             raise DataError(f"{setting}={location!r} cannot be read: {reason(error)}") from error
 

@@ -21,7 +21,7 @@ def test_an_openhermes_row_is_its_last_exchange_after_the_earlier_ones(tmp_path:
     (example,) = Chat("a/b", test=write(tmp_path / "rows.jsonl", [row])).examples("test", 0)
     assert (example.question, example.answers) == ("2+2?", ("4",))
     assert example.history == (("Be brief.\n\nHello", "Hi"),)
-    assert example.sharer == example.receiver == ()
+    assert example.shared == example.sharer == example.receiver == ()
 
 
 def test_messages_and_instructions_are_understood(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_messages_and_instructions_are_understood(tmp_path: Path) -> None:
              {"instruction": "Sum up.", "context": "", "response": "Nothing."}]  # fmt: skip
     for row, passages in zip(dolly, [(("A text.",),), ()], strict=True):
         (example,) = Chat("a/b", test=write(tmp_path / f"{len(passages)}.jsonl", [row])).examples("test", 0)
-        assert example.sharer == example.receiver == passages
+        assert (example.shared, example.sharer, example.receiver) == (passages, (), ())
         assert example.question == "Sum up."
 
 
@@ -81,5 +81,5 @@ def test_real_dolly_loads() -> None:
     source = Chat(str(REAL / "dolly_3k.jsonl.gz"))
     train, validation = source.examples("train", 0), source.examples("validation", 0)
     assert (len(train), len(validation)) == (2966, 30)
-    assert 0.1 < sum(bool(example.sharer) for example in train) / len(train) < 0.9
+    assert 0.1 < sum(bool(example.shared) for example in train) / len(train) < 0.9
     assert all(example.question and example.answers[0] for example in train)

@@ -20,15 +20,15 @@ def test_validation_rows_are_held_out_of_training(tmp_path: Path) -> None:
     assert {*ids["train"], *ids["validation"]} == {f"h{index}" for index in range(20)}
     assert ids["test"] == ["h50", "h51", "h52"]
     assert set(ids["validation"]) != {e.id for e in source.examples("validation", 2)}
-    assert source.examples("train", 1) == source.examples("train", 1)
+    assert list(source.examples("train", 1)) == list(source.examples("train", 1))
 
 
 def test_limits_take_fewer_rows(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [hotpot_row(index) for index in range(12)])
     free, limited = HotpotQA(file, file, validation_size=4), HotpotQA(file, file, None, "bridge", 4, 3, 2)
-    assert limited.examples("train", 0) == free.examples("train", 0)[:3]
-    assert limited.examples("test", 0) == free.examples("test", 0)[:2]
-    assert limited.examples("validation", 0) == free.examples("validation", 0)
+    assert list(limited.examples("train", 0)) == list(free.examples("train", 0))[:3]
+    assert list(limited.examples("test", 0)) == list(free.examples("test", 0))[:2]
+    assert list(limited.examples("validation", 0)) == list(free.examples("validation", 0))
     assert (len(free.examples("train", 0)), len(free.examples("test", 0))) == (8, 12)
 
 
