@@ -10,8 +10,8 @@ import torch.distributed as dist
 
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.answering import Answer, run_arms
 from lcf_lightning.evaluation.arms import require_arms
+from lcf_lightning.evaluation.prediction import Prediction, run_arms
 from lcf_lightning.evaluation.report import Summary, summarise
 from lcf_lightning.module import LCFModule
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class CommunicationAccuracy(pl.Callback):
-    """Logs loss, exact match and F1 of every arm at the end of validation and test (method.md §7).
+    """Logs loss, exact match and F1 of every arm at the end of validation and test.
 
     Communication accuracy is the receiver's exact match on questions that need the sharer; the arm ``mismatched``, in
     which the receiver gets another example's message, tells communication from mere tuning. Metrics are named
@@ -29,7 +29,7 @@ class CommunicationAccuracy(pl.Callback):
 
     Args:
         arms: Arms of a validation: any of ``question_only``, ``own_context``, ``full_context``, ``t2t_N``, ``message``,
-            ``mismatched``, ``zero``, ``self``, ``noise``, ``sharer_alone``.
+            ``mismatched``, ``zero``, ``self``, ``noise``, ``sharer_alone``, or the class path of an `Arm` of your own.
         test_arms: Arms of a test; null for those and ``full_context``, or, where both models read the same text,
             ``sharer_alone``.
         max_new_tokens: Longest answer, in receiver tokens; null for the module's.
@@ -46,16 +46,15 @@ class CommunicationAccuracy(pl.Callback):
         max_new_tokens: int | None = None,
         max_batches: int | None = None,
     ) -> None:
-        require_arms(arms)
-        if test_arms is not None:
-            require_arms(test_arms, "test_arms")
+        arms = require_arms(arms)
+        test_arms = None if test_arms is None else require_arms(test_arms, "test_arms")
         for name, value in (("max_new_tokens", max_new_tokens), ("max_batches", max_batches)):
             if value is not None and value < 1:
                 raise SettingError(f"{name}={value} must be at least 1.")
-        self.arms, self.test_arms = tuple(arms), test_arms
+        self.arms, self.test_arms = arms, test_arms
         self.max_new_tokens, self.max_batches = max_new_tokens, max_batches
         self.summary: Summary | None = None
-        self._answers: list[Answer] = []
+        self._answers: list[Prediction] = []
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._answers = []

@@ -15,7 +15,7 @@ from lcf_lightning.errors import SettingError
 
 
 class GateMonitor(pl.Callback):
-    """Logs how many layer gates are open, and a picture of them all (method.md §2.6).
+    """Logs how many layer gates are open, and a picture of them all.
 
     ``gates/open_keys`` and ``gates/open_values`` count the layers whose gate the hard gate of evaluation opens. The
     picture ``gates/by_layer`` goes to every logger that takes figures, as TensorBoard does.

@@ -14,7 +14,7 @@ from lcf_lightning.evaluation.latency import batches_of_one, measure
 
 
 class Speedup(pl.Callback):
-    """Logs ``speedup/ttft_vs_t2t_N`` at the end of validation and test (method.md §7).
+    """Logs ``speedup/ttft_vs_t2t_N`` at the end of validation and test.
 
     That is the time to the first token where the sharer writes up to N tokens of text, over that of the message: the
     median over repeats, batch 1, both prefills in both. Rank 0 measures, all ranks log its figure.

@@ -19,8 +19,8 @@ from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings, ModelId
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.datamodule import ContextMismatchDataModule, PairDataModule, SharedContextDataModule
 from lcf_lightning.errors import AdapterFileError, DivergedError, ModelError, SettingError
-from lcf_lightning.evaluation.answering import answer_losses, run_arms
-from lcf_lightning.evaluation.arms import ArmCaches, Reading
+from lcf_lightning.evaluation.caches import ArmCaches, Reading
+from lcf_lightning.evaluation.prediction import answer_losses, run_arms
 from lcf_lightning.link import Link, load_pair
 from lcf_lightning.models.loading import FrozenModel, geometry_of
 from lcf_lightning.models.spec import ModelSpec

@@ -11,9 +11,9 @@ from rich.console import Console
 
 from lcf_lightning.cli.evaluate import PREDICTIONS
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.answering import Answer
 from lcf_lightning.evaluation.compare import compare_reports
-from lcf_lightning.evaluation.evaluate import read_answers
+from lcf_lightning.evaluation.prediction import Prediction
+from lcf_lightning.evaluation.predictions import read_predictions
 from lcf_lightning.evaluation.report import comparison_table
 
 
@@ -32,8 +32,8 @@ def compare(args: list[str]) -> None:
         Console().print(comparison_table(found, config.first, config.second, config.arm))
 
 
-def _answers(setting: str, location: str) -> list[Answer]:
+def _answers(setting: str, location: str) -> list[Prediction]:
     file = Path(location) / PREDICTIONS
     if not file.is_file():
         raise SettingError(f"{setting}={location!r} must be a folder of an evaluation; it has no {PREDICTIONS}.")
-    return read_answers(file)
+    return read_predictions(file)

@@ -25,12 +25,12 @@ from lcf_lightning.cli.adapter import AdapterCLI
 from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.answering import Answer
 from lcf_lightning.evaluation.arms import default_arms, require_arms
-from lcf_lightning.evaluation.evaluate import answer_all
 from lcf_lightning.evaluation.latency import Latency, batches_of_one, measure
 from lcf_lightning.evaluation.markdown import conclusions, to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
+from lcf_lightning.evaluation.prediction import Prediction
+from lcf_lightning.evaluation.predictions import predict_all
 from lcf_lightning.evaluation.report import arms_table, build_report, summarise
 from lcf_lightning.files import move_aside, write_text
 from lcf_lightning.link import Link
@@ -62,8 +62,7 @@ class EvaluateCLI(AdapterCLI):
     def instantiate_classes(self) -> None:
         super().instantiate_classes()
         config = self.config
-        if config["arms"] is not None:
-            require_arms(config["arms"])
+        named = require_arms(config["arms"]) if config["arms"] is not None else None
         if config["repeats"] < 0:
             raise SettingError(f"repeats={config['repeats']} must be at least 0.")
         adapter, data = self.adapter_and_data()
@@ -74,7 +73,7 @@ class EvaluateCLI(AdapterCLI):
         writer = Writer.of(link)
         loader = data.evaluation_loader("test", config["limit"], by_length=True)
         examples = (example for example, _ in loader.dataset)  # type: ignore[attr-defined]
-        arms = list(config["arms"] or default_arms(link.shared, data.prompts, examples))
+        arms = list(named or default_arms(link.shared, data.prompts, examples))
         answers = self._answers(link, writer, loader, arms, output / PREDICTIONS)
         latency = self._latency(link, writer, data.prompts, loader, arms)
         self._report(answers, latency, self._facts(folder, adapter, data, link), output)
@@ -117,13 +116,13 @@ class EvaluateCLI(AdapterCLI):
 
     def _answers(
         self, link: Link, writer: Writer, loader: DataLoader[Any], arms: list[str], file: Path
-    ) -> list[Answer]:
+    ) -> list[Prediction]:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         quiet = self.config["trainer"]["enable_progress_bar"] is False
         with Progress(*columns, TimeRemainingColumn(), disable=quiet) as progress:
             task = progress.add_task("answers", total=len(loader.dataset) * len(arms))  # type: ignore[arg-type]
             try:
-                return answer_all(
+                return predict_all(
                     link, writer, loader, arms, self.max_new_tokens, file, lambda count: progress.advance(task, count)
                 )
             except KeyboardInterrupt:
@@ -162,7 +161,7 @@ class EvaluateCLI(AdapterCLI):
             "prompts": asdict(data.prompts),
         }
 
-    def _report(self, answers: list[Answer], latency: Latency | None, facts: dict[str, Any], output: Path) -> None:
+    def _report(self, answers: list[Prediction], latency: Latency | None, facts: dict[str, Any], output: Path) -> None:
         report = build_report(answers, latency, facts)
         page = to_markdown(report)
         save(arms_figure(report["arms"]), output / "arms.png")

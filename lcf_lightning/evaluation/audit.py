@@ -5,22 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TypedDict
 
-from lcf_lightning.evaluation.answering import Answer, by_arm
-from lcf_lightning.evaluation.answers import score
-from lcf_lightning.evaluation.arms import text_budget
+from lcf_lightning.evaluation.arms import find_arm
+from lcf_lightning.evaluation.prediction import Prediction, by_arm
+from lcf_lightning.evaluation.scoring import score
 from lcf_lightning.evaluation.statistics import Comparison, Estimate, compare, estimate
-
-COMPARISONS = {
-    "content_attributable_gain": ("message", "mismatched"),
-    "presence_effect": ("mismatched", "own_context"),
-    "self_substitution_gap": ("message", "self"),
-    "gain_over_zero": ("message", "zero"),
-    "gain_over_noise": ("message", "noise"),
-    "gain_over_own_context": ("message", "own_context"),
-    "gap_to_full_context": ("full_context", "message"),
-    "gain_over_sharer_alone": ("message", "sharer_alone"),
-}
-"""What is called how: the first arm's score less the second's, over the examples answered under both."""
 
 
 class ArmComparison(Comparison):
@@ -48,28 +36,30 @@ class Audit(TypedDict):
     follow_n: int
 
 
-def audit(answers: Iterable[Answer]) -> Audit:
+def audit(predictions: Iterable[Prediction]) -> Audit:
     """The audit of answers under any arms; an example that occurs twice counts once."""
-    arms = by_arm(answers, needs_sharer=True)
-    pairs = COMPARISONS | {f"gain_over_{arm}": ("message", arm) for arm in arms if text_budget(arm)}
-    followed = [_followed(answer) for answer in arms.get("mismatched", {}).values() if _tells_apart(answer)]
+    arms = by_arm(predictions, needs_sharer=True)
+    followed = [_followed(row) for row in arms.get("mismatched", {}).values() if _tells_apart(row)]
+    heard = {arm: [row.listening for row in rows.values() if row.listening is not None] for arm, rows in arms.items()}
     return Audit(
         comparisons={
             name: ArmComparison(first=one, second=other, **paired(arms[one], arms[other]))
-            for name, (one, other) in pairs.items()
+            for name, (one, other) in _comparisons(list(arms)).items()
             if {one, other} <= set(arms)
         },
-        listening={
-            arm: estimate([answer.listening for answer in rows.values() if answer.listening is not None])
-            for arm, rows in arms.items()
-            if arm != "sharer_alone"
-        },
+        listening={arm: estimate(values) for arm, values in heard.items() if values},
         follow_rate=estimate(followed) if followed else None,
         follow_n=len(followed),
     )
 
 
-def paired(first: dict[str, Answer], second: dict[str, Answer]) -> Comparison:
+def _comparisons(names: list[str]) -> dict[str, tuple[str, str]]:
+    """What these arms say is of interest, that of controls first."""
+    arms = sorted(map(find_arm, names), key=lambda arm: arm.family != "control")
+    return {name: (first, second) for arm in arms for name, first, second in arm.comparisons}
+
+
+def paired(first: dict[str, Prediction], second: dict[str, Prediction]) -> Comparison:
     """Two arms over the ids that both have."""
     ids = [id for id in first if id in second]
     one, other = [first[id] for id in ids], [second[id] for id in ids]
@@ -81,11 +71,11 @@ def paired(first: dict[str, Answer], second: dict[str, Answer]) -> Comparison:
     )
 
 
-def _tells_apart(answer: Answer) -> bool:
+def _tells_apart(answer: Prediction) -> bool:
     """Whether the partner's message can hold an answer, and none of them is the example's own."""
     shared = any(score(theirs, answer.answers).exact_match for theirs in answer.partner_answers)
     return bool(answer.partner_answers) and answer.partner_needs_sharer and not shared
 
 
-def _followed(answer: Answer) -> float:
+def _followed(answer: Prediction) -> float:
     return score(answer.prediction, answer.partner_answers).exact_match

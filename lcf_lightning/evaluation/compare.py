@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from lcf_lightning.errors import DataError
-from lcf_lightning.evaluation.answering import Answer
 from lcf_lightning.evaluation.audit import paired
+from lcf_lightning.evaluation.prediction import Prediction
 from lcf_lightning.evaluation.statistics import Comparison
 
 
-def compare_reports(first: list[Answer], second: list[Answer], arm: str) -> dict[str, Comparison]:
+def compare_reports(first: list[Prediction], second: list[Prediction], arm: str) -> dict[str, Comparison]:
     """One arm of two evaluations, paired by id; under ``all`` and each benchmark.
 
     Raises:

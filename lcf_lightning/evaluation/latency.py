@@ -1,23 +1,19 @@
-"""How long each arm takes, stage by stage (method.md §7): batch 1, warmed up, medians with their spread."""
+"""How long each arm takes, stage by stage: batch 1, warmed up, medians with their spread."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
 from typing import TypedDict
 
 import torch
-from torch import Tensor
 
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import TEXT_ARMS, passages_prompts, text_budget
-from lcf_lightning.evaluation.text_baseline import reading_prompts, text_prompts, write_texts
+from lcf_lightning.evaluation.arms import Arm, TimedRun, find_arm
 from lcf_lightning.link import Link
-from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.decoding import generate
 from lcf_lightning.stopwatch import Stopwatch
 from lcf_lightning.writer import Writer
@@ -84,20 +80,6 @@ class Latency(TypedDict):
     threads: int
 
 
-@dataclass
-class Run:
-    """One answer under one arm: its stages, the bytes that were sent and the tokens that were written for it."""
-
-    watch: Stopwatch
-    sent_bytes: int = 0
-    written_tokens: int = 0
-
-
-def timed(arms: Sequence[str]) -> list[str]:
-    """The arms worth timing: those that differ from the message only in what is sent cost what it costs."""
-    return [arm for arm in arms if arm in ("own_context", "message", *TEXT_ARMS) or text_budget(arm)]
-
-
 def batches_of_one(link: Link, writer: Writer, prompts: PromptSettings, examples: Sequence[Example]) -> list[Batch]:
     """Each example as a batch of its own, on the receiver's device."""
     collator = writer.collator(prompts)
@@ -120,7 +102,7 @@ def measure(
         link: The pair and the adapter.
         writer: Its prompts.
         batches: Batches of one example; see `batches_of_one`.
-        arms: What to time besides the message, which is always timed; see `timed`.
+        arms: What to time besides the message, which is always timed; those not worth it are left out.
         max_new_tokens: Longest answer, in receiver tokens.
         repeats: At least 1.
         warmup: Repeats thrown away first.
@@ -133,63 +115,25 @@ def measure(
     if not batches or any(len(batch) != 1 for batch in batches):
         raise SettingError("latency is measured on batches of one example.")
     link = link.without_prefills()  # kept ones would hide what is timed
-    arms = list(dict.fromkeys(["message", *timed(arms)]))
-    runs: dict[str, list[Run]] = {arm: [] for arm in arms}
+    timed = [arm for arm in map(find_arm, dict.fromkeys(["message", *arms])) if arm.timed]
+    runs: dict[str, list[TimedRun]] = {arm.name: [] for arm in timed}
     for repeat in range(-warmup, repeats):
-        for arm in arms:
+        for arm in timed:
             run = _run(link, writer, batches[repeat % len(batches)], arm, max_new_tokens)
             if repeat >= 0:
-                runs[arm].append(run)
+                runs[arm.name].append(run)
     return _latency(runs, repeats, warmup, link.receiver.device)
 
 
-def _run(link: Link, writer: Writer, batch: Batch, arm: str, max_new_tokens: int) -> Run:
+def _run(link: Link, writer: Writer, batch: Batch, arm: Arm, max_new_tokens: int) -> TimedRun:
     """One answer under one arm, from tokens to the last token."""
-    run = Run(Stopwatch(link.receiver.device))
-    watch = run.watch
-    if arm == "message":
-        cache, last = _message(link, batch, run)
-    elif text_budget(arm):
-        cache, last = _text(link, writer, batch, text_budget(arm), run)
-    else:
-        own = (batch.receiver, batch.last)
-        read, last = passages_prompts(link, writer, batch, TEXT_ARMS[arm]) if arm in TEXT_ARMS else own
-        with watch("receiver_prefill"):
-            cache = link.read_receiver(read)
-    generate(link.receiver, cache, last, max_new_tokens, watch)
+    run = TimedRun(Stopwatch(link.receiver.device))
+    cache, last = arm.run(link, writer, batch, run)
+    generate(link.receiver, cache, last, max_new_tokens, run.watch)
     return run
 
 
-def _message(link: Link, batch: Batch, run: Run) -> tuple[KVCache, Tensor]:
-    watch = run.watch
-    with watch("sharer_prefill"):
-        sharer = link.read_sharer(batch.sharer)
-    with watch("pool"):
-        message = link.pool(sharer, batch.index)
-    run.sent_bytes = sum(tensor.numel() * tensor.element_size() for tensor in message.kv)
-    with watch("receiver_prefill"):
-        own = link.read_receiver(batch.receiver)
-    with watch("fuse"):
-        cache = link.fuse(own, message)
-    return cache, batch.last
-
-
-def _text(link: Link, writer: Writer, batch: Batch, budget: int, run: Run) -> tuple[KVCache, Tensor]:
-    watch = run.watch
-    read, last = text_prompts(link, writer, batch.prompts, batch.examples)
-    with watch("sharer_prefill"):
-        sharer = link.read_sharer(read)
-    with watch("write"):
-        ids = write_texts(link, sharer, last, budget)
-        texts = writer.texts(ids[:, :budget], "sharer")
-        read, last = reading_prompts(link, writer, batch.prompts, batch.examples, texts)
-    run.sent_bytes, run.written_tokens = len(texts[0].encode()), ids.shape[1]
-    with watch("receiver_prefill"):
-        cache = link.read_receiver(read)
-    return cache, last
-
-
-def _latency(runs: dict[str, list[Run]], repeats: int, warmup: int, device: torch.device) -> Latency:
+def _latency(runs: dict[str, list[TimedRun]], repeats: int, warmup: int, device: torch.device) -> Latency:
     stages = {arm: [run.watch.milliseconds for run in arm_runs] for arm, arm_runs in runs.items()}
     floors = [sum(run[stage] for stage in FLOOR) for run in stages["message"]]
     beside = [max(run[FLOOR[0]], run[FLOOR[1]]) + run[FLOOR[2]] for run in stages["message"]]
@@ -207,12 +151,12 @@ def _latency(runs: dict[str, list[Run]], repeats: int, warmup: int, device: torc
         )
         for arm, times in stages.items()
     }
-    budgets = [arm for arm in runs if text_budget(arm)]
+    budgets = {arm: find_arm(arm).budget for arm in runs if find_arm(arm).budget}
     return Latency(
         arms=figures,
         floor=_spread(floors),
         floor_side_by_side=_spread(beside),
-        ttft_vs_t2t={str(text_budget(arm)): _ratio(ttft[arm], ttft["message"]) for arm in budgets},
+        ttft_vs_t2t={str(budget): _ratio(ttft[arm], ttft["message"]) for arm, budget in budgets.items()},
         repeats=repeats,
         warmup=warmup,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,

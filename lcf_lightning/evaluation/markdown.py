@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lcf_lightning.evaluation.arms import label, text_budget
+from lcf_lightning.evaluation.arms import find_arm, readable
 from lcf_lightning.evaluation.audit import Audit
 from lcf_lightning.evaluation.latency import STAGES, Latency, Spread
-from lcf_lightning.evaluation.pruning import Pruning
+from lcf_lightning.evaluation.layer_importance import Pruning
 from lcf_lightning.evaluation.report import ArmFigures, Report
-from lcf_lightning.evaluation.statistics import RESAMPLES, written
+from lcf_lightning.evaluation.statistics import RESAMPLES, format_estimate
 
 _HOW_TO_READ = f"""\
-*Message* beside *mismatched*, the message of another example, tells communication from tuning: their difference is the
-content-attributable gain. *Zero* is an all-zero message, *noise* a random one with this message's mean and standard
-deviation per layer and head. *Listening*: Jensen–Shannon divergence of the first token's distribution from own context,
-in nats (≤ 0.693). Intervals: 95 %, percentile bootstrap, {RESAMPLES:,} resamples."""
-_SELF_AND_TEXT = """\
-*Self* is the receiver's own context sent by the sharer. *T2T-N*: the sharer writes up to N tokens, which the receiver
-reads before its own context. Text arms are answered by the untuned receiver: where the adapter has taught it a form of
-answer, only the content-attributable gain is free of that."""
+*Listening*: Jensen–Shannon divergence of the first token's distribution from own context, in nats (≤ 0.693). Intervals:
+95 %, percentile bootstrap, {RESAMPLES:,} resamples."""
 
 
 _OPTIMAL_ROUTING = """\
@@ -36,8 +30,7 @@ def to_markdown(report: Report) -> str:
         _facts(report["facts"]),
         "## Arms, on questions that need the sharer",
         _arms(report["arms"], report["audit"]),
-        _HOW_TO_READ,
-        *([_SELF_AND_TEXT] if any(arm == "self" or text_budget(arm) for arm in report["arms"]) else []),
+        " ".join([*dict.fromkeys(filter(None, (find_arm(arm).note for arm in report["arms"]))), _HOW_TO_READ]),
         "![Arms](arms.png)",
     ]
     if report["optimal_routing"]:
@@ -52,19 +45,19 @@ def to_markdown(report: Report) -> str:
 
 def conclusions(report: Report) -> str:
     """What it comes to, as a list: content-attributable gain, follow rate, time against text."""
-    found, latency = report["audit"], report["latency"]
+    audit, latency = report["audit"], report["latency"]
     lines = []
-    if "content_attributable_gain" in found["comparisons"]:
-        gain = found["comparisons"]["content_attributable_gain"]
+    if "content_attributable_gain" in audit["comparisons"]:
+        gain = audit["comparisons"]["content_attributable_gain"]
         lines.append(
             f"Content-attributable gain (message − mismatched, exact match, n = {gain['n']}): "
-            f"{written(gain['gain'], signed=True)}; McNemar p = {gain['mcnemar_p']:.2g} "
+            f"{format_estimate(gain['gain'], signed=True)}; McNemar p = {gain['mcnemar_p']:.2g} "
             f"({gain['only_first']} questions against {gain['only_second']})."
         )
-    if found["follow_rate"] is not None:
+    if audit["follow_rate"] is not None:
         lines.append(
             f"Follow rate: under another example's message the receiver gives that example's answer in "
-            f"{written(found['follow_rate'])} of {found['follow_n']} questions whose own answer "
+            f"{format_estimate(audit['follow_rate'])} of {audit['follow_n']} questions whose own answer "
             "is another and whose partner's needs the sharer."
         )
     if latency is not None:
@@ -94,7 +87,13 @@ def _arms(arms: Mapping[str, ArmFigures], audit: Audit | None = None) -> str:
     columns = ["arm", "exact match", "F1", "loss (nats)", "n", *(["listening"] if audit else [])]
     rows = []
     for arm, row in arms.items():
-        cells = [label(arm), written(row["exact_match"]), written(row["f1"]), f"{row['loss']:.3f}", str(row["n"])]
+        cells = [
+            find_arm(arm).label,
+            format_estimate(row["exact_match"]),
+            format_estimate(row["f1"]),
+            f"{row['loss']:.3f}",
+            str(row["n"]),
+        ]
         rows.append([*cells, *([_listening(audit, arm)] if audit else [])])
     return _table(columns, rows)
 
@@ -104,11 +103,14 @@ def _benchmarks(report: Report) -> str:
     groups = {"all": report["arms"], **report["benchmarks"]}
     counted = [f"{name} (n = {max(row['n'] for row in arms.values())})" for name, arms in groups.items()]
     rows = [
-        [label(arm), *(written(arms[arm]["exact_match"]) if arm in arms else "–" for arms in groups.values())]
+        [
+            find_arm(arm).label,
+            *(format_estimate(arms[arm]["exact_match"]) if arm in arms else "–" for arms in groups.values()),
+        ]
         for arm in report["arms"]
     ]
     routing = report["optimal_routing"]
-    rows.append(["optimal routing", *(written(routing[name]) if name in routing else "–" for name in groups)])
+    rows.append(["optimal routing", *(format_estimate(routing[name]) if name in routing else "–" for name in groups)])
     return _table(["arm", *counted], rows)
 
 
@@ -121,11 +123,11 @@ def _audit(audit: Audit) -> str:
         "difference", "exact match", "F1", "n", "only first right", "only second right", "McNemar p", "Wilcoxon p (F1)",
     ]  # fmt: skip
     rows = []
-    for name, found in audit["comparisons"].items():
-        counts = [str(found[key]) for key in ("n", "only_first", "only_second")]
-        chances = [f"{found[key]:.2g}" for key in ("mcnemar_p", "wilcoxon_p")]
-        gains = [written(found["gain"], signed=True), written(found["gain_f1"], signed=True)]
-        title = f"{label(name)} ({label(found['first'])} − {label(found['second'])})"
+    for name, row in audit["comparisons"].items():
+        counts = [str(row[key]) for key in ("n", "only_first", "only_second")]
+        chances = [f"{row[key]:.2g}" for key in ("mcnemar_p", "wilcoxon_p")]
+        gains = [format_estimate(row["gain"], signed=True), format_estimate(row["gain_f1"], signed=True)]
+        title = f"{readable(name)} ({find_arm(row['first']).label} − {find_arm(row['second']).label})"
         rows.append([title, *gains, *counts, *chances])
     return _table(columns, rows) + "\n\nTests are one-sided: is the first better? McNemar exact, on discordant pairs."
 
@@ -139,14 +141,14 @@ def latency_page(latency: Latency) -> str:
     columns = ["arm", "first token", "side by side", "end of answer", "to the floor", "side by side", "bytes", "tokens"]
     rows = [
         [
-            label(arm), _spread(row["ttft"]), _spread(row["ttft_side_by_side"]), _spread(row["end_of_answer"]),
+            find_arm(arm).label, _spread(row["ttft"]), _spread(row["ttft_side_by_side"]), _spread(row["end_of_answer"]),
             _spread(row["to_floor"], 2), _spread(row["to_floor_side_by_side"], 2), f"{row['sent_bytes']:,}",
             str(row["written_tokens"] or "–"),
         ]
         for arm, row in latency["arms"].items()
     ]  # fmt: skip
     stages = [
-        [label(arm), *(_spread(row["stages"][stage]) if stage in row["stages"] else "–" for stage in STAGES)]
+        [find_arm(arm).label, *(_spread(row["stages"][stage]) if stage in row["stages"] else "–" for stage in STAGES)]
         for arm, row in latency["arms"].items()
     ]
     return "\n\n".join(
@@ -162,22 +164,22 @@ def latency_page(latency: Latency) -> str:
     )
 
 
-def pruning_page(found: Pruning) -> str:
+def pruning_page(pruning: Pruning) -> str:
     """What each number of layers is worth, and what each layer is."""
     rows = [
         [
-            str(len(point["layers"])) + (" (kept)" if point["layers"] == found["kept"] else ""),
+            str(len(point["layers"])) + (" (kept)" if point["layers"] == pruning["kept"] else ""),
             f"{point['megabytes']:.2f}", f"{point['exact_match']:.3f}", f"{point['loss']:.3f}", str(point["n"]),
         ]
-        for point in found["curve"]
+        for point in pruning["curve"]
     ]  # fmt: skip
-    ranked = sorted(found["importance"].items(), key=lambda item: -item[1])
+    ranked = sorted(pruning["importance"].items(), key=lambda item: -item[1])
     return "\n\n".join(
         [
             "Message arm, validation split; the most important layers first, 0 layers are the receiver alone.",
             _table(["layers", "MB", "exact match", "loss (nats)", "n"], rows),
-            f"Layers kept: {', '.join(map(str, found['kept']))}. Closed gates, so without effect: "
-            f"{', '.join(map(str, found['closed'])) or 'none'}.",
+            f"Layers kept: {', '.join(map(str, pruning['kept']))}. Closed gates, so without effect: "
+            f"{', '.join(map(str, pruning['closed'])) or 'none'}.",
             "Importance, the rise of the loss without the layer (nats): "
             + ", ".join(f"{layer}: {rise:+.4f}" for layer, rise in ranked)
             + ".",

@@ -9,14 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from lcf_lightning.evaluation.arms import label, text_budget
+from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.latency import Latency
-from lcf_lightning.evaluation.pruning import Point
+from lcf_lightning.evaluation.layer_importance import Point
 from lcf_lightning.evaluation.report import ArmFigures
 from lcf_lightning.files import write_file
 
-_ACCENT, _CONTROL, _TEXT = "#c0392b", "#95a5a6", "#2c5f8a"
-_CONTROLS = ("mismatched", "zero", "self", "noise")
+_COLOURS = {"message": "#c0392b", "control": "#95a5a6", "text": "#2c5f8a"}
+"""By an arm's family."""
 
 
 def arms_figure(arms: dict[str, ArmFigures]) -> Figure:
@@ -35,7 +35,7 @@ def arms_figure(arms: dict[str, ArmFigures]) -> Figure:
                 f"{score['value']:.3f}", (score["high"], place + offset), (4, 0), textcoords="offset points",
                 va="center", fontsize=7,
             )  # fmt: skip
-    axes.set_yticks(range(len(arms)), [label(arm) for arm in arms])
+    axes.set_yticks(range(len(arms)), [find_arm(arm).label for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)  # the first arm on top
     axes.set_xlim(0, 1.12)
     axes.set_xlabel("score on questions that need the sharer: exact match (solid), F1 (pale); 95 % intervals")
@@ -48,11 +48,12 @@ def frontier_figure(arms: dict[str, ArmFigures], latency: Latency) -> Figure:
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes: Axes = figure.subplots()
     timed = {arm: latency["arms"][arm]["ttft"] for arm in arms if arm in latency["arms"]}
-    texts = sorted((arm for arm in timed if text_budget(arm)), key=text_budget)
+    budgets = {arm: find_arm(arm).budget for arm in timed if find_arm(arm).budget}
+    texts = sorted(budgets, key=budgets.__getitem__)
     axes.plot(
         [timed[arm]["median"] for arm in texts],
         [arms[arm]["exact_match"]["value"] for arm in texts],
-        color=_TEXT, linewidth=1, zorder=1,
+        color=_COLOURS["text"], linewidth=1, zorder=1,
     )  # fmt: skip
     for (arm, ttft), marker in zip(timed.items(), cycle("osD^vPX")):
         score = arms[arm]["exact_match"]
@@ -61,7 +62,7 @@ def frontier_figure(arms: dict[str, ArmFigures], latency: Latency) -> Figure:
             xerr=[[ttft["median"] - ttft["min"]], [ttft["max"] - ttft["median"]]],
             yerr=[[score["value"] - score["low"]], [score["high"] - score["value"]]],
             fmt="*" if arm == "message" else marker, markersize=12 if arm == "message" else 7, color=_colour(arm),
-            markeredgecolor="white", elinewidth=0.8, capsize=2, label=label(arm),
+            markeredgecolor="white", elinewidth=0.8, capsize=2, label=find_arm(arm).label,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -81,16 +82,16 @@ def pruning_figure(points: list[Point], kept: list[int]) -> Figure:
     left: Axes = figure.subplots()
     right = left.twinx()
     layers = [len(point["layers"]) for point in points]
-    left.plot(layers, [point["exact_match"] for point in points], "o-", color=_ACCENT, label="exact match")
-    right.plot(layers, [point["loss"] for point in points], "s--", color=_TEXT, label="loss")
-    left.axvline(len(kept), color=_CONTROL, linewidth=1)
+    left.plot(layers, [point["exact_match"] for point in points], "o-", color=_COLOURS["message"], label="exact match")
+    right.plot(layers, [point["loss"] for point in points], "s--", color=_COLOURS["text"], label="loss")
+    left.axvline(len(kept), color=_COLOURS["control"], linewidth=1)
     left.annotate(
         f" {len(kept)} kept", (len(kept), 1), xycoords=("data", "axes fraction"), va="top", fontsize=8, color="#555555"
     )
     left.xaxis.set_major_locator(MaxNLocator(integer=True))
     left.set_xlabel("layers kept, the most important first (0: the receiver alone)")
-    left.set_ylabel("exact match, message arm, validation split", color=_ACCENT)
-    right.set_ylabel("loss, nats", color=_TEXT)
+    left.set_ylabel("exact match, message arm, validation split", color=_COLOURS["message"])
+    right.set_ylabel("loss, nats", color=_COLOURS["text"])
     sizes = left.secondary_xaxis("top")
     sizes.set_xticks(
         layers, [f"{point['megabytes']:.{1 if points[-1]['megabytes'] > 10 else 2}f}" for point in points], fontsize=7
@@ -107,6 +108,4 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def _colour(arm: str) -> str:
-    if arm == "message":
-        return _ACCENT
-    return _CONTROL if arm in _CONTROLS else _TEXT
+    return _COLOURS[find_arm(arm).family]

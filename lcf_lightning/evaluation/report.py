@@ -8,11 +8,11 @@ from typing import Any, TypedDict
 
 from rich.table import Table
 
-from lcf_lightning.evaluation.answering import Answer, by_arm
 from lcf_lightning.evaluation.audit import Audit, audit
 from lcf_lightning.evaluation.latency import Latency
-from lcf_lightning.evaluation.pruning import Pruning
-from lcf_lightning.evaluation.statistics import Comparison, Estimate, estimate, written
+from lcf_lightning.evaluation.layer_importance import Pruning
+from lcf_lightning.evaluation.prediction import Prediction, by_arm
+from lcf_lightning.evaluation.statistics import Comparison, Estimate, estimate, format_estimate
 
 
 class Figures(TypedDict):
@@ -63,7 +63,7 @@ class Report(TypedDict):
     latency: Latency | None
 
 
-def build_report(answers: Iterable[Answer], latency: Latency | None, facts: dict[str, Any]) -> Report:
+def build_report(answers: Iterable[Prediction], latency: Latency | None, facts: dict[str, Any]) -> Report:
     """The report of some answers; an example that occurs twice counts once."""
     answers = list(answers)
     names = sorted({answer.benchmark for answer in answers} - {""})
@@ -73,14 +73,14 @@ def build_report(answers: Iterable[Answer], latency: Latency | None, facts: dict
         facts=facts,
         arms=_figures(answers, needs_sharer=True),
         benchmarks={name: _figures(rows, needs_sharer=True) for name, rows in benchmarks.items()},
-        optimal_routing={name: found for name, found in routing.items() if found is not None},
+        optimal_routing={name: rate for name, rate in routing.items() if rate is not None},
         own_questions=_figures(answers, needs_sharer=False),
         audit=audit(answers),
         latency=latency,
     )
 
 
-def _figures(answers: list[Answer], needs_sharer: bool) -> dict[str, ArmFigures]:
+def _figures(answers: list[Prediction], needs_sharer: bool) -> dict[str, ArmFigures]:
     return {
         arm: ArmFigures(
             exact_match=estimate([answer.exact_match for answer in rows.values()]),
@@ -92,7 +92,7 @@ def _figures(answers: list[Answer], needs_sharer: bool) -> dict[str, ArmFigures]
     }
 
 
-def _optimal_routing(answers: list[Answer]) -> Estimate | None:
+def _optimal_routing(answers: list[Prediction]) -> Estimate | None:
     """How often one of the two models alone is right; None if there is no example that both have answered."""
     arms = by_arm(answers, needs_sharer=True)
     sharer, receiver = arms.get("sharer_alone", {}), arms.get("own_context", {})
@@ -100,7 +100,7 @@ def _optimal_routing(answers: list[Answer]) -> Estimate | None:
     return estimate(right) if right else None
 
 
-def summarise(answers: Iterable[Answer]) -> Summary:
+def summarise(answers: Iterable[Prediction]) -> Summary:
     """Figures per arm; an example that occurs twice (a sampler's padding) counts once."""
     answers = list(answers)
 
@@ -130,24 +130,26 @@ def arms_table(summary: Summary, title: str, caption: str | None = None) -> Tabl
     return table
 
 
-def comparison_table(found: dict[str, Comparison], first: str, second: str, arm: str) -> Table:
+def comparison_table(comparisons: dict[str, Comparison], first: str, second: str, arm: str) -> Table:
     """Two evaluations against each other, as one table for the terminal."""
     table = Table(title=f"{arm}: {first} against {second}", caption="McNemar: exact, one-sided; is the first better?")
     for column in ("questions", "n", "difference", "only first right", "only second right", "McNemar p"):
         table.add_column(column, justify="left" if column == "questions" else "right")
-    for name, row in found.items():
+    for name, row in comparisons.items():
         counts = (str(row[key]) for key in ("only_first", "only_second"))
-        table.add_row(name, str(row["n"]), written(row["gain"], signed=True), *counts, f"{row['mcnemar_p']:.2g}")
+        table.add_row(
+            name, str(row["n"]), format_estimate(row["gain"], signed=True), *counts, f"{row['mcnemar_p']:.2g}"
+        )
     return table
 
 
-def pruning_table(found: Pruning, caption: str) -> Table:
+def pruning_table(pruning: Pruning, caption: str) -> Table:
     """Scores against the number of layers kept, as one table for the terminal."""
     table = Table(title="message arm, validation split", caption=caption)
     for column in ("layers", "MB", "exact match", "loss (nats)", "n"):
         table.add_column(column, justify="right")
-    for point in found["curve"]:
-        mark = " ←" if point["layers"] == found["kept"] else ""
+    for point in pruning["curve"]:
+        mark = " ←" if point["layers"] == pruning["kept"] else ""
         scores = (f"{point['megabytes']:.2f}", f"{point['exact_match']:.3f}", f"{point['loss']:.3f}")
         table.add_row(f"{len(point['layers'])}{mark}", *scores, str(point["n"]))
     return table

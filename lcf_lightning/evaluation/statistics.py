@@ -1,4 +1,4 @@
-"""Paired statistics over examples, through scipy: what is chance and what is not (method.md §7)."""
+"""Paired statistics over examples, through scipy: what is chance and what is not."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def estimate(values: ArrayLike, seed: int = 0) -> Estimate:
     return Estimate(value=mean, low=float(interval.low), high=float(interval.high))
 
 
-def written(estimate: Estimate, signed: bool = False) -> str:
+def format_estimate(estimate: Estimate, signed: bool = False) -> str:
     """An estimate and its interval as people read them."""
     sign = "+" if signed else ""
     return f"{estimate['value']:{sign}.3f} [{estimate['low']:{sign}.3f}, {estimate['high']:{sign}.3f}]"

@@ -1,4 +1,4 @@
-"""T2T, the baseline: the sharer writes a text, token by token, and the receiver reads it (method.md §7)."""
+"""T2T, the baseline: the sharer writes a text, token by token, and the receiver reads it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The embedded world: short facts ``relation name value .`` that two readers hold between them (method.md §6).
+"""The embedded world: short facts ``relation name value .`` that two readers hold between them.
 
 Everything is generated from a seed, so this source needs no file and no network. Example ``i`` of a split is a pure
 function of ``(seed, split, i)``; no two splits share a stream.

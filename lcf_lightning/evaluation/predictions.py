@@ -10,14 +10,15 @@ from typing import Any
 
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import DataError
-from lcf_lightning.evaluation.answering import Answer, run_arms
-from lcf_lightning.evaluation.arms import ArmCaches, longest_text
+from lcf_lightning.evaluation.arms import find_arm
+from lcf_lightning.evaluation.caches import ArmCaches
+from lcf_lightning.evaluation.prediction import Prediction, run_arms
 from lcf_lightning.files import write_text
 from lcf_lightning.link import Link
 from lcf_lightning.writer import Writer
 
 
-def read_answers(file: Path) -> list[Answer]:
+def read_predictions(file: Path) -> list[Prediction]:
     """The answers that a predictions file holds; none where there is no file.
 
     A last line that was cut off while being written is taken out of the file.
@@ -34,7 +35,7 @@ def read_answers(file: Path) -> list[Answer]:
     answers = []
     for number, line in enumerate(whole.split("\n")[:-1], start=1):
         try:
-            answer = Answer(**json.loads(line))
+            answer = Prediction(**json.loads(line))
             answers.append(
                 replace(answer, answers=tuple(answer.answers), partner_answers=tuple(answer.partner_answers))
             )
@@ -43,7 +44,7 @@ def read_answers(file: Path) -> list[Answer]:
     return answers
 
 
-def answer_all(
+def predict_all(
     link: Link,
     writer: Writer,
     batches: Iterable[Batch],
@@ -51,8 +52,8 @@ def answer_all(
     max_new_tokens: int,
     file: Path,
     advance: Callable[[int], Any] = lambda count: None,
-) -> list[Answer]:
-    """Answer what ``file`` does not hold yet, and append it arm by arm.
+) -> list[Prediction]:
+    """Prediction what ``file`` does not hold yet, and append it arm by arm.
 
     Args:
         link: The pair and the adapter.
@@ -66,13 +67,13 @@ def answer_all(
     Returns:
         The answers of these batches under these arms, whether new or read.
     """
-    known = {(answer.arm, answer.id): answer for answer in read_answers(file)}
+    known = {(answer.arm, answer.id): answer for answer in read_predictions(file)}
     file.parent.mkdir(parents=True, exist_ok=True)
     answers = []
     for batch in batches:
         missing = [arm for arm in arms if any((arm, id) not in known for id in batch.ids)]
         caches = ArmCaches(link, writer, batch.to(link.receiver.device))
-        caches.write(longest_text(missing))
+        caches.write(max((find_arm(arm).budget for arm in missing), default=0))
         for arm in arms:
             if arm in missing:
                 new = [answer for answer in run_arms(caches, [arm], max_new_tokens) if (arm, answer.id) not in known]

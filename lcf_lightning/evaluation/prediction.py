@@ -1,4 +1,4 @@
-"""Every example of a batch answered under every arm: same prompt, decoding, stopping and scoring (method.md §7)."""
+"""`Prediction`: every example of a batch answered under every arm, with the same prompt, decoding and scoring."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from torch.nn import functional as F
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.data.tokens import pad_right
-from lcf_lightning.evaluation.answers import score
-from lcf_lightning.evaluation.arms import ArmCaches, Reading, longest_text, receiver_reading
+from lcf_lightning.evaluation.arms import find_arm
+from lcf_lightning.evaluation.caches import ArmCaches, Reading
+from lcf_lightning.evaluation.scoring import score
 from lcf_lightning.link import Link
 from lcf_lightning.models.decoding import generate
 
 
 @dataclass(frozen=True)
-class Answer:
+class Prediction:
     """One arm's answer to one example.
 
     Attributes:
@@ -34,9 +35,9 @@ class Answer:
         f1: In [0, 1].
         listening: Jensen–Shannon divergence between the first token's distributions under this arm and under own
             context, in nats (at most ln 2); null where it is the sharer that answers.
-        partner_answers: In the mismatched arm, what would have been accepted for the example whose message it was;
+        partner_answers: Where another example's message was read, what would have been accepted for that example;
             nothing where the answer is chosen, since the choices do not hold it.
-        partner_needs_sharer: In the mismatched arm, whether that example's message can hold its answer at all.
+        partner_needs_sharer: Likewise, whether that example's message can hold its answer at all.
         text: In the T2T arms, what the sharer wrote.
         benchmark: The example's data set, where several are evaluated together.
     """
@@ -56,24 +57,25 @@ class Answer:
     benchmark: str = ""
 
 
-def by_arm(answers: Iterable[Answer], needs_sharer: bool) -> dict[str, dict[str, Answer]]:
-    """Answers of one kind of question by arm and id; an example that occurs twice (a sampler's padding) counts once."""
-    found: dict[str, dict[str, Answer]] = {}
-    for answer in answers:
-        if answer.needs_sharer == needs_sharer:
-            found.setdefault(answer.arm, {})[answer.id] = answer
-    return found
+def by_arm(predictions: Iterable[Prediction], needs_sharer: bool) -> dict[str, dict[str, Prediction]]:
+    """Those of one kind of question by arm and id; an example that occurs twice (a sampler's padding) counts once."""
+    arms: dict[str, dict[str, Prediction]] = {}
+    for prediction in predictions:
+        if prediction.needs_sharer == needs_sharer:
+            arms.setdefault(prediction.arm, {})[prediction.id] = prediction
+    return arms
 
 
 @torch.no_grad()
-def run_arms(caches: ArmCaches, arms: Sequence[str], max_new_tokens: int) -> list[Answer]:
+def run_arms(caches: ArmCaches, arms: Sequence[str], max_new_tokens: int) -> list[Prediction]:
     """Every example of a batch answered under every arm: same prompt, decoding, stopping and scoring."""
-    caches.write(longest_text(arms))
-    readings = ((arm, receiver_reading(caches, arm)) for arm in arms)
-    return [answer for arm, reading in readings for answer in answer_reading(caches, reading, arm, max_new_tokens)]
+    found = [find_arm(name) for name in arms]
+    caches.write(max((arm.budget for arm in found), default=0))
+    readings = ((arm.name, arm.reading(caches)) for arm in found)
+    return [row for name, reading in readings for row in answer_reading(caches, reading, name, max_new_tokens)]
 
 
-def answer_reading(caches: ArmCaches, reading: Reading, arm: str, max_new_tokens: int) -> list[Answer]:
+def answer_reading(caches: ArmCaches, reading: Reading, arm: str, max_new_tokens: int) -> list[Prediction]:
     """Every example of a batch answered from a reading, which is called ``arm``."""
     batch = caches.batch
     encoder = caches.collator.sharer if reading.role == "sharer" else caches.collator.receiver
@@ -86,26 +88,25 @@ def answer_reading(caches: ArmCaches, reading: Reading, arm: str, max_new_tokens
     listening = [None] * len(batch)
     if reading.role == "receiver":
         listening = jensen_shannon(logits[:, 0].log_softmax(-1), caches.first_tokens).tolist()
-    predictions = _predictions(caches, reading, encoder, max_new_tokens)
-    answers = []
-    for row, (example, prediction) in enumerate(zip(batch.examples, predictions, strict=True)):
-        chosen = float(prediction == example.answers[0])  # a choice is right or wrong, with no normalisation
-        scores = (chosen, chosen) if example.choices else score(prediction, example.answers)
-        partner = batch.partners[row] if arm == "mismatched" else None
-        answers.append(
-            Answer(
-                example.id, arm, example.needs_sharer, prediction, example.answers, losses[row], *scores,
-                listening[row],
+    texts = _texts(caches, reading, encoder, max_new_tokens)
+    predictions = []
+    for row, (example, text) in enumerate(zip(batch.examples, texts, strict=True)):
+        chosen = float(text == example.answers[0])  # a choice is right or wrong, with no normalisation
+        scores = (chosen, chosen) if example.choices else score(text, example.answers)
+        partner = reading.partners[row] if reading.partners else None
+        predictions.append(
+            Prediction(
+                example.id, arm, example.needs_sharer, text, example.answers, losses[row], *scores, listening[row],
                 partner.answers if partner and not example.choices else (),
                 partner.needs_sharer if partner else True,
                 reading.texts[row] if reading.texts else "",
                 example.benchmark,
             )
         )  # fmt: skip
-    return answers
+    return predictions
 
 
-def _predictions(caches: ArmCaches, reading: Reading, encoder: PromptEncoder, max_new_tokens: int) -> list[str]:
+def _texts(caches: ArmCaches, reading: Reading, encoder: PromptEncoder, max_new_tokens: int) -> list[str]:
     """What is said or, where there are choices, chosen."""
     examples, said = caches.batch.examples, [""] * len(caches.batch)
     if not all(example.choices for example in examples):

@@ -1,4 +1,4 @@
-"""Which layers of an adapter matter, measured on held-out data (method.md §6)."""
+"""Which layers of an adapter matter, measured on held-out data (arXiv 2605.22863, pruning)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from lcf_lightning.adapter.subset import keep_layers, open_layers
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.answering import answer_losses, answer_reading
-from lcf_lightning.evaluation.arms import ArmCaches, Reading
+from lcf_lightning.evaluation.caches import ArmCaches, Reading
+from lcf_lightning.evaluation.prediction import answer_losses, answer_reading
 from lcf_lightning.link import Link
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.writer import Writer
@@ -116,14 +116,14 @@ class _Edits:
 
     def __init__(self, link: Link, writer: Writer, batch: Batch) -> None:
         self.link, self.caches = link, ArmCaches(link, writer, batch.to(link.receiver.device))
-        self.delta = link.delta(self.caches.own_context.cache, self.caches.sent)
+        self.delta = link.delta(self.caches.own_context.cache, self.caches.summaries)
 
     def reading(self, layers: Sequence[int]) -> Reading:
         own, places = self.caches.own_context, [self.link.adapter.config.receiver_layers.index(at) for at in layers]
         if not places:
             return own
         delta = KV(*(tensor[places] for tensor in self.delta))
-        return Reading(self.link.edit(own.cache, tuple(layers), delta, self.caches.sent.present), own.last)
+        return Reading(self.link.edit(own.cache, tuple(layers), delta, self.caches.summaries.present), own.last)
 
 
 def _by_importance(importance: dict[int, float]) -> list[int]:

@@ -1,0 +1,66 @@
+"""The arms of an evaluation, one file each; what stands in this folder is found, and your own by its class path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.discovery import import_modules, subclasses
+from lcf_lightning.errors import SettingError, reason
+from lcf_lightning.evaluation.arms.arm import Arm, TimedRun, readable
+
+import_modules(__name__)
+
+__all__ = ["Arm", "TimedRun", "default_arms", "find_arm", "known_arms", "readable", "require_arms"]
+
+
+def find_arm(name: str) -> Arm:
+    """The arm of that name, or of that class path, whose module is then imported.
+
+    Raises:
+        SettingError: If there is none.
+    """
+    module, _, kind = name.rpartition(".")
+    if module:
+        try:
+            import_module(module)
+        except ImportError as error:
+            raise SettingError(f"arm {name!r} cannot be imported: {reason(error)}.") from error
+    for arm in subclasses(Arm):
+        found = arm() if (arm.__module__, arm.__qualname__) == (module, kind) else arm.named(name)
+        if found is not None:
+            return found
+    raise SettingError(f"arm {name!r} must be one of {', '.join(known_arms())}, t2t_N, or the class path of an Arm.")
+
+
+def known_arms() -> list[str]:
+    """Names of the arms that have been imported, in the order of reports; of ``t2t_N`` the usual ones."""
+    usual = [arm for kind in subclasses(Arm) for arm in kind.usual()]
+    return [arm.name for arm in sorted(usual, key=lambda arm: arm.place)]
+
+
+def default_arms(shared: bool, prompts: PromptSettings, examples: Iterable[Example]) -> tuple[str, ...]:
+    """The arms of an evaluation that names none: all of this package that mean something for these examples."""
+    examples = list(examples)
+    arms = [find_arm(name) for name in known_arms()]
+    inside = [arm for arm in arms if type(arm).__module__.startswith(__name__)]
+    return tuple(arm.name for arm in inside if arm.applies(shared, prompts, examples))
+
+
+def require_arms(arms: Sequence[str], setting: str = "arms") -> tuple[str, ...]:
+    """The names of some arms, given by name or class path.
+
+    Raises:
+        SettingError: If an arm is unknown or given twice, or there is none.
+    """
+    try:
+        names = [find_arm(arm).name for arm in arms]
+    except SettingError as error:
+        raise SettingError(f"{setting}={list(arms)}: {error}") from error
+    if not names or len(set(names)) < len(names):
+        raise SettingError(
+            f"{setting}={list(arms)} must be one or more of {', '.join(known_arms())}, t2t_N, each once."
+        )
+    return tuple(names)

@@ -1,0 +1,108 @@
+"""`Arm`: one way to build what an answer is read from, all else equal."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.errors import SettingError
+from lcf_lightning.evaluation.caches import ArmCaches, Reading
+from lcf_lightning.link import Link
+from lcf_lightning.models.cache import KVCache
+from lcf_lightning.stopwatch import Stopwatch
+from lcf_lightning.writer import Writer
+
+
+@dataclass
+class TimedRun:
+    """One answer under one arm: its stages, the bytes that were sent and the tokens that were written for it."""
+
+    watch: Stopwatch
+    sent_bytes: int = 0
+    written_tokens: int = 0
+
+
+class Arm(ABC):
+    """One way to build what an answer is read from. What reports, plots and latencies must know of it, it says itself.
+
+    Attributes:
+        name: In settings, predictions and reports; without blanks.
+        family: ``message``: this example's message. ``control``: another one, which tells communication from tuning.
+            ``text``: no message at all.
+        place: Where it stands among the others in reports; smaller first.
+        needs_different_texts: Whether it means nothing where both models read the same text.
+        timed: Whether its latency is worth measuring: what differs from the message only in what is sent is not.
+        budget: Tokens that the sharer may write for it; 0 where it writes none.
+        comparisons: Differences of interest, over examples answered under both: what it is called, the first arm, and
+            the one whose score is taken off.
+        note: What a reader of the report must know of it.
+    """
+
+    name: str
+    family: Literal["message", "control", "text"]
+    place: int = 1_000
+    needs_different_texts: bool = False
+    timed: bool = False
+    budget: int = 0
+    comparisons: tuple[tuple[str, str, str], ...] = ()
+    note: str = ""
+
+    @classmethod
+    def named(cls, name: str) -> Arm | None:
+        """The arm of that name, if it is one of this class."""
+        return cls() if name == cls.name else None
+
+    @classmethod
+    def usual(cls) -> list[Arm]:
+        """The arms of this class that an evaluation runs where none is named."""
+        return [cls()]
+
+    @property
+    def label(self) -> str:
+        """The name as people read it."""
+        return readable(self.name)
+
+    def applies(self, shared: bool, prompts: PromptSettings, examples: Iterable[Example]) -> bool:
+        """Whether it means something for these examples, where both read the same text (``shared``) or not."""
+        return not (shared and self.needs_different_texts)
+
+    @abstractmethod
+    def read(self, caches: ArmCaches) -> Reading:
+        """What the answers of a batch are read from.
+
+        Raises:
+            SettingError: If that means nothing for this batch.
+        """
+
+    def reading(self, caches: ArmCaches) -> Reading:
+        """`read`, where this arm means something at all.
+
+        Raises:
+            SettingError: If it does not.
+        """
+        if caches.link.shared and self.needs_different_texts:
+            raise SettingError(
+                f"arm {self.name!r} needs a sharer and a receiver that read different texts (pooler not null)."
+            )
+        return self.read(caches)
+
+    def run(self, link: Link, writer: Writer, batch: Batch, run: TimedRun) -> tuple[KVCache, Tensor]:
+        """All that comes before the first token, stage by stage; for arms that are `timed`.
+
+        Returns:
+            The receiver's cache of all prompt tokens but the last, and that token, ``[1, 1]``.
+        """
+        raise NotImplementedError(f"arm {self.name!r} is not timed.")
+
+
+def readable(name: str) -> str:
+    """A name as people read it."""
+    return re.sub(r"t2t_(\d+)", r"T2T-\1", name).replace("_", " ")

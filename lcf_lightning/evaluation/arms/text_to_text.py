@@ -1,0 +1,66 @@
+"""T2T-N: the sharer writes up to N tokens, which the receiver reads before its own context."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.evaluation.arms.arm import Arm, TimedRun
+from lcf_lightning.evaluation.caches import ArmCaches, Reading
+from lcf_lightning.evaluation.text_baseline import reading_prompts, text_prompts, write_texts
+from lcf_lightning.link import Link
+from lcf_lightning.models.cache import KVCache
+from lcf_lightning.writer import Writer
+
+
+class TextToText(Arm):
+    """The baseline: text instead of a message.
+
+    Args:
+        budget: Tokens that the sharer may write.
+    """
+
+    family = "text"
+    place = 40
+    timed = True
+    note = (
+        "*T2T-N*: the sharer writes up to N tokens, which the receiver reads before its own context. Text arms are "
+        "answered by the untuned receiver: where the adapter has taught it a form of answer, only the "
+        "content-attributable gain is free of that."
+    )
+
+    def __init__(self, budget: int) -> None:
+        self.budget, self.name = budget, f"t2t_{budget}"
+        self.comparisons = ((f"gain_over_{self.name}", "message", self.name),)
+
+    @classmethod
+    def named(cls, name: str) -> Arm | None:
+        budget = re.fullmatch(r"t2t_([1-9]\d*)", name)
+        return cls(int(budget[1])) if budget else None
+
+    @classmethod
+    def usual(cls) -> list[Arm]:
+        return [cls(budget) for budget in (50, 100, 150, 200)]
+
+    def applies(self, shared: bool, prompts: PromptSettings, examples: Iterable[Example]) -> bool:
+        return not shared
+
+    def read(self, caches: ArmCaches) -> Reading:
+        return caches.reads_text(self.budget)
+
+    def run(self, link: Link, writer: Writer, batch: Batch, run: TimedRun) -> tuple[KVCache, Tensor]:
+        tokens, last = text_prompts(link, writer, batch.prompts, batch.examples)
+        with run.watch("sharer_prefill"):
+            sharer = link.read_sharer(tokens)
+        with run.watch("write"):
+            ids = write_texts(link, sharer, last, self.budget)
+            texts = writer.texts(ids[:, : self.budget], "sharer")
+            tokens, last = reading_prompts(link, writer, batch.prompts, batch.examples, texts)
+        run.sent_bytes, run.written_tokens = len(texts[0].encode()), ids.shape[1]
+        with run.watch("receiver_prefill"):
+            return link.read_receiver(tokens), last

@@ -1,0 +1,117 @@
+"""`ArmCaches`: what the arms of one batch share; `Reading`: what an answer is read from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lcf_lightning.adapter.parts import Summaries
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.data.example import Example, Passage
+from lcf_lightning.data.tokens import Tokens, split_last
+from lcf_lightning.evaluation.text_baseline import reading_prompts, text_prompts, write_texts
+from lcf_lightning.link import Link, Role
+from lcf_lightning.models.cache import KVCache
+from lcf_lightning.writer import Writer
+
+Reads = Callable[[Example], tuple[Passage, ...]]
+"""From an example to the passages that one model reads of it."""
+
+
+class Reading(NamedTuple):
+    """What an answer is read from.
+
+    Attributes:
+        cache: A cache of all prompt tokens but the last.
+        last: ``[batch, 1]``, int64: the last prompt token.
+        texts: What the sharer wrote in words; in the T2T arms only.
+        role: Whose cache this is, who answers.
+        partners: For each example the one whose message this was, where it was another's.
+    """
+
+    cache: KVCache
+    last: Tensor
+    texts: tuple[str, ...] = ()
+    role: Role = "receiver"
+    partners: tuple[Example, ...] = ()
+
+
+class ArmCaches:
+    """The receiver's caches under the arms for one batch; what several arms share is made once.
+
+    Args:
+        link: The pair and the adapter.
+        writer: Its prompts.
+        batch: An evaluation batch.
+    """
+
+    def __init__(self, link: Link, writer: Writer, batch: Batch) -> None:
+        self.link, self.writer, self.batch = link, writer, batch
+        self.collator = writer.collator(batch.prompts)
+        self._budget, self._text_ids = 0, torch.empty(len(batch), 0, dtype=torch.long)  # the longest text so far
+
+    @cached_property
+    def own_context(self) -> Reading:
+        """The receiver reads its own passages."""
+        return Reading(self.link.read_receiver(self.batch.receiver), self.batch.last)
+
+    @cached_property
+    def sharer(self) -> KVCache:
+        """The sharer's cache of all that it reads."""
+        return self.link.read_sharer(self.batch.sharer)
+
+    @cached_property
+    def summaries(self) -> Summaries:
+        """This example's message."""
+        return self.link.pool(self.sharer, self.batch.index)
+
+    @cached_property
+    def message(self) -> Reading:
+        """The receiver reads its own passages and this example's message."""
+        return self.receives(self.summaries)
+
+    @cached_property
+    def first_tokens(self) -> Tensor:
+        """Log probabilities of the answer's first token with the receiver's own passages, ``[batch, vocabulary]``."""
+        ids, mask = self.batch.answers[:, :1], self.batch.answer_mask[:, :1]
+        return self.link.logits(self.own_context.cache, self.batch.last, ids, mask)[:, 0].log_softmax(-1)
+
+    def receives(self, message: Summaries) -> Reading:
+        """The receiver reads its own passages and some message."""
+        return Reading(self.link.fuse(self.own_context.cache, message), self.batch.last)
+
+    def message_of(self, examples: Sequence[Example], passages: Reads) -> Summaries:
+        """What the sharer sends where it reads ``passages`` of other examples."""
+        tokens, index = self.collator.message_of(examples, passages, self.batch.receiver)
+        device = self.link.sharer.device
+        return self.link.pool(self.link.read_sharer(tokens.to(device)), index.to(device))
+
+    def reads(self, passages: Reads) -> Reading:
+        """The receiver reads ``passages`` of each example as text, however long."""
+        tokens, last = passages_prompts(self.link, self.writer, self.batch, passages)
+        return Reading(self.link.read_receiver(tokens), last)
+
+    def write(self, budget: int) -> Tensor:
+        """The sharer's text, ``budget`` tokens of it or more; a smaller budget's is the beginning of a larger's."""
+        if budget > self._budget:
+            tokens, last = text_prompts(self.link, self.writer, self.batch.prompts, self.batch.examples)
+            self._budget = budget
+            self._text_ids = write_texts(self.link, self.link.read_sharer(tokens), last, budget)
+        return self._text_ids
+
+    def reads_text(self, budget: int) -> Reading:
+        """The receiver reads up to ``budget`` tokens of the sharer's text, then its own passages."""
+        texts = self.writer.texts(self.write(budget)[:, :budget], "sharer")
+        tokens, last = reading_prompts(self.link, self.writer, self.batch.prompts, self.batch.examples, texts)
+        return Reading(self.link.read_receiver(tokens), last, tuple(texts))
+
+
+def passages_prompts(link: Link, writer: Writer, batch: Batch, passages: Reads) -> tuple[Tokens, Tensor]:
+    """``passages`` of each example and the question, for the receiver: all but the last token, and it."""
+    encoder = writer.encoder(batch.prompts, "receiver").unlimited()
+    encoded = [encoder.prompt(passages(row), row.question) for row in batch.examples]
+    return split_last(encoded, encoder.pad_id, link.receiver.device)
