@@ -25,9 +25,9 @@ from lcf_lightning import Channel
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.sources import World
 from lcf_lightning.data.sources.world import NAMES, RELATIONS, VALUES, fact_text
-from lcf_lightning.evaluation.answering import run_arms
-from lcf_lightning.evaluation.arms import ArmCaches
-from lcf_lightning.evaluation.statistics import written
+from lcf_lightning.evaluation.caches import ArmCaches
+from lcf_lightning.evaluation.prediction import run_arms
+from lcf_lightning.evaluation.statistics import format_estimate
 
 SETTINGS = {
     "as it is": "",
@@ -56,13 +56,15 @@ def answered(channel: Channel, examples: Sequence[Example], shift: int, arm: str
     rng = random.Random(shift)
     facts = [(rng.choice(RELATIONS), rng.choice(STRANGERS), rng.choice(VALUES)) for _ in range(shift // 4)]
     filler = "".join(f"{fact_text(fact)} " for fact in facts)
-    prompts, plain = channel.prompts, channel.collator(channel.prompts)
-    moved = channel.collator(replace(prompts, context=filler + prompts.context))
+    prompts, plain = channel.prompts, channel.writer.collator(channel.prompts)
+    moved = channel.writer.collator(replace(prompts, context=filler + prompts.context))
     collator = replace(plain, sharer=moved.sharer)
     found: list[int] = []
     for start in range(0, len(examples), BATCH):
         batch = collator.train(examples[start : start + BATCH])
-        found += [int(answer.exact_match) for answer in run_arms(ArmCaches(channel, batch), [arm], 4)]
+        found += [
+            int(answer.exact_match) for answer in run_arms(ArmCaches(channel.link, channel.writer, batch), [arm], 4)
+        ]
     return found
 
 
@@ -81,7 +83,7 @@ def measured(
 def row(name: str, runs: Sequence[dict[str, Any]], arm: str = "message") -> str:
     """A line of a table: each seed's mean without a shift, then the mean over seeds by shift."""
     cells = [name, ", ".join(f"{fmean(run[arm]['0']):.3f}" for run in runs)]
-    cells += [written(over_seeds([run[arm][shift] for run in runs])) for shift in runs[0][arm]]
+    cells += [format_estimate(over_seeds([run[arm][shift] for run in runs])) for shift in runs[0][arm]]
     return f"| {' | '.join(cells)} |"
 
 

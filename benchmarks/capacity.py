@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from lcf_lightning import Channel, Message
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.sources import World
-from lcf_lightning.evaluation.statistics import written
+from lcf_lightning.evaluation.statistics import format_estimate
 
 METHODS = {"prefix": ("prefix", "none"), "LCF-X": ("span", "logistic"), "LCF-X without noise": ("span", "none")}
 """Pooler and gate noise of each; the paper's has both its own."""
@@ -37,7 +37,7 @@ def right(channel: Channel, asked: Sequence[Example], sent: Sequence[Example], d
     for start in range(0, len(asked), BATCH):
         rows, senders = asked[start : start + BATCH], sent[start : start + BATCH]
         texts = [[fact for (fact,) in row.sharer] for row in senders]
-        messages = channel.send_batch(texts, [None] * len(rows), pooled=not channel.adapter.prepends)
+        messages = channel.send_batch(texts, [None] * len(rows), pooled=channel.adapter.poolable)
         wire = [message.to_bytes(dtype) for message in messages]
         own = [[fact for (fact,) in row.receiver] for row in rows]
         read = [Message.from_bytes(data) for data in wire]
@@ -70,7 +70,10 @@ def table(points: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
         "|---|---:|---|---|---|---|---:|---:|---:|",
     ]
     for (method, facts), runs in points.items():
-        arms = [written(over_seeds([run[arm] for run in runs])) for arm in ("message", "mismatched", "own_questions")]
+        arms = [
+            format_estimate(over_seeds([run[arm] for run in runs]))
+            for arm in ("message", "mismatched", "own_questions")
+        ]
         each = ", ".join(f"{fmean(run['message']):.3f}" for run in runs)
         int8 = f"{over_seeds([run['message_int8'] for run in runs])['value']:.3f}"
         sizes = [f"{runs[0][name]:,}" for name in ("bytes", "bytes_int8")]

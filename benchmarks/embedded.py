@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lcf_lightning.adapter.adapter import CONFIG_FILE
+from lcf_lightning.adapter.folder import CONFIG_FILE
 from lcf_lightning.evaluation.statistics import RESAMPLES, Estimate
 from lcf_lightning.files import write_file
 

@@ -18,28 +18,29 @@ from statistics import median
 
 import torch
 
-from lcf_lightning import AdapterConfig, AdapterSettings, CacheAdapter, Channel, ModelSpec
+from lcf_lightning import AdapterConfig, AdapterSettings, CacheAdapter, ModelSpec
 from lcf_lightning.adapter.config import ModelIdentity
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import HotpotQA
-from lcf_lightning.evaluation.answering import answer_losses
-from lcf_lightning.evaluation.arms import Reading
-from lcf_lightning.link import load_pair
+from lcf_lightning.evaluation.caches import Reading
+from lcf_lightning.evaluation.prediction import answer_losses
+from lcf_lightning.link import Link, load_pair
 from lcf_lightning.models.loading import geometry_of
 from lcf_lightning.models.store import PrefillSettings, PrefillStore
+from lcf_lightning.writer import Writer
 
 
-def step(channel: Channel, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> tuple[float, float, float]:
+def step(link: Link, optimizer: torch.optim.Optimizer, batch: Batch, seed: int) -> tuple[float, float, float]:
     """Seconds of a whole training step and of its two prefills, and the loss."""
     torch.manual_seed(seed)  # of the gates' noise
     started = time.perf_counter()
-    sharer, receiver = channel.read_sharer(batch.sharer), channel.read_receiver(batch.receiver)
+    sharer, receiver = link.read_sharer(batch.sharer), link.read_receiver(batch.receiver)
     read = time.perf_counter()
-    cache = channel.fuse(receiver, channel.pool(sharer, batch.index), temperature=1.0)
-    loss = answer_losses(channel, Reading(cache, batch.last), batch).mean()
+    cache = link.fuse(receiver, link.pool(sharer, batch.index), temperature=1.0)
+    loss = answer_losses(link, Reading(cache, batch.last), batch).mean()
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(channel.adapter.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(link.adapter.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
     return time.perf_counter() - started, read - started, loss.item()
@@ -67,20 +68,20 @@ def main() -> None:
     config = AdapterConfig(identity, identity, AdapterSettings(d=args.d))
     with tempfile.TemporaryDirectory() as folder:
         settings = PrefillSettings(folder, args.dtype)
-        channels = {}
+        links = {}
         for name in ("none", "cold", "warm"):
             torch.manual_seed(0)
-            channels[name] = Channel(*pair, CacheAdapter(config), None if name == "none" else settings)
-        collator = channels["none"].collator(PromptSettings(max_sharer_tokens=320, max_receiver_tokens=320))
+            links[name] = Link(*pair, CacheAdapter(config), None if name == "none" else settings)
+        collator = Writer.of(links["none"]).collator(PromptSettings(max_sharer_tokens=320, max_receiver_tokens=320))
         examples = list(source.examples("train", 42))[: (args.steps + 1) * args.batch]
         batches = [collator.train(examples[at : at + args.batch]) for at in range(0, len(examples), args.batch)]
-        optimizers = {name: torch.optim.AdamW(each.adapter.parameters(), lr=1e-3) for name, each in channels.items()}
-        seconds: dict[str, list[float]] = {name: [] for name in channels}
-        reading: dict[str, list[float]] = {name: [] for name in channels}
-        losses: dict[str, list[float]] = {name: [] for name in channels}
+        optimizers = {name: torch.optim.AdamW(each.adapter.parameters(), lr=1e-3) for name, each in links.items()}
+        seconds: dict[str, list[float]] = {name: [] for name in links}
+        reading: dict[str, list[float]] = {name: [] for name in links}
+        losses: dict[str, list[float]] = {name: [] for name in links}
         for at, batch in enumerate(batches):
             for name in ("none", "cold", "warm"):  # what the cold one has written the warm one finds
-                taken, read, loss = step(channels[name], optimizers[name], batch, at)
+                taken, read, loss = step(links[name], optimizers[name], batch, at)
                 losses[name].append(loss)
                 if at > 0:  # the first is thrown away
                     seconds[name].append(taken)
@@ -102,7 +103,7 @@ def main() -> None:
                 "prefill_seconds": spread(reading[name]),
                 "speedup": spread(ratios[name]),
             }
-            for name in channels
+            for name in links
         },
     }
     print(json.dumps(report, indent=2))

@@ -16,12 +16,13 @@ from pathlib import Path
 
 import torch
 
-from lcf_lightning import AdapterSettings, Channel, LCFModule, ModelSpec
+from lcf_lightning import AdapterSettings, LCFModule, ModelSpec
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.evaluation.latency import batches_of_one, measure
 from lcf_lightning.evaluation.markdown import latency_page
 from lcf_lightning.files import write_text
+from lcf_lightning.link import Link
 
 SENTENCES = (
     " The lighthouse on the northern cape was built in 1871 by an engineer from the capital.",
@@ -39,15 +40,15 @@ PROMPTS = PromptSettings(
 ARMS = ("own_context", "full_context", "t2t_50", "t2t_100", "t2t_150", "t2t_200")
 
 
-def text_of(channel: Channel, tokens: int, start: int) -> str:
+def text_of(link: Link, tokens: int, start: int) -> str:
     """So many tokens of English, from one of the sentences on."""
-    tokenizer = channel.sharer.tokenizer
+    tokenizer = link.sharer.tokenizer
     text = "".join(islice(cycle(SENTENCES), start, start + tokens))
     return str(tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]))
 
 
-def examples(channel: Channel, tokens: int) -> list[Example]:
-    sides = [(text_of(channel, tokens, i), text_of(channel, tokens, i + 3)) for i in range(len(SENTENCES))]
+def examples(link: Link, tokens: int) -> list[Example]:
+    sides = [(text_of(link, tokens, i), text_of(link, tokens, i + 3)) for i in range(len(SENTENCES))]
     return [
         Example(str(i), "What did the keeper do?", ("wrote",), ((sharer,),), ((receiver,),))
         for i, (sharer, receiver) in enumerate(sides)
@@ -68,8 +69,8 @@ def main() -> None:
     module = LCFModule(ModelSpec(args.sharer), ModelSpec(args.receiver), AdapterSettings(d=args.d))
     module.to(args.device).configure_model()
     module.adapter.eval()
-    inputs = batches_of_one(module.channel, PROMPTS, examples(module.channel, args.tokens))
-    latency = measure(module.channel, inputs, ARMS, args.max_new_tokens, args.repeats)
+    inputs = batches_of_one(module.link, module.writer, PROMPTS, examples(module.link, args.tokens))
+    latency = measure(module.link, module.writer, inputs, ARMS, args.max_new_tokens, args.repeats)
     print(latency_page(latency))
     if args.output is not None:
         write_text(args.output, json.dumps(latency, indent=2) + "\n")

@@ -19,7 +19,7 @@ from lcf_lightning import Channel, Message
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.sources import World
 from lcf_lightning.data.sources.world import VALUES
-from lcf_lightning.evaluation.statistics import estimate, written
+from lcf_lightning.evaluation.statistics import estimate, format_estimate
 
 
 def facts(rows: list[Example]) -> list[list[str]]:
@@ -72,7 +72,7 @@ def main() -> None:
     other = [next(fact for (fact,) in row.sharer if row.question not in fact) for row in test]
     print(f"n = {len(test)}\n\n| message | receiver, as meant | receiver, another | probe, another |")
     print("| --- | ---: | ---: | ---: |")
-    for pooled in (False,) if channel.adapter.prepends else (False, True):
+    for pooled in (False, True) if channel.adapter.poolable else (False,):
         learned_from, messages = (
             channel.send_batch(facts(rows), [row.question for row in rows], pooled) for rows in (train, test)
         )
@@ -85,7 +85,7 @@ def main() -> None:
             probed(unasked(train, learned_from, spans), unasked(test, messages, spans)).tolist(),
         )
         form = "pooled" if pooled else "a summary a span"
-        print(f"| {form} | {' | '.join(written(estimate(cell)) for cell in cells)} |")
+        print(f"| {form} | {' | '.join(format_estimate(estimate(cell)) for cell in cells)} |")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from lcf_lightning import Channel
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.sources import World
-from lcf_lightning.evaluation.statistics import estimate, written
+from lcf_lightning.evaluation.statistics import estimate, format_estimate
 
 BATCH = 128
 
@@ -71,7 +71,9 @@ def main() -> None:
                 right(channel, need, need, sharers, knower=True),
                 right(channel, own, own, sharers),
             )
-            print(f"| {adapter} | {sharers} | {' | '.join(written(estimate(arm)) for arm in arms)} |", flush=True)
+            print(
+                f"| {adapter} | {sharers} | {' | '.join(format_estimate(estimate(arm)) for arm in arms)} |", flush=True
+            )
 
 
 if __name__ == "__main__":

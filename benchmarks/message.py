@@ -16,8 +16,8 @@ from statistics import median
 from lcf_lightning import Channel, Message
 from lcf_lightning.cli.adapter import AdapterCLI
 from lcf_lightning.data.example import Example, Passage
-from lcf_lightning.evaluation.answers import score
-from lcf_lightning.evaluation.statistics import estimate, written
+from lcf_lightning.evaluation.scoring import score
+from lcf_lightning.evaluation.statistics import estimate, format_estimate
 
 DTYPES = ("float32", "float16", "int8")
 
@@ -38,7 +38,7 @@ class Benchmark(AdapterCLI):
         adapter, data = self.adapter_and_data()
         data.setup("test")
         channel = self.channel(adapter, data)
-        ways = (False,) if channel.adapter.prepends else (False, True)  # what becomes tokens is never pooled
+        ways = (False, True) if channel.adapter.poolable else (False,)  # what becomes tokens is never pooled
         forms = [(dtype, pooled) for pooled in ways for dtype in DTYPES]
         said: dict[tuple[str, bool], list[str]] = {form: [] for form in forms}
         sizes: dict[tuple[str, bool], list[int]] = {form: [] for form in forms}
@@ -64,7 +64,7 @@ class Benchmark(AdapterCLI):
             other = sum(one != two for one, two in zip(said[dtype, pooled], said["float32", False], strict=True))
             form = "pooled" if pooled else "a summary a span"
             size = f"{median(sizes[dtype, pooled]):,.0f}"
-            print(f"| {form} | {dtype} | {size} | {written(estimate(right))} | {other} |")
+            print(f"| {form} | {dtype} | {size} | {format_estimate(estimate(right))} | {other} |")
 
 
 if __name__ == "__main__":

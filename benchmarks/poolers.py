@@ -39,13 +39,13 @@ def read(tokens: int, seed: int) -> Tokens:
 @torch.no_grad()
 def milliseconds(channel: Channel, tokens: int, span: int, seed: int) -> tuple[float, float]:
     """Of pooling the sharer's cache to summaries, and of putting them into the receiver's."""
-    sharer = channel.read_sharer(read(tokens, seed))
-    receiver = channel.read_receiver(read(tokens, seed + 1))
+    sharer = channel.link.read_sharer(read(tokens, seed))
+    receiver = channel.link.read_receiver(read(tokens, seed + 1))
     spans = torch.arange(tokens)[None] // span
     started = time.perf_counter()
-    sent = channel.summarise(sharer, spans)
+    sent = channel.link.summarise(sharer, spans)
     pooled = time.perf_counter()
-    channel.fuse(receiver, channel.adapter.merge(sent))
+    channel.link.fuse(receiver, channel.adapter.merge(sent))
     return (pooled - started) * 1e3, (time.perf_counter() - pooled) * 1e3
 
 

@@ -27,8 +27,8 @@ from lcf_lightning.models.decoding import Decoding
 def plain(channel: Channel, row: Example, new_tokens: int) -> float:
     """Milliseconds of `generate` on the receiver's own prompt, its text written and read as `receive` does."""
     started = time.perf_counter()
-    receiver = channel.receiver
-    prompt = channel.encoder(channel.prompts, "receiver").prompt(row.receiver, row.question)
+    receiver = channel.link.receiver
+    prompt = channel.writer.encoder(channel.prompts, "receiver").prompt(row.receiver, row.question)
     config = Decoding.of(receiver, new_tokens, {"min_new_tokens": new_tokens}).config
     ids = torch.tensor([prompt.ids])
     said = receiver.model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)

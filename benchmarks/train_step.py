@@ -16,20 +16,20 @@ from statistics import median
 import torch
 from torch import Tensor
 
-from lcf_lightning import AdapterConfig, AdapterSettings, CacheAdapter, Channel, ModelSpec
+from lcf_lightning import AdapterConfig, AdapterSettings, CacheAdapter, ModelSpec
 from lcf_lightning.adapter.config import ModelIdentity
-from lcf_lightning.link import load_pair
+from lcf_lightning.link import Link, load_pair
 from lcf_lightning.models.cache import prefill
 from lcf_lightning.models.loading import geometry_of
 
 FUSERS = {"LCF-64": ("lcf", 64), "LCF-128": ("lcf", 128), "C2C": ("c2c", 1024)}
 
 
-def channels(sharer: ModelSpec, receiver: ModelSpec) -> dict[str, Channel]:
+def links(sharer: ModelSpec, receiver: ModelSpec) -> dict[str, Link]:
     pair = load_pair(sharer, receiver)
     identities = [ModelIdentity(spec.path, spec.revision, geometry_of(spec)) for spec in (sharer, receiver)]
     return {
-        name: Channel(
+        name: Link(
             *pair,
             CacheAdapter(
                 AdapterConfig(*identities, AdapterSettings(fuser=fuser, d=d, pooler=None, unrotate_keys=False))
@@ -39,16 +39,16 @@ def channels(sharer: ModelSpec, receiver: ModelSpec) -> dict[str, Channel]:
     }
 
 
-def step(channel: Channel, optimizer: torch.optim.Optimizer, ids: Tensor, answers: Tensor) -> float:
+def step(link: Link, optimizer: torch.optim.Optimizer, ids: Tensor, answers: Tensor) -> float:
     mask = torch.ones_like(ids, dtype=torch.bool)
     index = torch.arange(ids.shape[1] - 1).expand(len(ids), -1)
     started = time.perf_counter()
-    sharer = prefill(channel.sharer.model, ids, mask)
-    receiver = prefill(channel.receiver.model, ids[:, :-1], mask[:, :-1])
-    cache = channel.fuse(receiver, channel.pool(sharer, index), temperature=1.0)
-    logits = channel.logits(cache, ids[:, -1:], answers, torch.ones_like(answers, dtype=torch.bool))
+    sharer = prefill(link.sharer.model, ids, mask)
+    receiver = prefill(link.receiver.model, ids[:, :-1], mask[:, :-1])
+    cache = link.fuse(receiver, link.pool(sharer, index), temperature=1.0)
+    logits = link.logits(cache, ids[:, -1:], answers, torch.ones_like(answers, dtype=torch.bool))
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), answers.flatten()).backward()
-    torch.nn.utils.clip_grad_norm_(channel.adapter.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(link.adapter.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()
     return time.perf_counter() - started
@@ -66,12 +66,12 @@ def main() -> None:
     torch.manual_seed(0)
     ids = torch.randint(100, 40_000, (args.batch, args.prompt))
     answers = torch.randint(100, 40_000, (args.batch, args.answer))
-    found = channels(ModelSpec(args.sharer), ModelSpec(args.receiver))
-    optimizers = {name: torch.optim.AdamW(channel.adapter.parameters()) for name, channel in found.items()}
+    found = links(ModelSpec(args.sharer), ModelSpec(args.receiver))
+    optimizers = {name: torch.optim.AdamW(link.adapter.parameters()) for name, link in found.items()}
     seconds: dict[str, list[float]] = {name: [] for name in found}
     for repeat in range(-1, args.repeats):
-        for name, channel in found.items():
-            taken = step(channel, optimizers[name], ids, answers)
+        for name, link in found.items():
+            taken = step(link, optimizers[name], ids, answers)
             if repeat >= 0:  # the first is thrown away
                 seconds[name].append(taken)
     first = seconds[next(iter(found))]

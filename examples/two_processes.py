@@ -33,7 +33,7 @@ from lcf_lightning import Channel, Message
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.parsing import parse_passages
 from lcf_lightning.errors import DataError, LCFError
-from lcf_lightning.evaluation.text_baseline import decoded, reading_prompts, text_prompts, write_texts
+from lcf_lightning.evaluation.text_baseline import reading_prompts, text_prompts, write_texts
 from lcf_lightning.models.decoding import Answer, Decoder, Decoding
 from lcf_lightning.stopwatch import Stopwatch
 
@@ -94,9 +94,9 @@ def serve(args: argparse.Namespace) -> None:
 
     def text(question: str) -> bytes:
         example = Example("asked", question, ("",), parse_passages(args.sharer_reads), ())
-        prompt, last = text_prompts(channel, channel.prompts, [example])
-        ids = write_texts(channel, channel.link.read_sharer(prompt), last, args.text_tokens)
-        return decoded(channel, ids, args.text_tokens)[0].encode()
+        prompt, last = text_prompts(channel.link, channel.writer, channel.prompts, [example])
+        ids = write_texts(channel.link, channel.link.read_sharer(prompt), last, args.text_tokens)
+        return channel.writer.texts(ids, "sharer")[0].encode()
 
     Handler.says = {PATHS["text"]: text, PATHS["latent"]: message}
     with HTTPServer(("127.0.0.1", args.port), Handler) as server:  # one request at a time, as the model takes them
@@ -143,10 +143,10 @@ def answer(channel: Channel, name: str, body: bytes, key: bytes, args: argparse.
         message = Message.from_bytes(body, key=key, origin=channel.origin, max_bytes=MAX_REPLY)
         return channel.receive(message, args.question, args.receiver_reads, args.max_new_tokens)
     example = Example("asked", args.question, ("",), (), parse_passages(args.receiver_reads))
-    prompt, last = reading_prompts(channel, channel.prompts, [example], [body.decode()])
+    prompt, last = reading_prompts(channel.link, channel.writer, channel.prompts, [example], [body.decode()])
     cache, watch = channel.link.read_receiver(prompt), Stopwatch(channel.link.receiver.device)
     decoding = Decoding.of(channel.link.receiver, args.max_new_tokens, {})
-    return Decoder(channel.link.receiver, cache, prompt, last, watch, decoding).answers()[0]
+    return Decoder(channel.link.receiver, cache, prompt.ids, prompt.mask, last, watch, decoding).answers()[0]
 
 
 def compare(args: argparse.Namespace, arguments: Sequence[str]) -> None:

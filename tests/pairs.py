@@ -18,6 +18,13 @@ from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import World
 from lcf_lightning.models.cache import KVCache, prefill
 
+ARMS = (
+    "question_only", "own_context", "full_context", "t2t_50", "t2t_100", "t2t_150", "t2t_200", "message", "mismatched",
+    "zero", "self", "noise",
+)  # fmt: skip
+"""The arms of an evaluation that names none, where the two read different texts; then where they read the same."""
+SHARED_ARMS = ("sharer_alone", "own_context", "message", "mismatched", "zero", "noise")
+
 
 def small_data(sharer: ModelSpec, receiver: ModelSpec, **settings: Any) -> ContextMismatchDataModule:
     """The embedded world in small, written for byte-level tokenizers."""

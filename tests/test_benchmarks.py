@@ -14,7 +14,8 @@ import pytest
 from lcf_lightning import AdapterSettings, LCFModule, ModelSpec
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import World
-from lcf_lightning.evaluation.arms import ArmCaches
+from lcf_lightning.evaluation.caches import ArmCaches
+from tests.pairs import channel_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -77,7 +78,7 @@ def test_shifted_text_stands_before_the_sharers_alone(script: Callable[[str], di
     answered = script("ablation")["answered"]
     module = LCFModule(ModelSpec("tiny-sharer"), ModelSpec("tiny-receiver"), AdapterSettings(d=8))
     module.configure_model()
-    channel = module.eval().channel
+    channel = channel_of(module.eval())
     prompts = {"context": "{passages} ", "separator": " ", "question": "question {question} ?"}
     channel.prompts = PromptSettings(**prompts)
     batches, run_arms = [], answered.__globals__["run_arms"]

@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM
 from lcf_lightning import Channel, Message, ModelSpec
 from lcf_lightning.adapter.subset import keep_layers
 from lcf_lightning.errors import AdapterFileError, DataError, GeometryError, MessageError, ModelError, SettingError
-from lcf_lightning.evaluation.answering import run_arms
-from lcf_lightning.evaluation.arms import ArmCaches
+from lcf_lightning.evaluation.caches import ArmCaches
+from lcf_lightning.evaluation.prediction import run_arms
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.loading import FrozenModel, load_frozen
 from lcf_lightning.models.spec import load_tokenizer

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-import lcf_lightning.evaluation.evaluate as evaluation
+import lcf_lightning.evaluation.predictions as evaluation
 from lcf_lightning.cli import main
-from lcf_lightning.evaluation.arms import ARMS
-from lcf_lightning.evaluation.evaluate import read_answers
+from lcf_lightning.evaluation.predictions import read_predictions
 from tests.evaluation.answers import answer
+from tests.pairs import ARMS
 from tests.test_cli import QUICK
 
 FEW = ["own_context", "message", "mismatched", "t2t_50"]
@@ -211,7 +211,7 @@ def test_latency_can_be_left_out(run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--arms", "[telepathy]"], "arms=['telepathy'] must be one or more of question_only, own_context"),
+        (["--arms", "[telepathy]"], "arms=['telepathy'] must be one or more of sharer_alone, question_only"),
         (["--limit", "0"], "limit=0 must be at least 1, or null for all"),
         (["--repeats", "-1"], "repeats=-1 must be at least 0"),
         (["--adapter", "/no/such/folder"], "adapter='/no/such/folder' has no adapter_config.json"),
@@ -232,7 +232,7 @@ def test_line_separators_within_a_text_end_no_line(tmp_path: Path) -> None:
     odd = answer("1", "t2t_50", 1.0, text="one\u2028two\u0085three", prediction="\u2029")
     file = tmp_path / "p.jsonl"
     file.write_text(json.dumps(asdict(odd), ensure_ascii=False) + "\n", encoding="utf-8")
-    assert read_answers(file) == [odd]
+    assert read_predictions(file) == [odd]
     assert len(file.read_text(encoding="utf-8").splitlines()) == 4
 
 
@@ -248,7 +248,7 @@ def test_a_folder_that_holds_other_things_is_refused(run: Path, capsys: pytest.C
 def test_a_damaged_predictions_file_is_named(tmp_path: Path) -> None:
     from lcf_lightning.errors import DataError
 
-    assert read_answers(tmp_path / "none.jsonl") == []
+    assert read_predictions(tmp_path / "none.jsonl") == []
     (tmp_path / "p.jsonl").write_text('{"id": "1"}\n')
     with pytest.raises(DataError, match=r"p\.jsonl, line 1 is not an answer of this version"):
-        read_answers(tmp_path / "p.jsonl")
+        read_predictions(tmp_path / "p.jsonl")

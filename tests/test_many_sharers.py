@@ -17,12 +17,12 @@ from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.errors import DataError, SettingError
-from lcf_lightning.evaluation.answering import run_arms
-from lcf_lightning.evaluation.arms import ARMS, ArmCaches
+from lcf_lightning.evaluation.caches import ArmCaches
+from lcf_lightning.evaluation.prediction import run_arms
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.loading import load_frozen
 from lcf_lightning.models.store import PrefillSettings, PrefillStore
-from tests.pairs import channel_of, prefills_counted, small_data, small_module, small_trainer
+from tests.pairs import ARMS, channel_of, prefills_counted, small_data, small_module, small_trainer
 
 Spec = Callable[[str], ModelSpec]
 PROMPTS = PromptSettings(question=" {question}", sharers=3)

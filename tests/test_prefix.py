@@ -18,9 +18,9 @@ from lcf_lightning.adapter.subset import keep_layers
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.errors import GeometryError, SettingError
-from lcf_lightning.evaluation.answering import answer_losses, run_arms
-from lcf_lightning.evaluation.arms import ArmCaches
-from lcf_lightning.evaluation.pruning import _Edits
+from lcf_lightning.evaluation.caches import ArmCaches
+from lcf_lightning.evaluation.layer_importance import _Edits
+from lcf_lightning.evaluation.prediction import answer_losses, run_arms
 from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.decoding import _Progress

@@ -14,7 +14,7 @@ from lcf_lightning.adapter.hub import CARD_FILE
 from lcf_lightning.cli import main
 from lcf_lightning.data.sources import Knowledge
 from lcf_lightning.errors import MessageError
-from lcf_lightning.evaluation.arms import SHARED_ARMS
+from tests.pairs import SHARED_ARMS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHARED = [

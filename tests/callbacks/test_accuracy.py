@@ -82,9 +82,9 @@ def test_evaluation_changes_no_random_number_of_training(spec: Spec, tmp_path: P
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"arms": ["telepathy"]}, r"arms=\['telepathy'\] must be one or more of question_only, own_context"),
+        ({"arms": ["telepathy"]}, r"arms=\['telepathy'\] must be one or more of sharer_alone, question_only"),
         ({"arms": ["t2t_0"]}, r"arms=\['t2t_0'\] must be one or more of"),
-        ({"arms": ["message", "message"]}, "t2t_N, each once"),
+        ({"arms": ["message", "message"]}, "your own, each once"),
         ({"test_arms": []}, r"test_arms=\[\] must be one or more of"),
         ({"max_new_tokens": 0}, "max_new_tokens=0 must be at least 1"),
         ({"max_batches": 0}, "max_batches=0 must be at least 1"),

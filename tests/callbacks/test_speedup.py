@@ -35,9 +35,9 @@ def test_single_examples_of_the_first_batch_are_timed(
     seen: dict[str, Any] = {}
     plain = speedup.measure
 
-    def listened(channel: Any, batches: Any, *args: Any) -> Any:
+    def listened(link: Any, writer: Any, batches: Any, *args: Any) -> Any:
         seen.update(ids=[batch.ids for batch in batches], args=args)
-        return plain(channel, batches, *args)
+        return plain(link, writer, batches, *args)
 
     monkeypatch.setattr(speedup, "measure", listened)
     pair = spec("llama"), spec("qwen3")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lcf_lightning.evaluation.answering import Answer
+from lcf_lightning.evaluation.prediction import Prediction
 
 
-def answer(id: str, arm: str, exact_match: float, **changes: Any) -> Answer:
+def answer(id: str, arm: str, exact_match: float, **changes: Any) -> Prediction:
     """An answer that is right or wrong; anything else can be changed."""
     given = {
         "needs_sharer": True,
@@ -18,4 +18,4 @@ def answer(id: str, arm: str, exact_match: float, **changes: Any) -> Answer:
         "listening": 0.1,
         "partner_answers": ("coffee",) if arm == "mismatched" else (),
     }
-    return Answer(id=id, arm=arm, exact_match=exact_match, **{**given, **changes})
+    return Prediction(id=id, arm=arm, exact_match=exact_match, **{**given, **changes})

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lcf_lightning.evaluation.answers import score
+from lcf_lightning.evaluation.scoring import score
 
 
 @pytest.mark.parametrize(

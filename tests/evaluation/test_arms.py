@@ -10,35 +10,27 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from torch.nn import functional as F
 
-from lcf_lightning import Channel, ModelSpec
+from lcf_lightning import LCFModule, ModelSpec
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.answering import Answer, answer_losses, jensen_shannon, run_arms
-from lcf_lightning.evaluation.arms import (
-    ARMS,
-    ArmCaches,
-    default_arms,
-    label,
-    longest_text,
-    moment_matched_noise,
-    receiver_reading,
-    require_arms,
-    text_budget,
-)
+from lcf_lightning.evaluation.arms import default_arms, find_arm, readable, require_arms
+from lcf_lightning.evaluation.arms.noise import moment_matched_noise
 from lcf_lightning.evaluation.audit import audit
+from lcf_lightning.evaluation.caches import ArmCaches
+from lcf_lightning.evaluation.prediction import Prediction, answer_losses, jensen_shannon, run_arms
 from lcf_lightning.models.geometry import KV
-from tests.pairs import small_data, small_module
+from tests.pairs import ARMS, small_data, small_module
 
 Spec = Callable[[str], ModelSpec]
 MESSAGES = ("message", "mismatched", "zero", "self", "noise")
 
 
 @pytest.fixture
-def channel(spec: Spec) -> Channel:
+def module(spec: Spec) -> LCFModule:
     module = small_module(spec("llama"), spec("qwen3"))
     module.configure_model()
     module.adapter.eval()
-    return module.channel
+    return module
 
 
 @pytest.fixture
@@ -48,11 +40,11 @@ def batch(spec: Spec) -> Batch:
     return next(iter(data.test_dataloader()))
 
 
-def losses(channel: Channel, batch: Batch, arm: str) -> torch.Tensor:
-    return answer_losses(channel, receiver_reading(ArmCaches(channel, batch), arm), batch)
+def losses(module: LCFModule, batch: Batch, arm: str) -> torch.Tensor:
+    return answer_losses(module.link, find_arm(arm).reading(ArmCaches(module.link, module.writer, batch)), batch)
 
 
-def answers_of(caches: ArmCaches, *arms: str) -> dict[str, list[Answer]]:
+def answers_of(caches: ArmCaches, *arms: str) -> dict[str, list[Prediction]]:
     """The answers by arm, without the arms' names, so that they can be compared."""
     rows = run_arms(caches, arms, 4)
     return {
@@ -66,11 +58,11 @@ def answers_of(caches: ArmCaches, *arms: str) -> dict[str, list[Answer]]:
     [("question_only", ()), ("own_context", ("receiver",)), ("full_context", ("sharer", "receiver"))],
 )
 def test_arms_of_text_equal_plain_transformers(
-    channel: Channel, batch: Batch, arm: str, passages: tuple[str, ...]
+    module: LCFModule, batch: Batch, arm: str, passages: tuple[str, ...]
 ) -> None:
     """Cross entropy from the arm's cache equals that of the whole text read in one forward, padding and all."""
-    tokenizer, model = channel.receiver.tokenizer, channel.receiver.model
-    measured = losses(channel, batch, arm)
+    tokenizer, model = module.link.receiver.tokenizer, module.link.receiver.model
+    measured = losses(module, batch, arm)
     for row, example in enumerate(batch.examples):
         texts = ["".join(passage) for side in passages for passage in getattr(example, side)]
         text = "".join(f"{text}\n" for text in texts) + ("\n" if texts else "") + f" {example.question}"
@@ -82,18 +74,18 @@ def test_arms_of_text_equal_plain_transformers(
     assert len(set(measured.tolist())) == len(batch)
 
 
-def test_mismatched_is_the_partners_message(channel: Channel, batch: Batch) -> None:
-    collator = channel.collator(batch.prompts)
+def test_mismatched_is_the_partners_message(module: LCFModule, batch: Batch) -> None:
+    collator = module.writer.collator(batch.prompts)
     swapped = collator.evaluate([(partner, partner) for partner in batch.partners])
-    caches = ArmCaches(channel, batch)
-    partners_message = caches.receives(ArmCaches(channel, swapped).sent).cache
-    assert torch.equal(receiver_reading(caches, "mismatched").cache.values[0], partners_message.values[0])
+    caches = ArmCaches(module.link, module.writer, batch)
+    partners_message = caches.receives(ArmCaches(module.link, module.writer, swapped).summaries).cache
+    assert torch.equal(find_arm("mismatched").reading(caches).cache.values[0], partners_message.values[0])
     assert not torch.equal(partners_message.values[0], caches.message.cache.values[0])
 
 
-def test_mismatched_by_the_matching_message_changes_nothing(channel: Channel, batch: Batch) -> None:
+def test_mismatched_by_the_matching_message_changes_nothing(module: LCFModule, batch: Batch) -> None:
     """The audit's identity: with its own message as the wrong one, both arms answer alike and the gain is zero."""
-    caches = ArmCaches(channel, replace(batch, partners=batch.examples))
+    caches = ArmCaches(module.link, module.writer, replace(batch, partners=batch.examples))
     by_arm = answers_of(caches, "message", "mismatched")
     assert by_arm["message"] == by_arm["mismatched"]
     gain = audit(run_arms(caches, ["message", "mismatched"], 4))["comparisons"]["content_attributable_gain"]
@@ -105,37 +97,39 @@ def test_closed_gates_give_every_message_arm_the_own_context_answer(spec: Spec, 
     module = small_module(spec("llama"), spec("qwen3"), gate_init=-1.0)
     module.configure_model()
     module.adapter.eval()
-    by_arm = answers_of(ArmCaches(module.channel, batch), *MESSAGES, "own_context")
+    by_arm = answers_of(ArmCaches(module.link, module.writer, batch), *MESSAGES, "own_context")
     assert len(by_arm) == 6
     for arm in MESSAGES:
         assert by_arm[arm] == by_arm["own_context"]
 
 
-def test_open_gates_tell_the_messages_apart(channel: Channel, batch: Batch) -> None:
-    measured = [losses(channel, batch, arm) for arm in (*MESSAGES, "own_context")]
+def test_open_gates_tell_the_messages_apart(module: LCFModule, batch: Batch) -> None:
+    measured = [losses(module, batch, arm) for arm in (*MESSAGES, "own_context")]
     assert all(not torch.equal(one, other) for one, other in combinations(measured, 2))
     assert all(torch.isfinite(loss).all() for loss in measured)
 
 
-def test_a_zero_message_is_zero_and_self_reads_the_receivers_context(channel: Channel, batch: Batch) -> None:
+def test_a_zero_message_is_zero_and_self_reads_the_receivers_context(module: LCFModule, batch: Batch) -> None:
     sent = []
-    caches = ArmCaches(channel, batch)
+    caches = ArmCaches(module.link, module.writer, batch)
     caches.receives = lambda message: sent.append(message)  # type: ignore[assignment, method-assign, return-value, func-returns-value]
     for arm in ("zero", "self"):
-        receiver_reading(caches, arm)
+        find_arm(arm).reading(caches)
     assert not any(tensor.any() for tensor in sent[0].kv)
     mirrored = [replace(example, sharer=example.receiver) for example in batch.examples]
-    expected = ArmCaches(channel, channel.collator(batch.prompts).train(mirrored)).sent
+    expected = ArmCaches(module.link, module.writer, module.writer.collator(batch.prompts).train(mirrored)).summaries
     assert torch.equal(sent[1].kv.values, expected.kv.values)
-    assert sent[0].kv.keys.shape == sent[1].kv.keys.shape == caches.sent.kv.keys.shape
+    assert sent[0].kv.keys.shape == sent[1].kv.keys.shape == caches.summaries.kv.keys.shape
 
 
-def test_self_without_anything_to_read_is_refused(channel: Channel, batch: Batch) -> None:
+def test_self_without_anything_to_read_is_refused(module: LCFModule, batch: Batch) -> None:
     nothing = replace(batch, examples=tuple(replace(example, receiver=()) for example in batch.examples))
     hidden = replace(nothing, prompts=replace(batch.prompts, share_question=False))
-    assert len(run_arms(ArmCaches(channel, nothing), ["self"], 2)) == len(batch)  # the question is something
+    assert len(run_arms(ArmCaches(module.link, module.writer, nothing), ["self"], 2)) == len(
+        batch
+    )  # the question is something
     with pytest.raises(SettingError, match="share_question=false: a receiver that has read nothing"):
-        run_arms(ArmCaches(channel, hidden), ["self"], 2)
+        run_arms(ArmCaches(module.link, module.writer, hidden), ["self"], 2)
     assert default_arms(False, nothing.prompts, nothing.examples) == ARMS
     assert default_arms(False, hidden.prompts, batch.examples) == ARMS
     assert set(ARMS) - set(default_arms(False, hidden.prompts, hidden.examples)) == {"self"}
@@ -154,9 +148,9 @@ def test_noise_has_the_messages_moments_and_depends_on_the_example_alone() -> No
     assert not torch.allclose(noise.keys[:, 0].sort(-1).values, noise.keys[:, 1].sort(-1).values)
 
 
-def test_answers_carry_what_is_needed_to_score_again(channel: Channel, batch: Batch) -> None:
+def test_answers_carry_what_is_needed_to_score_again(module: LCFModule, batch: Batch) -> None:
     arms = ("own_context", "mismatched", "t2t_3")
-    answers = run_arms(ArmCaches(channel, batch), arms, 4)
+    answers = run_arms(ArmCaches(module.link, module.writer, batch), arms, 4)
     assert [answer.id for answer in answers] == batch.ids * 3
     assert [answer.arm for answer in answers] == [arm for arm in arms for _ in range(len(batch))]
     for answer, example, partner in zip(answers, batch.examples * 3, batch.partners * 3, strict=True):
@@ -167,10 +161,10 @@ def test_answers_carry_what_is_needed_to_score_again(channel: Channel, batch: Ba
         assert (answer.listening < 1e-6) == (answer.arm == "own_context")
 
 
-def test_training_batches_have_no_mismatched_arm(channel: Channel, batch: Batch) -> None:
+def test_training_batches_have_no_mismatched_arm(module: LCFModule, batch: Batch) -> None:
     with pytest.raises(SettingError, match=r"batch\.partners is missing"):
-        run_arms(ArmCaches(channel, replace(batch, partners=())), ["mismatched"], 2)
-    assert run_arms(ArmCaches(channel, replace(batch, partners=())), ["message"], 2)
+        run_arms(ArmCaches(module.link, module.writer, replace(batch, partners=())), ["mismatched"], 2)
+    assert run_arms(ArmCaches(module.link, module.writer, replace(batch, partners=())), ["message"], 2)
 
 
 def test_listening_is_the_jensen_shannon_divergence() -> None:
@@ -184,8 +178,7 @@ def test_listening_is_the_jensen_shannon_divergence() -> None:
 
 
 def test_arm_names() -> None:
-    assert [text_budget(arm) for arm in ("t2t_50", "t2t_1", "t2t_0", "t2t_", "message")] == [50, 1, 0, 0, 0]
-    assert longest_text(ARMS) == 200
-    assert longest_text(["message"]) == 0
-    assert (label("t2t_50"), label("own_context")) == ("T2T-50", "own context")
+    assert [find_arm(arm).budget for arm in ("t2t_50", "t2t_1", "message")] == [50, 1, 0]
+    assert [find_arm(arm).label for arm in ("t2t_50", "own_context")] == ["T2T-50", "own context"]
+    assert readable("gain_over_t2t_50") == "gain over T2T-50"
     require_arms([*ARMS, "t2t_7"])

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,29 +8,32 @@ import pytest
 import torch
 
 import lcf_lightning.evaluation.latency as latency
-from lcf_lightning import Channel, ModelSpec
+from lcf_lightning import LCFModule, ModelSpec
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.answering import run_arms
-from lcf_lightning.evaluation.arms import ARMS, ArmCaches
-from lcf_lightning.evaluation.latency import Latency, measure, timed
-from lcf_lightning.models.cache import stream
+from lcf_lightning.evaluation.arms import find_arm, text_to_text
+from lcf_lightning.evaluation.caches import ArmCaches
+from lcf_lightning.evaluation.latency import Latency, measure
+from lcf_lightning.evaluation.prediction import run_arms
+from lcf_lightning.link import Link
+from lcf_lightning.models.decoding import generate
+from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.stopwatch import Stopwatch
-from tests.pairs import small_data, small_module
+from tests.pairs import ARMS, small_data, small_module
 
 DELAYS = {"read_sharer": 30.0, "pool": 2.0, "write_texts": 200.0, "read_receiver": 40.0, "fuse": 1.0, "token": 5.0}
 
 
 @pytest.fixture
-def channel(request: pytest.FixtureRequest, spec: Callable[[str], ModelSpec]) -> Channel:
+def module(request: pytest.FixtureRequest, spec: Callable[[str], ModelSpec]) -> LCFModule:
     module = small_module(spec("llama"), spec("qwen3"), pooler=getattr(request, "param", "span"))
     with torch.no_grad():
         for last in module.adapter.fuser.last_maps:  # a message that changes what is said
             last.weight.mul_(10)
     module.configure_model()
     module.adapter.eval()
-    return module.channel
+    return module
 
 
 @pytest.fixture
@@ -41,7 +44,7 @@ def batches(spec: Callable[[str], ModelSpec]) -> list[Batch]:
 
 
 @pytest.fixture
-def clocked(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> Channel:
+def clocked(module: LCFModule, monkeypatch: pytest.MonkeyPatch) -> LCFModule:
     """The channel beside a clock that only its stages move, each by a known time in milliseconds."""
     now = [0.0]
 
@@ -52,25 +55,32 @@ def clocked(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> Channel:
 
         return slowly
 
-    def tokens(*args: Any) -> Iterator[torch.Tensor]:
-        for token in stream(*args):
+    def decode(reader: FrozenModel, *args: Any) -> torch.Tensor:
+        def forward(*_: Any) -> None:
             now[0] += DELAYS["token"] / 1e3
-            yield token
+
+        hook = reader.model.register_forward_hook(forward)
+        try:
+            return generate(reader, *args)
+        finally:
+            hook.remove()
 
     for name in ("read_sharer", "pool", "read_receiver", "fuse"):
-        monkeypatch.setattr(channel, name, taking(name, getattr(channel, name)))
-    monkeypatch.setattr(latency, "write_texts", taking("write_texts", latency.write_texts))
-    monkeypatch.setattr(latency, "stream", tokens)
+        monkeypatch.setattr(module.link, name, taking(name, getattr(module.link, name)))
+    monkeypatch.setattr(text_to_text, "write_texts", taking("write_texts", text_to_text.write_texts))
+    monkeypatch.setattr(latency, "generate", decode)
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    return channel
+    return module
 
 
 def medians(found: Latency, arm: str) -> dict[str, float]:
     return {stage: spread["median"] for stage, spread in found["arms"][arm]["stages"].items()}
 
 
-def test_each_stage_is_timed_where_it_happens(clocked: Channel, batches: list[Batch]) -> None:
-    found = measure(clocked, batches, ["own_context", "t2t_4"], max_new_tokens=3, repeats=3, warmup=1)
+def test_each_stage_is_timed_where_it_happens(clocked: LCFModule, batches: list[Batch]) -> None:
+    found = measure(
+        clocked.link, clocked.writer, batches, ["own_context", "t2t_4"], max_new_tokens=3, repeats=3, warmup=1
+    )
     rest = medians(found, "message").pop("rest_of_answer")
     assert medians(found, "message") == pytest.approx(
         {"sharer_prefill": 30, "pool": 2, "receiver_prefill": 40, "fuse": 1, "first_token": 5, "rest_of_answer": rest}
@@ -84,8 +94,8 @@ def test_each_stage_is_timed_where_it_happens(clocked: Channel, batches: list[Ba
     )
 
 
-def test_sums_floor_and_ratios(clocked: Channel, batches: list[Batch]) -> None:
-    found = measure(clocked, batches[:1], ["t2t_4"], max_new_tokens=1, repeats=2, warmup=0)
+def test_sums_floor_and_ratios(clocked: LCFModule, batches: list[Batch]) -> None:
+    found = measure(clocked.link, clocked.writer, batches[:1], ["t2t_4"], max_new_tokens=1, repeats=2, warmup=0)
     message, text = found["arms"]["message"], found["arms"]["t2t_4"]
     assert message["ttft"]["median"] == pytest.approx(30 + 2 + 40 + 1 + 5)
     assert message["ttft_side_by_side"]["median"] == pytest.approx(40 + 1 + 5)  # 30 + 2 run beside 40
@@ -99,46 +109,42 @@ def test_sums_floor_and_ratios(clocked: Channel, batches: list[Batch]) -> None:
     assert found["ttft_vs_t2t"]["4"]["median"] == pytest.approx(275 / 78)
 
 
-@pytest.mark.parametrize("channel", ["span", "prefix"], indirect=True)
-def test_what_is_timed_is_what_answers(channel: Channel, batches: list[Batch], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("module", ["span", "prefix"], indirect=True)
+def test_what_is_timed_is_what_answers(
+    module: LCFModule, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The timed path yields the arm's own answer."""
     said: list[int] = []
-
-    def listened(*args: Any) -> Iterator[torch.Tensor]:
-        for token in stream(*args):
-            said.append(int(token))
-            yield token
-
-    monkeypatch.setattr(latency, "stream", listened)
+    monkeypatch.setattr(latency, "generate", lambda *args: said.extend(generate(*args)[0].tolist()))
     arms = ["message", "question_only", "own_context", "full_context", "t2t_5"]
     for arm in arms:
         said.clear()
-        latency._run(channel, batches[0], arm, 6)
-        (answer,) = run_arms(ArmCaches(channel, batches[0]), [arm], 6)
-        text = channel.receiver.tokenizer.decode(said, skip_special_tokens=True)
+        latency._run(module.link, module.writer, batches[0], find_arm(arm), 6)
+        (answer,) = run_arms(ArmCaches(module.link, module.writer, batches[0]), [arm], 6)
+        text = module.link.receiver.tokenizer.decode(said, skip_special_tokens=True)
         assert text.strip().split("\n")[0].strip() == answer.prediction
         assert said
 
 
-def test_kept_prefills_are_not_used(channel: Channel, batches: list[Batch], tmp_path: Path) -> None:
-    kept = Channel(channel.sharer, channel.receiver, channel.adapter, PrefillSettings(str(tmp_path)))
-    found = measure(kept, batches, ["t2t_4"], max_new_tokens=2, repeats=1, warmup=0)
+def test_kept_prefills_are_not_used(module: LCFModule, batches: list[Batch], tmp_path: Path) -> None:
+    kept = Link(module.link.sharer, module.link.receiver, module.adapter, PrefillSettings(str(tmp_path)))
+    found = measure(kept, module.writer, batches, ["t2t_4"], max_new_tokens=2, repeats=1, warmup=0)
     assert found["arms"]["message"]["stages"]["sharer_prefill"]["median"] > 0
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("channel", "sent"), [("span", 1), ("prefix", 3)], indirect=["channel"])
-def test_spread_repeats_and_sizes(channel: Channel, batches: list[Batch], sent: int) -> None:
+@pytest.mark.parametrize(("module", "sent"), [("span", 1), ("prefix", 3)], indirect=["module"])
+def test_spread_repeats_and_sizes(module: LCFModule, batches: list[Batch], sent: int) -> None:
     """Two facts and the question are sent as one key and value a head, or as one for each."""
-    found = measure(channel, batches, ["t2t_4", "mismatched"], max_new_tokens=2, repeats=4, warmup=1)
+    found = measure(module.link, module.writer, batches, ["t2t_4", "mismatched"], max_new_tokens=2, repeats=4, warmup=1)
     assert (found["repeats"], found["warmup"], found["device"]) == (4, 1, "cpu")
     assert set(found["arms"]) == {"message", "t2t_4"}  # mismatched costs what message costs
     for spread in (found["floor"], found["arms"]["message"]["ttft"], found["ttft_vs_t2t"]["4"]):
         assert 0 < spread["min"] <= spread["median"] <= spread["max"]
-    geometry, layers = channel.sharer.geometry, len(channel.adapter.config.receiver_layers)
+    geometry, layers = module.link.sharer.geometry, len(module.adapter.config.receiver_layers)
     assert found["arms"]["message"]["sent_bytes"] == 2 * layers * geometry.kv_heads * geometry.head_dim * 4 * sent
     assert (found["arms"]["message"]["written_tokens"], found["arms"]["t2t_4"]["written_tokens"]) == (0, 4)
-    assert timed(ARMS) == [
+    assert [arm for arm in ARMS if find_arm(arm).timed] == [
         "question_only",
         "own_context",
         "full_context",
@@ -158,10 +164,10 @@ def test_the_device_is_synchronised_at_both_ends(monkeypatch: pytest.MonkeyPatch
     assert len(calls) == 2
 
 
-def test_bad_settings_are_named(channel: Channel, batches: list[Batch], spec: Callable[[str], ModelSpec]) -> None:
+def test_bad_settings_are_named(module: LCFModule, batches: list[Batch], spec: Callable[[str], ModelSpec]) -> None:
     data = small_data(spec("llama"), spec("qwen3"))
     data.setup("test")
     with pytest.raises(SettingError, match="batches of one example"):
-        measure(channel, list(data.test_dataloader()), ["message"], 2, repeats=1)
+        measure(module.link, module.writer, list(data.test_dataloader()), ["message"], 2, repeats=1)
     with pytest.raises(SettingError, match="repeats=0 and warmup=2 must be at least 1 and 0"):
-        measure(channel, batches, ["message"], 2, repeats=0)
+        measure(module.link, module.writer, batches, ["message"], 2, repeats=0)

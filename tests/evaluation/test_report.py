@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from rich.console import Console
 
-from lcf_lightning.evaluation.answering import Answer
-from lcf_lightning.evaluation.arms import label
+from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.latency import ArmLatency, Latency, Spread
 from lcf_lightning.evaluation.markdown import to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
+from lcf_lightning.evaluation.prediction import Prediction
 from lcf_lightning.evaluation.report import Report, arms_table, build_report, summarise
 from tests.evaluation.answers import answer as made
 
 
-def answer(id: str, arm: str, exact_match: float, needs_sharer: bool = True) -> Answer:
+def answer(id: str, arm: str, exact_match: float, needs_sharer: bool = True) -> Prediction:
     return made(id, arm, exact_match, needs_sharer=needs_sharer, loss=2.0 - exact_match, f1=0.5)
 
 
@@ -97,7 +97,7 @@ def test_the_page_shows_every_figure() -> None:
         (row,) = [
             line
             for line in page.splitlines()
-            if line.startswith(f"| {label(arm)} | {figures['exact_match']['value']:.3f}")
+            if line.startswith(f"| {find_arm(arm).label} | {figures['exact_match']['value']:.3f}")
         ]
         assert f"[{figures['exact_match']['low']:.3f}, {figures['exact_match']['high']:.3f}]" in row
     gain = found["audit"]["comparisons"]["content_attributable_gain"]
@@ -144,7 +144,7 @@ def test_plots_are_labelled_and_nothing_overlaps(kind: str, tmp_path: Path) -> N
     assert axes.get_xlabel()
     shown = {text.get_text() for text in texts}
     named = found["arms"] if kind == "arms" else {arm: 0 for arm in found["arms"] if arm in found["latency"]["arms"]}
-    assert {label(arm) for arm in named} <= shown
+    assert {find_arm(arm).label for arm in named} <= shown
     boxes = [(text.get_text(), text.get_window_extent()) for text in texts]
     bounds = figure.bbox
     for text, box in boxes:

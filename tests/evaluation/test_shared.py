@@ -11,33 +11,35 @@ from statistics import fmean
 import pytest
 import torch
 
-from lcf_lightning import Channel, ModelSpec, SharedContextDataModule
+from lcf_lightning import LCFModule, ModelSpec, SharedContextDataModule
 from lcf_lightning.adapter.subset import keep_layers
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import Knowledge, MultipleChoice
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.answering import answer_losses, run_arms
-from lcf_lightning.evaluation.arms import SHARED_ARMS, ArmCaches, receiver_reading
+from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.audit import audit
+from lcf_lightning.evaluation.caches import ArmCaches
+from lcf_lightning.evaluation.layer_importance import Pruning, choose, curve, rank_layers
 from lcf_lightning.evaluation.markdown import pruning_page, to_markdown
 from lcf_lightning.evaluation.plots import pruning_figure
-from lcf_lightning.evaluation.pruning import Pruning, choose, curve, rank_layers
+from lcf_lightning.evaluation.prediction import answer_losses, run_arms
 from lcf_lightning.evaluation.report import build_report
+from lcf_lightning.link import Link
 from lcf_lightning.models.loading import FrozenModel
 from tests.evaluation.answers import answer
-from tests.pairs import small_module
+from tests.pairs import SHARED_ARMS, small_module
 
 Spec = Callable[[str], ModelSpec]
 PROMPTS = PromptSettings(question="{question}?")
 
 
 @pytest.fixture
-def channel(spec: Spec) -> Channel:
+def module(spec: Spec) -> LCFModule:
     module = small_module(spec("llama"), spec("qwen3"), pooler=None, unrotate_keys=False)
     module.configure_model()
     module.adapter.eval()
-    return module.channel
+    return module
 
 
 def batch_of(spec: Spec, **world: int) -> Batch:
@@ -63,10 +65,10 @@ def plain_choice(reader: FrozenModel, question: str, choices: tuple[str, ...], c
 
 @pytest.mark.parametrize("arm", ["sharer_alone", "own_context"])
 @torch.no_grad()
-def test_a_model_alone_chooses_as_a_plain_forward_does(channel: Channel, spec: Spec, arm: str) -> None:
+def test_a_model_alone_chooses_as_a_plain_forward_does(module: LCFModule, spec: Spec, arm: str) -> None:
     batch = batch_of(spec)
-    reader = channel.sharer if arm == "sharer_alone" else channel.receiver
-    rows = run_arms(ArmCaches(channel, batch), [arm], 4)
+    reader = module.link.sharer if arm == "sharer_alone" else module.link.receiver
+    rows = run_arms(ArmCaches(module.link, module.writer, batch), [arm], 4)
     expected = [plain_choice(reader, example.question, example.choices) for example in batch.examples]
     assert [row.prediction for row in rows] == expected
     assert len(set(expected)) > 1
@@ -79,7 +81,7 @@ def test_a_model_alone_chooses_as_a_plain_forward_does(channel: Channel, spec: S
 @pytest.mark.parametrize("arm", ["sharer_alone", "own_context"])
 @torch.no_grad()
 def test_letters_and_chats_are_scored_as_a_plain_forward_scores_them(
-    channel: Channel, spec: Spec, tmp_path: Path, arm: str, answer_with: str
+    module: LCFModule, spec: Spec, tmp_path: Path, arm: str, answer_with: str
 ) -> None:
     choices = ["a long way off", "far", "near the river", "here"]
     rows = [{"id": f"{i}", "question": f"Where is {who}", "choices": choices[i % 3 :], "answer": 0}
@@ -90,45 +92,47 @@ def test_letters_and_chats_are_scored_as_a_plain_forward_scores_them(
     data = SharedContextDataModule(source, spec("llama"), spec("qwen3"), eval_batch_size=5, prompts=prompts)
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
-    reader = channel.sharer if arm == "sharer_alone" else channel.receiver
+    reader = module.link.sharer if arm == "sharer_alone" else module.link.receiver
     expected = [plain_choice(reader, row.question, row.choices, chat=True) for row in batch.examples]
-    assert [row.prediction for row in run_arms(ArmCaches(channel, batch), [arm], 4)] == expected
+    assert [row.prediction for row in run_arms(ArmCaches(module.link, module.writer, batch), [arm], 4)] == expected
     assert {row.answers[0] for row in batch.examples} <= ({"A"} if answer_with == "letter" else set(choices))
 
 
-def test_noise_is_the_same_in_any_batch(channel: Channel, spec: Spec) -> None:
+def test_noise_is_the_same_in_any_batch(module: LCFModule, spec: Spec) -> None:
     batch = batch_of(spec)
     longer = replace(batch.examples[0], id="long", question="hides something for a long time " * 3)
     examples = (*batch.examples[:2], longer)
-    collator = channel.collator(PROMPTS)
-    together = run_arms(ArmCaches(channel, collator.train(examples)), ["noise"], 4)
+    collator = module.writer.collator(PROMPTS)
+    together = run_arms(ArmCaches(module.link, module.writer, collator.train(examples)), ["noise"], 4)
     for row, single in zip(together, examples, strict=True):
-        (alone,) = run_arms(ArmCaches(channel, collator.train([single])), ["noise"], 4)
+        (alone,) = run_arms(ArmCaches(module.link, module.writer, collator.train([single])), ["noise"], 4)
         assert row.loss == pytest.approx(alone.loss, abs=1e-4)
         assert row.prediction == alone.prediction
 
 
-def test_fewer_choices_in_one_row_are_never_outvoted_by_padding(channel: Channel, spec: Spec) -> None:
+def test_fewer_choices_in_one_row_are_never_outvoted_by_padding(module: LCFModule, spec: Spec) -> None:
     batch = batch_of(spec)
     short = replace(batch.examples[0], choices=batch.examples[0].answers)
     mixed = replace(batch, examples=(short, *batch.examples[1:]))
-    rows = run_arms(ArmCaches(channel, mixed), ["message"], 4)
-    plain = run_arms(ArmCaches(channel, batch), ["message"], 4)
+    rows = run_arms(ArmCaches(module.link, module.writer, mixed), ["message"], 4)
+    plain = run_arms(ArmCaches(module.link, module.writer, batch), ["message"], 4)
     assert rows[0].exact_match == 1.0
     assert [row.prediction for row in rows[1:]] == [row.prediction for row in plain[1:]]
 
 
-def test_open_questions_are_answered_in_words_and_may_stand_beside_choices(channel: Channel, spec: Spec) -> None:
+def test_open_questions_are_answered_in_words_and_may_stand_beside_choices(module: LCFModule, spec: Spec) -> None:
     batch, opened = batch_of(spec), batch_of(spec, choices=0)
-    words = [row.prediction for row in run_arms(ArmCaches(channel, opened), ["message"], 4)]
-    chosen = [row.prediction for row in run_arms(ArmCaches(channel, batch), ["message"], 4)]
+    words = [row.prediction for row in run_arms(ArmCaches(module.link, module.writer, opened), ["message"], 4)]
+    chosen = [row.prediction for row in run_arms(ArmCaches(module.link, module.writer, batch), ["message"], 4)]
     mixed = replace(batch, examples=(*opened.examples[:3], *batch.examples[3:]))
-    assert [row.prediction for row in run_arms(ArmCaches(channel, mixed), ["message"], 4)] == words[:3] + chosen[3:]
+    assert [row.prediction for row in run_arms(ArmCaches(module.link, module.writer, mixed), ["message"], 4)] == words[
+        :3
+    ] + chosen[3:]
     assert not set(words) & set(chosen)
 
 
-def test_every_arm_has_its_own_cache(channel: Channel, spec: Spec) -> None:
-    caches = ArmCaches(channel, batch_of(spec))
+def test_every_arm_has_its_own_cache(module: LCFModule, spec: Spec) -> None:
+    caches = ArmCaches(module.link, module.writer, batch_of(spec))
     rows = run_arms(caches, SHARED_ARMS, 4)
     losses = {arm: tuple(row.loss for row in rows if row.arm == arm) for arm in SHARED_ARMS}
     assert len(set(losses.values())) == len(SHARED_ARMS)
@@ -140,13 +144,13 @@ def test_every_arm_has_its_own_cache(channel: Channel, spec: Spec) -> None:
 
 
 @pytest.mark.parametrize("arm", ["question_only", "full_context", "self"])
-def test_arms_that_mean_nothing_here_are_refused(channel: Channel, spec: Spec, arm: str) -> None:
+def test_arms_that_mean_nothing_here_are_refused(module: LCFModule, spec: Spec, arm: str) -> None:
     with pytest.raises(SettingError, match=f"arm '{arm}' needs a sharer and a receiver that read different texts"):
-        receiver_reading(ArmCaches(channel, batch_of(spec)), arm)
+        find_arm(arm).reading(ArmCaches(module.link, module.writer, batch_of(spec)))
 
 
-def test_the_sharers_text_can_be_read_here_too(channel: Channel, spec: Spec) -> None:
-    rows = run_arms(ArmCaches(channel, batch_of(spec)), ["t2t_3", "own_context"], 4)
+def test_the_sharers_text_can_be_read_here_too(module: LCFModule, spec: Spec) -> None:
+    rows = run_arms(ArmCaches(module.link, module.writer, batch_of(spec)), ["t2t_3", "own_context"], 4)
     assert all(row.text or row.arm == "own_context" for row in rows)
     assert {row.arm: row.loss for row in rows[::-1]}["t2t_3"] != rows[-1].loss
 
@@ -175,31 +179,35 @@ def test_benchmarks_and_optimal_routing() -> None:
 # Pruning
 
 
-def test_importance_is_the_loss_without_the_layer(channel: Channel, spec: Spec) -> None:
+def test_importance_is_the_loss_without_the_layer(module: LCFModule, spec: Spec) -> None:
     batch = batch_of(spec)
     with torch.no_grad():
-        channel.adapter.gates.logits[2] = -1.0
-        importance = rank_layers(channel, [batch])
-        everything = fmean(answer_losses(channel, ArmCaches(channel, batch).message, batch).tolist())
+        module.adapter.gates.logits[2] = -1.0
+        importance = rank_layers(module.link, module.writer, [batch])
+        everything = fmean(
+            answer_losses(module.link, ArmCaches(module.link, module.writer, batch).message, batch).tolist()
+        )
         assert set(importance) == {0, 1, 3}
         for layer, rise in importance.items():
-            kept = channel.adapter.gates.logits[layer].clone()
-            channel.adapter.gates.logits[layer] = -1.0
-            without = fmean(answer_losses(channel, ArmCaches(channel, batch).message, batch).tolist())
-            channel.adapter.gates.logits[layer] = kept
+            kept = module.adapter.gates.logits[layer].clone()
+            module.adapter.gates.logits[layer] = -1.0
+            without = fmean(
+                answer_losses(module.link, ArmCaches(module.link, module.writer, batch).message, batch).tolist()
+            )
+            module.adapter.gates.logits[layer] = kept
             assert rise == pytest.approx(without - everything, abs=1e-6)
 
 
-def test_the_curve_scores_what_the_pruned_adapter_would(channel: Channel, spec: Spec) -> None:
+def test_the_curve_scores_what_the_pruned_adapter_would(module: LCFModule, spec: Spec) -> None:
     batch = batch_of(spec)
     importance = {0: 0.3, 1: 0.1, 2: -0.2, 3: 0.2}
-    points = curve(channel, [batch], importance, [0, 2, 4], 4)
+    points = curve(module.link, module.writer, [batch], importance, [0, 2, 4], 4)
     assert [point["layers"] for point in points] == [[], [0, 3], [0, 1, 2, 3]]
-    pruned = Channel(channel.sharer, channel.receiver, keep_layers(channel.adapter, [0, 3]))
-    rows = run_arms(ArmCaches(pruned, batch), ["message"], 4)
+    pruned = Link(module.link.sharer, module.link.receiver, keep_layers(module.adapter, [0, 3]))
+    rows = run_arms(ArmCaches(pruned, module.writer, batch), ["message"], 4)
     assert points[1]["loss"] == pytest.approx(fmean(row.loss for row in rows), abs=1e-6)
     assert points[1]["exact_match"] == fmean(row.exact_match for row in rows)
-    alone = run_arms(ArmCaches(channel, batch), ["own_context"], 4)
+    alone = run_arms(ArmCaches(module.link, module.writer, batch), ["own_context"], 4)
     assert points[0]["loss"] == pytest.approx(fmean(row.loss for row in alone), abs=1e-6)
     sizes = [point["megabytes"] for point in points]
     assert sizes[0] == 0
@@ -216,9 +224,9 @@ def test_only_layers_that_help_are_kept() -> None:
         choose({0: -0.1, 1: 0.0}, 1)
 
 
-def test_pruning_is_shown_as_page_and_picture(channel: Channel, spec: Spec) -> None:
+def test_pruning_is_shown_as_page_and_picture(module: LCFModule, spec: Spec) -> None:
     importance = {0: 0.3, 1: 0.1, 3: 0.2}
-    points = curve(channel, [batch_of(spec)], importance, [0, 1, 3], 4)
+    points = curve(module.link, module.writer, [batch_of(spec)], importance, [0, 1, 3], 4)
     page = pruning_page(Pruning(closed=[2], importance=importance, kept=[0], curve=points))
     assert "| 1 (kept) |" in page
     assert "0: +0.3000, 3: +0.2000, 1: +0.1000" in page

@@ -29,10 +29,14 @@ def find_arm(name: str) -> Arm:
         except ImportError as error:
             raise SettingError(f"arm {name!r} cannot be imported: {reason(error)}.") from error
     for arm in subclasses(Arm):
-        found = arm() if (arm.__module__, arm.__qualname__) == (module, kind) else arm.named(name)
-        if found is not None:
-            return found
-    raise SettingError(f"arm {name!r} must be one of {', '.join(known_arms())}, t2t_N, or the class path of an Arm.")
+        named = arm() if (arm.__module__, arm.__qualname__) == (module, kind) else arm.named(name)
+        if named is not None:
+            return named
+    raise SettingError(f"arm {name!r} must be {_allowed()}.")
+
+
+def _allowed() -> str:
+    return f"one or more of {', '.join(known_arms())}, t2t_N, or class paths of your own"
 
 
 def known_arms() -> list[str]:
@@ -56,11 +60,11 @@ def require_arms(arms: Sequence[str], setting: str = "arms") -> tuple[str, ...]:
         SettingError: If an arm is unknown or given twice, or there is none.
     """
     try:
-        names = [find_arm(arm).name for arm in arms]
+        names = tuple(find_arm(arm).name for arm in arms)
     except SettingError as error:
-        raise SettingError(f"{setting}={list(arms)}: {error}") from error
+        names = ()
+        if any("." in arm for arm in arms):
+            raise SettingError(f"{setting}: {error}") from error
     if not names or len(set(names)) < len(names):
-        raise SettingError(
-            f"{setting}={list(arms)} must be one or more of {', '.join(known_arms())}, t2t_N, each once."
-        )
-    return tuple(names)
+        raise SettingError(f"{setting}={list(arms)} must be {_allowed()}, each once.")
+    return names
