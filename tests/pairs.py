@@ -7,17 +7,25 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Checkpoint
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lcf_lightning import AdapterSettings, Channel, ContextMismatchDataModule, LCFModule, ModelSpec
 from lcf_lightning.cli import COMMANDS
+from lcf_lightning.cli.cache import CacheOptions
+from lcf_lightning.cli.config import config_parser
+from lcf_lightning.cli.config_files import with_bases
+from lcf_lightning.cli.evaluate import EvaluateOptions
+from lcf_lightning.cli.prune import PruneOptions
+from lcf_lightning.cli.run import COMMANDS as RUN_COMMANDS
 from lcf_lightning.cli.run import LCFCLI
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import World
 from lcf_lightning.models.cache import KVCache, prefill
 
+OPTIONS = {"evaluate": EvaluateOptions, "prune": PruneOptions, "cache": CacheOptions}
 ARMS = (
     "question_only", "own_context", "full_context", "t2t_50", "t2t_100", "t2t_150", "t2t_200", "message", "mismatched",
     "zero", "self", "noise",
@@ -59,19 +67,21 @@ def small_trainer(folder: Path, *callbacks: pl.Callback, **settings: Any) -> pl.
     return pl.Trainer(default_root_dir=folder, callbacks=list(callbacks), **{**defaults, **settings})
 
 
-def parse_only(arguments: list[str]) -> LCFCLI:
-    """The command line parsed as ``main`` would, with nothing built or run."""
+def parse_only(arguments: list[str]) -> Namespace:
+    """The settings of a command line, parsed as ``main`` would, with nothing built or run."""
     command, *rest = arguments
-    cli = COMMANDS.get(command, LCFCLI)
+    if command not in RUN_COMMANDS:
+        return config_parser(COMMANDS[command], OPTIONS.get(command)).parse_args(with_bases(rest))
 
-    class ParseOnly(cli):  # type: ignore[misc, valid-type]
+    class ParseOnly(LCFCLI):
         def instantiate_classes(self) -> None:
             pass
 
         def _run_subcommand(self, subcommand: str) -> None:
             pass
 
-    return ParseOnly(rest if command in COMMANDS else [command, *rest])
+    settings: Namespace = ParseOnly([command, *rest]).config[command]
+    return settings
 
 
 def prefills_counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:

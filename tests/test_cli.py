@@ -197,11 +197,18 @@ BAD_INPUT = [
     (["--data.source.own_questions", "2"], "own_questions=2"),
     (["--data.source", "Wikipedia"], "source='Wikipedia' must be one of BAbI, Chat, HotpotQA, Knowledge"),
     (["--data.source", "HotpotQA", "--data.source.train", "no.jsonl"], "train='no.jsonl' is not a file"),
-    (["--config", "no.yaml"], "no.yaml"),
+    (["--config", "no.yaml"], "no.yaml' is not a file."),
+    (["--model.adaptr.d", "3"], "model.adaptr.d is no setting; did you mean model.adapter.d?"),
+    (["--model.adapter.d", "x"], "d=x must be a whole number."),
+    (["--data.prompts.spns", "3"], "prompts.spns is no setting; did you mean prompts.spans?"),
+    (["--data", "ContextMismatch"], "data='ContextMismatch' must be one of ContextMismatchDataModule, SharedContext"),
+    (["--model.optimizer", "AdmW"], "or the import path of a torch optimizer; did you mean AdamW?"),
+    (["--trainer.callbacks+", "Speedupp"], "or the import path of a Callback; did you mean Speedup?"),
+    (["--modules", "[nowhere_at_all]"], "modules='nowhere_at_all' cannot be imported: No module named"),
     (["--ckpt_path", "no.ckpt"], "ckpt_path='no.ckpt' must be an existing checkpoint, or last"),
     (["--trainer.precision", "bf16-true"], "precision='bf16-true' must be one of 32-true, bf16-mixed"),
     (["--model.adapter.pooler", "null"], "pooler=null must name a pooler"),
-    (["--data", "SharedContextDataModule", "--data.source", "World"], "pooler='span' must be null where both"),
+    (["--data", "SharedContextDataModule", "--data.source", "Knowledge"], "pooler='span' must be null where both"),
     (["--data.prompts.alignment", "last"], "alignment='last' must be one of first, longest"),
     (["--data.prompts.chat", "true"], "chat=true needs a tokenizer with a chat template"),
     (["--trainer.callbacks+", "CommunicationAccuracy", "--trainer.callbacks.arms", "[x]"], "arms=['x'] must be one"),
@@ -217,6 +224,8 @@ def test_bad_input_ends_with_code_2_and_a_sentence(
     error = capsys.readouterr().err
     assert stopped.value.code == 2
     assert message in error
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
     assert not (run_folder / "adapter").exists()
 
 

@@ -29,7 +29,7 @@ def test_the_first_line_is_a_command_that_parses(config: Path, monkeypatch: pyte
     assert arguments == ["--config", str(config.relative_to(config.parents[1]))]
 
     parsed = parse_only([command, *arguments])
-    assert parsed._get(parsed.config, "model")["sharer"]["path"]
+    assert parsed["model"]["sharer"]["path"]
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -290,7 +290,7 @@ def submit(options: str, job: str, text: str) -> None:
     ).stdout.splitlines()  # fmt: skip
     program = started.index("python")
     assert started[program : program + 3] == ["python", "-m", "lcf_lightning"]
-    assert parse_only(started[program + 3 :]).config["fit"]["trainer"]["num_nodes"] == int(slurm["SLURM_NNODES"])
+    assert parse_only(started[program + 3 :])["trainer"]["num_nodes"] == int(slurm["SLURM_NNODES"])
 
 
 HOW: list[tuple[str, Callable[..., None]]] = [

@@ -20,7 +20,7 @@ from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.models.geometry import KV, Geometry
 
 ROOT = Path(__file__).parents[1]
-MODULES = ["my_pooler", "my_fuser", "my_source", "my_family"]
+MODULES = ["my_pooler", "my_fuser", "my_source", "my_arm", "my_family"]
 SHORT = shlex.split(
     "--trainer.max_steps 2 --trainer.val_check_interval 2 --trainer.limit_val_batches 1 --trainer.limit_test_batches 1 "
     "--trainer.enable_progress_bar false --data.batch_size 4 --data.eval_batch_size 4 --model.max_new_tokens 2"
@@ -117,6 +117,29 @@ def test_an_adapter_never_imports_what_it_names(adapter: Path, folder: Path, tmp
         with pytest.raises(AdapterFileError, match=f"pooler='{name}' must be .* whose module has been imported"):
             Channel.from_pretrained(tmp_path)
     assert "foreign" not in sys.modules
+
+
+def test_an_own_arm_is_answered_and_reported(adapter: Path, folder: Path) -> None:
+    few = ["--trainer.enable_progress_bar", "false", "--data.eval_batch_size", "4", "--model.max_new_tokens", "2"]
+    arms = "[own_context,message,my_arm.Halved]"
+    main(["evaluate", "--config", "my_run.yaml", "--arms", arms, "--limit", "4", "--repeats", "1", *few])
+    output = folder / "runs" / "my_run" / "evaluation"
+    rows = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
+    assert [row["arm"] for row in rows].count("halved") == 4
+    report, page = json.loads((output / "report.json").read_text()), (output / "report.md").read_text()
+    assert report["arms"]["halved"]["n"] == 4
+    assert report["audit"]["comparisons"]["gain_over_halved"]["second"] == "halved"
+    assert "halved" in report["audit"]["listening"]
+    assert "| halved |" in page
+    assert "*Halved*: the message's keys and values divided by two." in page
+    assert "halved" not in report["latency"]["arms"]  # it costs what the message costs
+    assert all((output / name).stat().st_size for name in ("arms.png", "frontier.png"))
+
+
+def test_an_arm_that_cannot_be_imported_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--config", "my_run.yaml", "--arms", "[message,nowhere.Arm]"])
+    assert "arms: arm 'nowhere.Arm' cannot be imported: No module named 'nowhere'" in capsys.readouterr().err
 
 
 def test_a_family_is_known_once_its_file_is_imported(folder: Path) -> None:

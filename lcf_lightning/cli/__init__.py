@@ -5,41 +5,37 @@ from __future__ import annotations
 import atexit
 import gc
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from difflib import get_close_matches
 
 import torch.distributed as dist
 
-from lcf_lightning.cli.cache import CacheCLI
-from lcf_lightning.cli.compare import compare
-from lcf_lightning.cli.evaluate import EvaluateCLI
-from lcf_lightning.cli.export import export
+from lcf_lightning.cli import cache, compare, evaluate, export, params, prune, run
+from lcf_lightning.cli.commands import Command, overview
 from lcf_lightning.cli.faults import explain
-from lcf_lightning.cli.params import ParamsCLI
-from lcf_lightning.cli.prune import PruneCLI
-from lcf_lightning.cli.run import LCFCLI
-from lcf_lightning.errors import Stopped
+from lcf_lightning.errors import SettingError, Stopped
 from lcf_lightning.slurm import requeue_between_steps
 
-COMMANDS: dict[str, Callable[[list[str]], object]] = {
-    "params": ParamsCLI,
-    "cache": CacheCLI,
-    "evaluate": EvaluateCLI,
-    "compare": compare,
-    "prune": PruneCLI,
-    "export": export,
+COMMANDS: dict[str, Command] = run.COMMANDS | {
+    module.COMMAND.name: module.COMMAND for module in (evaluate, compare, prune, export, params, cache)
 }
-"""Commands that need no Trainer; all others are Lightning's."""
+"""All commands; those of `run` need a Trainer."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line; bad input ends with one sentence and exit code 2, a fault of the machine with 1."""
     arguments = list(sys.argv[1:] if args is None else args)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        sys.stdout.write(overview(COMMANDS) + "\n")
+        raise SystemExit(0)
     try:
-        if arguments[:1] and arguments[0] in COMMANDS:
-            COMMANDS[arguments[0]](arguments[1:])
-        else:
+        if arguments[0] not in COMMANDS:
+            close = get_close_matches(arguments[0], COMMANDS, 1)
+            meant = f"; did you mean {close[0]}?" if close else "."
+            raise SettingError(f"command {arguments[0]!r} must be one of {', '.join(COMMANDS)}{meant}")
+        if arguments[0] in run.COMMANDS:
             requeue_between_steps()
-            LCFCLI(arguments)
+        COMMANDS[arguments[0]].run(arguments[1:])
     except Exception as error:
         explained = explain(error)
         if explained is None:

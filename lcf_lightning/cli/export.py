@@ -4,40 +4,60 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.checkpoints import read_checkpoint
+from lcf_lightning.cli.commands import Command
+from lcf_lightning.cli.config import import_named
 from lcf_lightning.errors import AdapterFileError, SettingError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What to export.
+
+    Attributes:
+        checkpoint: A checkpoint that fit wrote.
+        output: Folder to write.
+        dtype: ``fp32``, ``bf16`` or ``fp16``.
+        push_to_hub: Also upload to this ``owner/name``.
+        private: Whether a repository made for that is private.
+        modules: Modules to import first, which define parts of the adapter that are not of this package.
+    """
+
+    checkpoint: str
+    output: str
+    dtype: str = "fp32"
+    push_to_hub: str | None = None
+    private: bool = False
+    modules: list[str] = field(default_factory=list)
+
+
 def export(args: list[str]) -> None:
     """Write the adapter of a checkpoint as a folder with its model card, and upload it where asked to."""
-    parser = ArgumentParser(prog="lcf_lightning export", description=export.__doc__)
-    parser.add_argument("--checkpoint", type=str, required=True, help="A checkpoint that fit wrote.")
-    parser.add_argument("--output", type=str, required=True, help="Folder to write.")
-    parser.add_argument("--dtype", type=str, default="fp32", help="fp32, bf16 or fp16.")
-    parser.add_argument("--push_to_hub", type=str | None, help="Also upload to this owner/name.")
+    parser = COMMAND.parser()
+    parser.add_class_arguments(ExportOptions, skip={"private"})
     parser.add_argument("--private", action="store_true", help="Whether a repository made for that is private.")
-    config = parser.parse_args(args)
-    if config.dtype not in DTYPES:
-        raise SettingError(f"dtype={config.dtype!r} must be one of {', '.join(DTYPES)}.")
-    output = Path(config.output)
+    options = ExportOptions(**parser.parse_args(args).as_dict())
+    if options.dtype not in DTYPES:
+        raise SettingError(f"dtype={options.dtype!r} must be one of {', '.join(DTYPES)}.")
+    output = Path(options.output)
     if output.exists():
-        raise SettingError(f"output={config.output!r} exists; name a folder that does not.")
-    adapter = read_adapter(Path(config.checkpoint)).to(DTYPES[config.dtype])
+        raise SettingError(f"output={options.output!r} exists; name a folder that does not.")
+    import_named(options.modules)
+    adapter = read_adapter(Path(options.checkpoint)).to(DTYPES[options.dtype])
     adapter.save_pretrained(output)
-    sys.stdout.write(f"{output}: {adapter.parameter_counts()['total']:,} parameters in {config.dtype}\n")
-    if config.push_to_hub:
-        sys.stdout.write(adapter.push_to_hub(config.push_to_hub, config.private) + "\n")
+    sys.stdout.write(f"{output}: {adapter.parameter_counts()['total']:,} parameters in {options.dtype}\n")
+    if options.push_to_hub:
+        sys.stdout.write(adapter.push_to_hub(options.push_to_hub, options.private) + "\n")
 
 
 def read_adapter(file: Path) -> CacheAdapter:
@@ -53,8 +73,8 @@ def read_adapter(file: Path) -> CacheAdapter:
     state = {name.removeprefix("adapter."): tensor for name, tensor in checkpoint["state_dict"].items()}
     scores = _scores(file.parent.parent / "summary.json", config.metadata.get("steps"))
     adapter = CacheAdapter(replace(config, metadata=config.metadata | ({"scores": scores} if scores else {})))
-    own = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
-    if own != {name: tuple(tensor.shape) for name, tensor in state.items()}:
+    expected = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
+    if expected != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise AdapterFileError(f"checkpoint={str(file)!r} does not hold exactly the adapter's tensors.")
     adapter.load_state_dict(state)
     return adapter.eval()
@@ -62,5 +82,20 @@ def read_adapter(file: Path) -> CacheAdapter:
 
 def _scores(summary: Path, steps: int | None) -> dict[str, Any]:
     """Exact match and n of every arm on the test split, if the run's summary is of the same step."""
-    found = json.loads(summary.read_text()) if summary.is_file() else {}
-    return found["arms"] if steps is not None and found.get("steps") == steps else {}
+    content = json.loads(summary.read_text()) if summary.is_file() else {}
+    return content["arms"] if steps is not None and content.get("steps") == steps else {}
+
+
+COMMAND = Command(
+    name="export",
+    summary="Writes the adapter of a checkpoint as a folder with its model card, and uploads it where asked to",
+    options=(
+        ("--checkpoint FILE", "a checkpoint that fit wrote"),
+        ("--output FOLDER", "folder to write"),
+        ("--dtype bf16", "half the bytes (default: fp32)"),
+        ("--push_to_hub OWNER/NAME", "upload it too"),
+        ("--modules [MODULE]", "modules that define its parts, where they are your own"),
+    ),
+    example="--checkpoint runs/quickstart/checkpoints/last.ckpt --output runs/quickstart/bf16 --dtype bf16",
+    run=export,
+)

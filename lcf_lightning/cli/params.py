@@ -6,38 +6,44 @@ import json
 import sys
 
 import torch
-from jsonargparse import Namespace
-from lightning.pytorch.cli import LightningArgumentParser
 
-from lcf_lightning.cli.run import LCFCLI
-from lcf_lightning.module import LCFModule
+from lcf_lightning.cli.commands import Command
+from lcf_lightning.cli.config import FitConfig, config_parser, import_named
+from lcf_lightning.cli.config_files import with_bases
 
 
-class ParamsCLI(LCFCLI):
-    """Counts parameters; no weight is loaded and no data set read."""
+def params(args: list[str]) -> None:
+    """Count parameters; no weight is loaded and no data set read."""
+    parser = config_parser(COMMAND)
+    parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
+    values = parser.parse_args(with_bases(args))
+    import_named(values["modules"])
+    with torch.device("meta"):
+        adapter = FitConfig(values).module().adapter
+    counts = adapter.parameter_counts()
+    sizes = {**counts, "layers": len(adapter.config.receiver_layers), "megabytes_bf16": counts["total"] * 2 / 1e6}
+    if values["json"]:
+        sys.stdout.write(json.dumps(sizes) + "\n")
+        return
+    lines = [
+        f"trainable parameters  {sizes['total']:,}",
+        f"  per layer           {sizes['per_layer']:,} × {sizes['layers']}",
+        f"  pool                {sizes['pool']:,}",
+        f"adapter in bf16       {sizes['megabytes_bf16']:.1f} MB",
+    ]
+    sys.stdout.write("\n".join(lines) + "\n")
 
-    def __init__(self, args: list[str]) -> None:
-        super().__init__(args, run=False)
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
-
-    def instantiate_classes(self) -> None:
-        # Only the model: a config for eight GPUs must count here too, and no data set be read.
-        parser = LightningArgumentParser()
-        parser.add_lightning_class_args(LCFModule, "model")
-        with torch.device("meta"):
-            adapter = parser.instantiate_classes(Namespace(model=self.config["model"]))["model"].adapter
-        counts = adapter.parameter_counts()
-        sizes = {**counts, "layers": len(adapter.config.receiver_layers), "megabytes_bf16": counts["total"] * 2 / 1e6}
-        if self.config["json"]:
-            sys.stdout.write(json.dumps(sizes) + "\n")
-            return
-        lines = [
-            f"trainable parameters  {sizes['total']:,}",
-            f"  per layer           {sizes['per_layer']:,} × {sizes['layers']}",
-            f"  pool                {sizes['pool']:,}",
-            f"adapter in bf16       {sizes['megabytes_bf16']:.1f} MB",
-        ]
-        sys.stdout.write("\n".join(lines) + "\n")
+COMMAND = Command(
+    name="params",
+    summary="Counts the adapter's parameters, without loading a weight or a data set",
+    options=(
+        ("--config FILE", "a config of fit"),
+        ("--model.adapter.d N", "the bottleneck's width"),
+        ("--model.adapter.layers [N,…]", "receiver layers to edit"),
+        ("--model.adapter.pooler NAME", "span, prefix, null, or your own"),
+        ("--json", "JSON instead of a table"),
+    ),
+    example="--config configs/qwen_openhermes_lcf128.yaml",
+    run=params,
+)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
+from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.subset import keep_layers, open_layers
-from lcf_lightning.cli.adapter import AdapterCLI
+from lcf_lightning.cli.commands import Command
+from lcf_lightning.cli.config import FitConfig, parse, require_limit
+from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.layer_importance import Pruning, choose, curve, rank_layers
 from lcf_lightning.evaluation.markdown import pruning_page
@@ -25,56 +27,84 @@ from lcf_lightning.writer import Writer
 POINTS = 8  # of the curve, beside no layer and the number kept
 
 
-class PruneCLI(AdapterCLI):
-    """Ranks layers on the validation split, writes the pruned adapter, a table and a plot."""
+@dataclass(frozen=True)
+class PruneOptions:
+    """What to keep.
 
-    def __init__(self, args: list[str]) -> None:
-        self.command = f"python -m lcf_lightning prune {shlex.join(args)}"
-        super().__init__(args)
+    Attributes:
+        keep: How many layers to keep, at most.
+        adapter: Adapter folder, or ``owner/name`` on the hub; by default the run's own.
+        output: Folder to write; by default ADAPTER_pruned_K.
+        limit: Only the first so many examples; null for all.
+    """
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        super().add_arguments_to_parser(parser)
-        parser.add_argument("--keep", type=int | None, help="How many layers to keep, at most.")
-        parser.add_argument("--output", type=str | None, help="Folder to write; by default ADAPTER_pruned_K.")
+    keep: int | None = None
+    adapter: str | None = None
+    output: str | None = None
+    limit: int | None = None
 
-    def instantiate_classes(self) -> None:
-        super().instantiate_classes()
-        keep = self.config["keep"]
-        if keep is None or keep < 1:
-            raise SettingError(f"keep={keep} must be a number of layers of at least 1.")
-        folder = self.adapter_folder
-        output = Path(self.config["output"] or f"{self.config['adapter'] or folder}_pruned_{keep}")
-        if output.exists():
-            raise SettingError(f"output={str(output)!r} exists; name a folder that does not.")
-        adapter, data = self.adapter_and_data()
-        opened = open_layers(adapter)
-        if keep > len(opened):
-            raise SettingError(f"keep={keep} must be at most {len(opened)}, the adapter's layers with an open gate.")
-        data.setup("validate")
-        link = self.link(adapter, data)
-        writer = Writer.of(link)
-        batches = list(data.evaluation_loader("validation", self.config["limit"]))
-        importance = rank_layers(link, writer, batches)
-        kept = choose(importance, keep)
-        steps = {round(place * len(opened) / POINTS) for place in range(POINTS + 1)}
-        found = Pruning(
-            closed=[layer for layer in adapter.config.receiver_layers if layer not in opened],
-            importance=importance,
-            kept=kept,
-            curve=curve(link, writer, batches, importance, sorted(steps | {len(kept)}), self.max_new_tokens),
-        )
-        metadata = adapter.config.metadata | {"pruned": {"from": str(folder), "command": self.command}}
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=output.parent, prefix=".pruning-") as aside:
-            written = Path(aside) / output.name
-            keep_layers(adapter, kept).save_pretrained(written, {k: v for k, v in metadata.items() if k != "scores"})
-            self._write(found, written)
-            os.rename(written, output)
-        Console().print(pruning_table(found, str(output)))
-        if len(kept) < keep:
-            sys.stderr.write(f"only {len(kept)} layers help on the validation split; {keep} were asked for.\n")
 
-    def _write(self, found: Pruning, output: Path) -> None:
-        write_text(output / "pruning.json", json.dumps({"command": self.command, **found}, indent=2) + "\n")
-        write_text(output / "pruning.md", f"# Pruning\n\n`{self.command}`\n\n{pruning_page(found)}\n")
-        save(pruning_figure(found["curve"], found["kept"]), output / "pruning.png")
+def prune(args: list[str]) -> None:
+    """Rank layers on the validation split; write the pruned adapter, a table and a plot."""
+    options, config = parse(COMMAND, PruneOptions, args)
+    require_limit(options.limit)
+    keep = options.keep
+    if keep is None or keep < 1:
+        raise SettingError(f"keep={keep} must be a number of layers of at least 1.")
+    folder = config.adapter_folder(options.adapter)
+    output = Path(options.output or f"{options.adapter or folder}_pruned_{keep}")
+    if output.exists():
+        raise SettingError(f"output={str(output)!r} exists; name a folder that does not.")
+    data = config.data()
+    adapter = config.read_adapter(folder, data)
+    layers = open_layers(adapter)
+    if keep > len(layers):
+        raise SettingError(f"keep={keep} must be at most {len(layers)}, the adapter's layers with an open gate.")
+    pruning = _ranked(config, options, adapter, data)
+    metadata = adapter.config.metadata | {"pruned": {"from": str(folder), "command": COMMAND.line(args)}}
+    metadata.pop("scores", None)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".pruning-") as aside:
+        written = Path(aside) / output.name
+        keep_layers(adapter, pruning["kept"]).save_pretrained(written, metadata)
+        write_text(written / "pruning.json", json.dumps({"command": COMMAND.line(args), **pruning}, indent=2) + "\n")
+        page = f"# Pruning\n\n`{COMMAND.line(args)}`\n\n{pruning_page(pruning)}\n"
+        write_text(written / "pruning.md", page)
+        save(pruning_figure(pruning["curve"], pruning["kept"]), written / "pruning.png")
+        os.rename(written, output)
+    Console().print(pruning_table(pruning, str(output)))
+    if len(pruning["kept"]) < keep:
+        sys.stderr.write(f"only {len(pruning['kept'])} layers help on the validation split; {keep} were asked for.\n")
+
+
+def _ranked(config: FitConfig, options: PruneOptions, adapter: CacheAdapter, data: PairDataModule) -> Pruning:
+    """What each layer, and each number of layers, is worth on the validation split."""
+    assert options.keep is not None
+    data.setup("validate")
+    link = config.link(adapter, data)
+    writer = Writer.of(link)
+    batches = list(data.evaluation_loader("validation", options.limit))
+    importance = rank_layers(link, writer, batches)
+    kept, layers = choose(importance, options.keep), open_layers(adapter)
+    steps = {round(place * len(layers) / POINTS) for place in range(POINTS + 1)}
+    return Pruning(
+        closed=[layer for layer in adapter.config.receiver_layers if layer not in layers],
+        importance=importance,
+        kept=kept,
+        curve=curve(link, writer, batches, importance, sorted(steps | {len(kept)}), config.max_new_tokens),
+    )
+
+
+COMMAND = Command(
+    name="prune",
+    summary="Writes a smaller adapter that keeps the layers that matter on the validation split",
+    options=(
+        ("--config FILE", "the config of the run"),
+        ("--keep K", "how many layers to keep, at most"),
+        ("--adapter FOLDER", "another adapter than the run's, or its id on the hub"),
+        ("--output FOLDER", "folder to write (default: ADAPTER_pruned_K)"),
+        ("--limit N", "only the first so many examples"),
+    ),
+    example="--config configs/quickstart_shared.yaml --keep 2",
+    run=prune,
+)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import sys
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, Timer
@@ -22,8 +20,10 @@ from lcf_lightning.adapter.folder import WEIGHTS_FILE
 from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy, GateMonitor, LastCheckpoint, Speedup
 from lcf_lightning.callbacks.accuracy import gathered
 from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint, steps_of
+from lcf_lightning.cli.commands import Command
+from lcf_lightning.cli.config import TRAINER_DEFAULTS, add_links, import_named
 from lcf_lightning.cli.config_files import with_bases
-from lcf_lightning.data.sources import known_sources
+from lcf_lightning.cli.parser import LCFParser
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.report import arms_table
 from lcf_lightning.files import move_aside, write_text
@@ -33,44 +33,32 @@ from lcf_lightning.module import LCFModule
 CallbackT = TypeVar("CallbackT", bound=Callback)
 
 
-class LCFParser(LightningArgumentParser):
-    """Says in one sentence which sources there are, where jsonargparse would need eighty lines."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """End with exit code 2 and ``message``."""
-        unknown = re.search(r'Parser key "source".*Expected a dot import path string: (\S+)', message, re.DOTALL)
-        if unknown:
-            known = ", ".join(known_sources())
-            raise SettingError(f"source={unknown[1]!r} must be one of {known}, or the import path of a Source.") from ex
-        super().error(message, ex)
-
-
 class LCFCLI(LightningCLI):
     """LightningCLI with a run folder: ``trainer.default_root_dir`` holds all that a run writes."""
 
     _steps_before: int | None = None  # of the checkpoint that is continued or evaluated
 
-    def __init__(self, args: list[str] | None = None, run: bool = True) -> None:
+    def __init__(self, args: list[str]) -> None:
         super().__init__(
             LCFModule,
             None,  # any LightningDataModule; `params` needs none
             parser_class=LCFParser,
             save_config_callback=RunConfig,
             save_config_kwargs={"overwrite": True, "save_to_log_dir": False},
-            trainer_defaults={"default_root_dir": "runs/lcf", "num_sanity_val_steps": 0, "gradient_clip_val": 1.0},
+            trainer_defaults=TRAINER_DEFAULTS,
             seed_everything_default=42,
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
-            args=with_bases(sys.argv[1:] if args is None else args),
-            run=run,
+            args=with_bases(args),
         )
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        command = COMMANDS[subcommand]
+        kwargs |= {"description": command.description, "usage": command.usage}
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--base", type=str | None, help="In a config file: the file it extends, beside it.")
-        for role in ("sharer", "receiver"):
-            parser.link_arguments(f"model.{role}", f"data.init_args.{role}")
-        for target in ("model.seed", "data.init_args.seed"):
-            parser.link_arguments("seed_everything", target)
+        add_links(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
@@ -80,15 +68,12 @@ class LCFCLI(LightningCLI):
         return Path(self._get(self.config, "trainer")["default_root_dir"])
 
     def before_instantiate_classes(self) -> None:
-        self.config.get(str(self.subcommand), self.config)["base"] = None  # what is saved stands alone
-        if self.subcommand:
-            self._require_data()
-            self._check_checkpoint()
-            self._check_run_folder()
-
-    def _require_data(self) -> None:
+        import_named(self._get(self.config, "modules"))
+        self.config[str(self.subcommand)]["base"] = None  # what is saved stands alone
         if self._get(self.config, "data") is None:
             raise SettingError("data=null must name a data module, such as ContextMismatchDataModule.")
+        self._check_checkpoint()
+        self._check_run_folder()
 
     def _check_checkpoint(self) -> None:
         """Before any weight is loaded: what is to be evaluated or continued must be there, and whole."""
@@ -195,6 +180,52 @@ class LCFCLI(LightningCLI):
     def _print_table(self, split: str) -> None:
         if self.trainer.is_global_zero and self._accuracy.summary is not None:
             Console().print(arms_table(self._accuracy.summary, f"{split} split", str(self.run_folder)))
+
+
+def _lightning(name: str, summary: str, *more: tuple[str, str]) -> Command:
+    """A command that Lightning's Trainer runs."""
+    config = ("--config FILE", "the config; every setting of it can be given as --setting VALUE")
+    folder = ("--trainer.default_root_dir FOLDER", "the run folder, which holds all that a run writes")
+    example = "--config configs/quickstart.yaml"
+    return Command(name, summary, (config, folder, *more), example, lambda args: LCFCLI([name, *args]))
+
+
+_CHECKPOINT = ("--ckpt_path FILE", "another checkpoint than the run's last")
+_QUIET = ("--trainer.enable_progress_bar false", "no progress bar")
+COMMANDS = {
+    command.name: command
+    for command in (
+        _lightning(
+            "fit",
+            "Trains the adapter between two frozen models, and answers the test split",
+            ("--ckpt_path last", "begin, or continue"),
+            ("--trainer.max_steps N", "optimizer steps"),
+            ("--print_config", "show every setting, and end"),
+        ),
+        _lightning(
+            "validate",
+            "Answers the validation split with a run's adapter",
+            _CHECKPOINT,
+            ("--trainer.limit_val_batches N", "only so many batches"),
+            _QUIET,
+        ),
+        _lightning(
+            "test",
+            "Answers the test split with a run's adapter",
+            _CHECKPOINT,
+            ("--trainer.limit_test_batches N", "only so many batches"),
+            _QUIET,
+        ),
+        _lightning(
+            "predict",
+            "Writes the message arm's answers to the test split as JSON lines",
+            _CHECKPOINT,
+            ("--trainer.limit_predict_batches N", "only so many batches"),
+            _QUIET,
+        ),
+    )
+}
+"""Lightning's own commands."""
 
 
 class RunConfig(SaveConfigCallback):

@@ -1,0 +1,69 @@
+"""What a command says of itself, and how the arguments of one that needs no Trainer become a dataclass."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lcf_lightning.cli.parser import LCFParser
+
+OptionsT = TypeVar("OptionsT")
+PROGRAM = "python -m lcf_lightning"
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of the command line.
+
+    Attributes:
+        name: Its name.
+        summary: What it does, in one sentence without an end.
+        options: Its five most used options (fewer where it has fewer), each with what it is.
+        example: Arguments of an example.
+        run: Runs it with its arguments.
+    """
+
+    name: str
+    summary: str
+    options: tuple[tuple[str, str], ...]
+    example: str
+    run: Callable[[list[str]], object]
+
+    @property
+    def usage(self) -> str:
+        """One line."""
+        return f"{PROGRAM} {self.name} {self.options[0][0]} [options]"
+
+    @property
+    def description(self) -> str:
+        """What ``--help`` opens with."""
+        width = max(len(option) for option, _ in self.options)
+        options = "\n".join(f"  {option:<{width}}  {meaning}" for option, meaning in self.options)
+        return f"{self.summary}.\n\nMost used:\n{options}\n\nExample:\n  {PROGRAM} {self.name} {self.example}"
+
+    def line(self, args: list[str]) -> str:
+        """The command line, as a report quotes it."""
+        return f"{PROGRAM} {self.name} {shlex.join(args)}"
+
+    def parser(self, **settings: Any) -> LCFParser:
+        """A parser whose help opens with what the command does."""
+        return LCFParser(prog=f"{PROGRAM} {self.name}", usage=self.usage, description=self.description, **settings)
+
+    def options_of(self, kind: type[OptionsT], args: list[str]) -> OptionsT:
+        """The options of a command that reads no config."""
+        parser = self.parser()
+        parser.add_class_arguments(kind)
+        options: OptionsT = kind(**parser.parse_args(args).as_dict())
+        return options
+
+
+def overview(commands: dict[str, Command]) -> str:
+    """Every command with a line each."""
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {command.summary}" for name, command in commands.items()]
+    return "\n".join(
+        [f"usage: {PROGRAM} COMMAND [options]", "", "Two frozen language models that talk through their KV caches.", "",
+         "commands:", *lines, "", f"{PROGRAM} COMMAND --help tells more of each."]
+    )  # fmt: skip

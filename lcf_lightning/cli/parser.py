@@ -1,0 +1,105 @@
+"""The parser of every command: a wrong argument gets one sentence, where jsonargparse needs eighty lines."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from argparse import RawDescriptionHelpFormatter
+from dataclasses import fields
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+import torch
+from jsonargparse import DefaultHelpFormatter
+from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch.cli import LightningArgumentParser
+
+import lcf_lightning.callbacks
+from lcf_lightning.data.datamodule import PairDataModule
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.sources import known_sources
+from lcf_lightning.data.sources.source import Source
+from lcf_lightning.discovery import subclasses
+from lcf_lightning.errors import SettingError
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
+
+
+class _HelpFormatter(RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Keeps the lines of a description."""
+
+
+class LCFParser(LightningArgumentParser):
+    """A parser that says in one sentence what is wrong."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _HelpFormatter, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise a SettingError in place of jsonargparse's usage and message."""
+        raise SettingError(self._sentence(message)) from ex
+
+    def _sentence(self, message: str) -> str:
+        flat = " ".join(message.split())
+        inner = re.search(r"(?:- |: )(\S+ is no setting.*?[.?]|\w+='.*?' must be one of .*?[.?])(?= - |$)", flat)
+        if inner:  # of a part, in which this parser has failed before
+            return inner[1]
+        unknown = re.search(r"(?:unrecognized arguments: |does not accept option '|Option ')(?:--)?([\w.+-]+)", flat)
+        if unknown:
+            return f"{unknown[1]} is no setting{self._meant(unknown[1])}"
+        setting = re.search(r'Parser key "([\w.]+)"', flat)
+        key = setting[1].rpartition(".")[2] if setting else "value"
+        name = re.search(r"Expected a dot import path string: (\S+)", flat)
+        if name:
+            return _unknown_class(key, name[1])
+        missing = re.search(r"File does not exist: '(.*?)'", flat)
+        if missing:
+            return f"{key}={missing[1]!r} is not a file."
+        kind = re.search(r"Expected a <class '(\w+)'>. Got value: (\S+)", flat)
+        if kind and setting and kind[2] == "None":
+            return f"{setting[1]} is not set; give a config (--config FILE), or --{setting[1]} itself."
+        if kind:
+            return f"{key}={kind[2]} must be {_KINDS.get(kind[1], kind[1])}."
+        return flat[:300]
+
+    def _meant(self, key: str) -> str:
+        """Which setting was meant, where there is one like it."""
+        known = {action.dest for action in self._actions} | _settings_of_data()
+        known |= {dest for parser in self._parsers() for dest in (action.dest for action in parser._actions)}
+        close = get_close_matches(key, known, 1, 0.75)
+        if not close:
+            last = {name.rpartition(".")[2]: name for name in sorted(known)}
+            close = [last[name] for name in get_close_matches(key.rpartition(".")[2], last, 1, 0.75)]
+        return f"; did you mean {close[0]}?" if close else "."
+
+    def _parsers(self) -> list[LightningArgumentParser]:
+        """Those of the subcommands."""
+        choices = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+        return [parser for named in choices for parser in named.values() if isinstance(parser, LCFParser)]
+
+
+def _unknown_class(key: str, name: str) -> str:
+    """That ``name`` is no class that ``key`` may name, and which are."""
+    ours = list(lcf_lightning.callbacks.__all__)
+    optimizers = [kind.__name__ for kind in subclasses(torch.optim.Optimizer) if not kind.__name__.startswith("_")]
+    known: dict[str, tuple[list[str], list[str], str]] = {  # those to name, those to look for a like one in, the kind
+        "source": (known_sources(), known_sources(), "Source"),
+        "sources": (known_sources(), known_sources(), "Source"),
+        "data": (names := [kind.__name__ for kind in subclasses(PairDataModule)], names, "LightningDataModule"),
+        "optimizer": (["AdamW", "SGD"], sorted(set(optimizers)), "torch optimizer"),
+        "callbacks": (ours, [*ours, *lightning_callbacks.__all__], "Callback"),
+    }
+    if key not in known:
+        return f"{key}={name!r} must be the import path of a class."
+    named, like, kind = known[key]
+    close = get_close_matches(name, like, 1)
+    meant = f"; did you mean {close[0]}?" if close else "."
+    return f"{key}={name!r} must be one of {', '.join(named)}, or the import path of a {kind}{meant}"
+
+
+def _settings_of_data() -> set[str]:
+    """Settings that only the chosen data module and source have."""
+    names = {f"prompts.{field.name}" for field in fields(PromptSettings)}
+    for kind in (*subclasses(PairDataModule), *subclasses(Source)):
+        names |= set(inspect.signature(kind.__init__).parameters) - {"self"}
+    return names

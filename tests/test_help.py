@@ -1,0 +1,57 @@
+"""What the command line says of itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from lcf_lightning.cli import COMMANDS, main
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_all_commands_are_listed_with_a_line_each(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    lines = capsys.readouterr().out.splitlines()
+    assert ended.value.code == 0
+    assert len(COMMANDS) == 10
+    for command in COMMANDS.values():
+        assert [line.split(maxsplit=1)[1] for line in lines if line.startswith(f"  {command.name} ")] == [
+            command.summary
+        ]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_opens_with_what_it_does_its_most_used_options_and_an_example(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    command, text = COMMANDS[name], capsys.readouterr().out
+    assert ended.value.code == 0
+    opening = text.split("options:\n")[0] if "positional" not in text else text.split("positional arguments:")[0]
+    lines = [line.strip() for line in opening.splitlines() if line.strip()]
+    assert lines[0].startswith(f"usage: python -m lcf_lightning {name}")
+    assert lines[1] == f"{command.summary}."
+    assert len(command.options) == (3 if name == "compare" else 5)
+    for option, meaning in command.options:
+        (line,) = [line for line in lines if line.startswith(option) and line.endswith(meaning)]
+        setting = option.split()[0]
+        settings = (setting, setting.rpartition(".")[0] or setting)  # --model.prefills holds those below it
+        assert any(known in text.split("Example:")[1] for known in settings) or name == "compare", line
+    assert f"python -m lcf_lightning {name} {command.example}" in lines
+
+
+def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["evalute"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith("prune, export, params, cache; did you mean evaluate?\n")
+
+
+def test_a_fit_without_a_config_is_told_what_it_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["fit"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: model.sharer.path is not set; give a config (--config FILE), or --model.sharer.path itself.\n"
+    )
