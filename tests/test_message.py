@@ -118,17 +118,12 @@ def test_a_tensor_made_would_be_noticed() -> None:
         Message.from_bytes(message().to_bytes("int8", KEY), KEY)
 
 
-@pytest.mark.parametrize("key", [None, KEY])
-@pytest.mark.parametrize("spans", [1, 57])
-@pytest.mark.parametrize("shape", [{}, {"layers": 1, "heads": 1, "head_dim": 1}])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_floats_arrive_as_they_were(
-    dtype: str, shape: dict[str, int], spans: int, key: bytes | None, tmp_path: Path
-) -> None:
-    sent = message(dtype, spans, **shape)
+def test_floats_arrive_as_they_were(dtype: str, tmp_path: Path) -> None:
+    sent, key, spans = message(dtype, 57), KEY, 57
     arrived = Message.from_bytes(sent.to_bytes(key=key), key)
     sent.save(tmp_path / "new" / "a.message", key=key)
-    read = Message.load(str(tmp_path / "new" / "a.message"), key, origin(**shape))
+    read = Message.load(str(tmp_path / "new" / "a.message"), key, origin())
     assert same(arrived, sent)
     assert same(read, sent)
     assert (arrived.keys.dtype, arrived.spans) == (FLOATS[dtype], spans)
@@ -136,7 +131,7 @@ def test_floats_arrive_as_they_were(
     assert same(Message.from_bytes(sent.to_bytes(key=key), key), sent)
 
 
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_what_arrives_may_be_written_to_and_nothing_warns(dtype: str, recwarn: pytest.WarningsRecorder) -> None:
     always = torch.is_warn_always_enabled()
     torch.set_warn_always(True)
@@ -148,8 +143,7 @@ def test_what_arrives_may_be_written_to_and_nothing_warns(dtype: str, recwarn: p
     assert [str(warning.message) for warning in recwarn] == []
 
 
-@pytest.mark.parametrize("own", FLOATS)
-@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(("own", "dtype"), [("float32", "float16"), ("bfloat16", "float32")])
 def test_floats_are_rounded_once_where_another_dtype_is_asked_for(own: str, dtype: str, tmp_path: Path) -> None:
     sent = message(own)
     arrived = Message.from_bytes(sent.to_bytes(dtype))
@@ -177,7 +171,7 @@ def test_the_largest_and_the_smallest_numbers_arrive(dtype: str) -> None:
     assert equal(Message.from_bytes(sent.to_bytes("float32")).keys, keys.float())
 
 
-@pytest.mark.parametrize("fields", [{"sharer": None}, {"receiver": "c1" * 16}, {"sharer": None, "receiver": "0" * 32}])
+@pytest.mark.parametrize("fields", [{"sharer": None}, {"receiver": "c1" * 16}])
 def test_a_model_may_be_known_or_not(fields: dict[str, Any]) -> None:
     sent = message(**fields)
     assert same(Message.from_bytes(sent.to_bytes(key=KEY), KEY, origin(**fields)), sent)
@@ -205,9 +199,8 @@ def test_whether_a_message_is_pooled_arrives(pooled: bool, tmp_path: Path) -> No
         Message.from_bytes(sent.to_bytes().replace(*other))
 
 
-@pytest.mark.parametrize("dtype", FLOATS)
-def test_the_text_that_a_message_was_sent_for_arrives(dtype: str, tmp_path: Path) -> None:
-    sent = message(dtype, prompt="d2" * 16)
+def test_the_text_that_a_message_was_sent_for_arrives(tmp_path: Path) -> None:
+    sent = message(prompt="d2" * 16)
     sent.save(tmp_path / "a.message", key=KEY)
     assert same(Message.from_bytes(sent.to_bytes()), sent)
     assert same(Message.load(tmp_path / "a.message", KEY, origin()), sent)
@@ -222,8 +215,7 @@ def half_steps(sent: Tensor, arrived: Tensor) -> Tensor:
     return torch.where(sent == arrived, 0.0, (sent - arrived).abs() / (step / 2))
 
 
-@pytest.mark.parametrize("own", FLOATS)
-@pytest.mark.parametrize("spans", [1, 57])
+@pytest.mark.parametrize(("own", "spans"), [("float32", 57), ("float16", 1)])
 def test_int8_is_off_by_half_a_step_of_each_vector(own: str, spans: int) -> None:
     sent = message(own, spans)
     sent.keys.mul_(10.0 ** torch.linspace(-3, 3, sent.keys[..., :1].numel()).reshape(sent.keys[..., :1].shape))
@@ -236,7 +228,7 @@ def test_int8_is_off_by_half_a_step_of_each_vector(own: str, spans: int) -> None
     assert (arrived.values[1] == 0).all()
 
 
-@pytest.mark.parametrize("largest", [1e-30, 1e-36, 1e-37, 1e-38])
+@pytest.mark.parametrize("largest", [1e-30, 1e-38])
 def test_int8_is_off_by_half_a_step_however_small_the_vector_is(largest: float) -> None:
     """Its scale may be less than the least normal number."""
     sent = message()
@@ -246,7 +238,7 @@ def test_int8_is_off_by_half_a_step_however_small_the_vector_is(largest: float) 
     assert half_steps(sent.keys, arrived.keys).max() <= 1 + 1e-2  # a scale so small has few digits
 
 
-@pytest.mark.parametrize("units", [1, 60, 64, 190, 191, 300])
+@pytest.mark.parametrize("units", [1, 191])
 def test_int8_keeps_every_sign_where_a_scale_has_no_digits(units: int) -> None:
     """As many times the least number of all."""
     sent = message()
@@ -258,8 +250,7 @@ def test_int8_keeps_every_sign_where_a_scale_has_no_digits(units: int) -> None:
     assert torch.equal(up, -down)
 
 
-@pytest.mark.parametrize("share", [0.5, 0.99, 0.995, 1.0])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("dtype", "share"), [("bfloat16", 0.5), ("float32", 0.995), ("float32", 1.0)])
 def test_what_int8_can_write_it_can_read(dtype: str, share: float) -> None:
     """Up to the largest number, or the sharer is told."""
     sent = with_value(share * torch.finfo(FLOATS[dtype]).max, dtype=dtype)
@@ -273,7 +264,7 @@ def test_what_int8_can_write_it_can_read(dtype: str, share: float) -> None:
         assert half_steps(sent.keys, arrived.keys).max() <= 1 + 1e-4
 
 
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_a_message_says_the_same_each_time(dtype: str) -> None:
     sent = message()
     learned = replace(sent, values=sent.values.clone().requires_grad_())
@@ -286,10 +277,9 @@ def test_a_message_says_the_same_each_time(dtype: str) -> None:
     assert message(seed=1).to_bytes(dtype) != sent.to_bytes(dtype)
 
 
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
-@pytest.mark.parametrize("axes", [(2, 3), (0, 4), (3, 4)])
-def test_how_tensors_lie_in_memory_does_not_matter(axes: tuple[int, int], dtype: str) -> None:
-    sent = message()
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_how_tensors_lie_in_memory_does_not_matter(dtype: str) -> None:
+    sent, axes = message(), (2, 3)
     scattered = replace(sent, keys=sent.keys.transpose(*axes).contiguous().transpose(*axes))
     part = replace(sent, keys=torch.cat([sent.keys, sent.values], -1)[..., :4])
     for each in (scattered, part):
@@ -297,7 +287,7 @@ def test_how_tensors_lie_in_memory_does_not_matter(axes: tuple[int, int], dtype:
         assert each.to_bytes(dtype) == sent.to_bytes(dtype)
 
 
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize("dtype", ["float16", "int8"])
 def test_keys_and_values_may_be_one_tensor(dtype: str) -> None:
     sent = message(dtype if dtype in FLOATS else "float32")
     twice = replace(sent, values=sent.keys)
@@ -306,8 +296,7 @@ def test_keys_and_values_may_be_one_tensor(dtype: str) -> None:
     assert twice.to_bytes(dtype) == replace(sent, values=sent.keys.clone()).to_bytes(dtype)
 
 
-@pytest.mark.parametrize("key", [None, KEY])
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize(("dtype", "key"), [("float16", None), ("int8", KEY)])
 def test_bytes_are_laid_out_as_the_docstring_says(dtype: str, key: bytes | None) -> None:
     sent = message(spans=5)
     data = sent.to_bytes(dtype, key)
@@ -351,10 +340,7 @@ def test_the_smaller_dtype_makes_the_smaller_message() -> None:
         ((3, 1, 2, 0, 4), (3, 1, 2, 0, 4)),
         ((2, 1, 2, 5, 4), (2, 1, 2, 5, 4)),
         ((3, 2, 2, 5, 4), (3, 2, 2, 5, 4)),
-        ((3, 1, 1, 5, 4), (3, 1, 1, 5, 4)),
         ((3, 1, 2, 5, 3), (3, 1, 2, 5, 3)),
-        ((3, 1, 2, 5, 4, 1), (3, 1, 2, 5, 4, 1)),
-        ((), ()),
     ],
 )
 def test_tensors_of_another_shape_are_no_message(shape: tuple[int, ...], others: tuple[int, ...]) -> None:
@@ -364,7 +350,7 @@ def test_tensors_of_another_shape_are_no_message(shape: tuple[int, ...], others:
     assert Message(torch.zeros(3, 1, 2, 6, 4), torch.zeros(3, 1, 2, 6, 4), origin()).spans == 6
 
 
-@pytest.mark.parametrize("dtypes", [("float64", "float64"), ("int8", "int8"), ("float32", "float16")])
+@pytest.mark.parametrize("dtypes", [("int8", "int8"), ("float32", "float16")])
 def test_tensors_of_another_dtype_are_no_message(dtypes: tuple[str, str]) -> None:
     keys, values = (torch.zeros(3, 1, 2, 5, 4, dtype=getattr(torch, dtype)) for dtype in dtypes)
     with pytest.raises(MessageError, match=f"torch.{dtypes[0]}.*torch.{dtypes[1]}.*float32, bfloat16, float16"):
@@ -372,10 +358,13 @@ def test_tensors_of_another_dtype_are_no_message(dtypes: tuple[str, str]) -> Non
     assert Message(keys.float(), values.float(), origin()).keys.dtype == torch.float32
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [0, -1])
-@pytest.mark.parametrize("side", ["keys", "values"])
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "side", "place", "value"),
+    [
+        ("float32", "keys", 0, math.nan), ("float16", "values", -1, math.inf), ("bfloat16", "keys", -1, -math.inf),
+        ("int8", "values", 0, math.nan),
+    ],
+)  # fmt: skip
 def test_what_is_not_finite_is_not_sent(dtype: str, side: str, place: int, value: float, tmp_path: Path) -> None:
     sent = with_value(value, place, side)
     with pytest.raises(MessageError, match=f"{side}.* not finite in {dtype}"):
@@ -385,7 +374,7 @@ def test_what_is_not_finite_is_not_sent(dtype: str, side: str, place: int, value
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("value", "dtype"), [(65520.0, "float16"), (-1e5, "float16"), (3.4e38, "bfloat16")])
+@pytest.mark.parametrize(("value", "dtype"), [(65520.0, "float16"), (3.4e38, "bfloat16")])
 def test_what_a_dtype_cannot_hold_is_not_sent_in_it(value: float, dtype: str) -> None:
     sent = with_value(value, -1, "values")
     with pytest.raises(MessageError, match=f"values of this message hold values that are not finite in {dtype}"):
@@ -393,7 +382,7 @@ def test_what_a_dtype_cannot_hold_is_not_sent_in_it(value: float, dtype: str) ->
     assert same(Message.from_bytes(sent.to_bytes()), sent)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "F32", "int4", "torch.float32"])
+@pytest.mark.parametrize("dtype", ["F32", "int4"])
 def test_an_unknown_dtype_is_named(dtype: str, tmp_path: Path) -> None:
     for write in (message().to_bytes, lambda asked: message().save(tmp_path / "a.message", asked)):
         with pytest.raises(SettingError, match=f"dtype='{dtype}' .*float32, bfloat16, float16, int8, or null"):
@@ -418,7 +407,7 @@ def test_a_short_key_is_named(key: bytes, tmp_path: Path) -> None:
     assert same(Message.from_bytes(message().to_bytes(key=KEY), KEY), message())
 
 
-@pytest.mark.parametrize("key", [OTHER_KEY, KEY + b"\x01", KEY.upper()])
+@pytest.mark.parametrize("key", [OTHER_KEY, KEY + b"\x01"])
 def test_another_key_is_refused(key: bytes, tmp_path: Path) -> None:
     message().save(tmp_path / "a.message", key=KEY)
     with refuses("not authenticated by this key"):
@@ -437,7 +426,7 @@ def test_a_key_is_required_only_where_one_is_given() -> None:
             Message.from_bytes(flipped(message().to_bytes(key=KEY), place), KEY)
 
 
-@pytest.mark.parametrize("change", [{"spans": 4}, {"adapter": "b" * 32}, {"dtype": "float64"}, {"more": 1}])
+@pytest.mark.parametrize("change", [{"spans": 4}, {"more": 1}])
 def test_without_the_right_key_no_header_is_read(change: dict[str, Any]) -> None:
     data = message().to_bytes(key=KEY)
     with refuses("not authenticated by this key"):
@@ -448,14 +437,14 @@ def test_without_the_right_key_no_header_is_read(change: dict[str, Any]) -> None
         Message.from_bytes(resigned(data, KEY, **change), KEY, origin())
 
 
-@pytest.mark.parametrize("data", ["text", None, 7, bytearray(message().to_bytes()), memoryview(message().to_bytes())])
+@pytest.mark.parametrize("data", ["text", bytearray(message().to_bytes())])
 def test_what_is_not_bytes_is_refused(data: Any) -> None:
     for key in (None, KEY):
         with refuses(f"a message must be bytes, not {type(data).__name__}"):
             Message.from_bytes(data, key)
 
 
-@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize("key", [KEY])
 def test_a_long_message_is_refused_unread(key: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = message().to_bytes(key=key)
     message().save(tmp_path / "a.message", key=key)
@@ -472,7 +461,7 @@ def test_a_long_message_is_refused_unread(key: bytes | None, tmp_path: Path, mon
         Message.from_bytes(bytes(MAX_BYTES + 1), key)
 
 
-@pytest.mark.parametrize("limit", [0, 100, 10**6])
+@pytest.mark.parametrize("limit", [100])
 def test_no_more_of_a_file_is_read_than_may_be(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
 
@@ -489,7 +478,7 @@ def test_no_more_of_a_file_is_read_than_may_be(limit: int, tmp_path: Path, monke
     assert 0 < sum(read) <= limit + 1
 
 
-@pytest.mark.parametrize("limit", [-1, -2, 1.5, None, True, "100", math.inf])
+@pytest.mark.parametrize("limit", [-1, 1.5, True])
 def test_a_limit_that_is_none_is_named(limit: Any, tmp_path: Path) -> None:
     message().save(tmp_path / "a.message")
     for read, given in ((Message.load, tmp_path / "a.message"), (Message.from_bytes, message().to_bytes())):
@@ -497,15 +486,14 @@ def test_a_limit_that_is_none_is_named(limit: Any, tmp_path: Path) -> None:
             read(given, max_bytes=limit)
 
 
-@pytest.mark.parametrize("key", ["a text of sixteen", bytearray(KEY), 16, memoryview(KEY)])
+@pytest.mark.parametrize("key", ["a text of sixteen", bytearray(KEY)])
 def test_a_key_that_is_not_bytes_is_named(key: Any) -> None:
     for call in (message().to_bytes, lambda key: Message.from_bytes(message().to_bytes(key=KEY), key)):
         with pytest.raises(SettingError, match=f"must be at least 16 bytes, not {type(key).__name__}"):
             call(key=key)
 
 
-@pytest.mark.parametrize("key", [None, KEY])
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize(("dtype", "key"), [("float32", None), ("int8", KEY)])
 def test_a_message_cut_anywhere_is_refused(dtype: str, key: bytes | None) -> None:
     data = message(spans=1, layers=1, heads=1).to_bytes(dtype, key)
     for length in range(len(data)):
@@ -516,7 +504,7 @@ def test_a_message_cut_anywhere_is_refused(dtype: str, key: bytes | None) -> Non
             Message.from_bytes(data + tail, key)
 
 
-@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize("key", [None])
 def test_what_does_not_start_as_a_message_is_refused(key: bytes | None) -> None:
     data = message().to_bytes(key=key)
     changed = [flipped(data, place, bit) for place in range(8) for bit in range(8)]
@@ -528,24 +516,22 @@ def test_what_does_not_start_as_a_message_is_refused(key: bytes | None) -> None:
             Message.from_bytes(other, key)
 
 
-@pytest.mark.parametrize("key", [None, KEY])
-@pytest.mark.parametrize(
-    "head",
-    [
-        b"", b" ", b"{", b'{"format": 1', b"{'format': 1}", b'{"format": 1}}', b'{"format": 1,}', b"\xff\xfe", b"nul",
-        b'{"format": "\n"}', b"[" * 4000, b"[" * 2000 + b"]" * 2000, b'{"format":' * 330 + b"1" + b"}" * 330,
-    ],
-    ids=range(13),
-)  # fmt: skip
-def test_a_header_that_is_no_json_is_refused(head: bytes, key: bytes | None) -> None:
+NO_JSON = [
+    b"", b" ", b"{", b'{"format": 1', b"{'format': 1}", b'{"format": 1}}', b'{"format": 1,}', b"\xff\xfe", b"nul",
+    b'{"format": "\n"}', b"[" * 4000, b"[" * 2000 + b"]" * 2000, b'{"format":' * 330 + b"1" + b"}" * 330,
+]  # fmt: skip
+
+
+def test_a_header_that_is_no_json_is_refused() -> None:
     _, payload = parts(message().to_bytes())
-    with refuses("header is no JSON|format=.{1,40} is unknown"):  # some nest little enough for some Pythons
-        Message.from_bytes(framed(head, payload, key), key)
-    with refuses("header is no JSON"):
-        Message.from_bytes(framed(b"[" + head, payload, key), key)
+    for head in NO_JSON:
+        with refuses("header is no JSON|format=.{1,40} is unknown"):  # some nest little enough for some Pythons
+            Message.from_bytes(framed(head, payload, KEY), KEY)
+        with refuses("header is no JSON"):
+            Message.from_bytes(framed(b"[" + head, payload))
 
 
-@pytest.mark.parametrize("depth", range(1, 2000, 97))
+@pytest.mark.parametrize("depth", [1, 500, 1900])
 def test_a_header_nested_however_deeply_is_refused(depth: int) -> None:
     for opened, closed in ((b"[", b"]"), (b'{"":', b"1" + b"}")):
         inner = opened * depth + closed[:-1] + closed[-1:] * depth
@@ -554,16 +540,15 @@ def test_a_header_nested_however_deeply_is_refused(depth: int) -> None:
                 Message.from_bytes(framed(head, b"", KEY), KEY)
 
 
-@pytest.mark.parametrize("key", [None, KEY])
-@pytest.mark.parametrize("head", [b"[]", b"1", b'"format"', b"null", b"true", b'["format"]', b"NaN", b"-Infinity"])
-def test_a_header_that_is_no_object_is_refused(head: bytes, key: bytes | None) -> None:
+@pytest.mark.parametrize("head", [b"[]", b'"format"', b"null", b"NaN"])
+def test_a_header_that_is_no_object_is_refused(head: bytes) -> None:
     with refuses("format=None is unknown; this release reads 1"):
-        Message.from_bytes(framed(head, b"", key), key)
+        Message.from_bytes(framed(head, b""))
     with refuses("header is no JSON"):
-        Message.from_bytes(framed(head + b"}", b"", key), key)
+        Message.from_bytes(framed(head + b"}", b"", KEY), KEY)
 
 
-@pytest.mark.parametrize("length", [4097, 2**16, 2**31, 2**32 - 1])
+@pytest.mark.parametrize("length", [4097, 2**32 - 1])
 def test_a_header_that_is_cut_off_or_too_long_is_refused(length: int) -> None:
     data = message(spans=400).to_bytes()
     assert len(data) > 2**16 + FRAME.size
@@ -574,7 +559,7 @@ def test_a_header_that_is_cut_off_or_too_long_is_refused(length: int) -> None:
             Message.from_bytes(MAGIC + tag + body, key)
 
 
-@pytest.mark.parametrize("key", [None, KEY])
+@pytest.mark.parametrize("key", [None])
 def test_a_header_is_at_most_4096_bytes_and_all_there(key: bytes | None) -> None:
     header, payload = parts(message().to_bytes())
     head = json.dumps(header).encode()
@@ -586,7 +571,7 @@ def test_a_header_is_at_most_4096_bytes_and_all_there(key: bytes | None) -> None
         Message.from_bytes(alone[:40] + struct.pack("<I", len(head) + 1) + head)
 
 
-@pytest.mark.parametrize("version", [0, 2, -1, 1.5, "1", None, [1], {}, 10**400, math.nan, math.inf, False, "\ud800"])
+@pytest.mark.parametrize("version", [0, 2, "1", None, [1], 10**400, False, "\ud800"])
 def test_another_format_is_refused(version: Any) -> None:
     for key in (None, KEY):
         with refuses("format=.{1,40} is unknown; this release reads 1"):
@@ -598,22 +583,22 @@ def test_another_format_is_refused(version: Any) -> None:
 WRONG_COUNTS = (0, -1, 2**20 + 1, 10**400, True, 2.0, "2", None, [2], math.nan, math.inf)
 WRONG_TEXTS = ("", "a" * 31, "a" * 33, "A" * 32, "g" * 32, "a" * 32 + "\n", "٣" * 32, 5, True, [], {}, math.nan)
 WRONG_DIGESTS = (None, "", "a" * 63, "a" * 65, "A" * 64, "a" * 64 + "\n", 7, ["a" * 64])
-WRONG_FIELDS = [
-    *((name, value) for name in COUNTS for value in WRONG_COUNTS),
-    *((name, value) for name in ("adapter", "sharer", "receiver", "prompt") for value in WRONG_TEXTS),
-    *(("sha256", value) for value in WRONG_DIGESTS),
-    *(("dtype", value) for value in ("float64", "F32", "", None, 32, ["int8"], {"int8": 1}, True)),
-    *(("format", value) for value in (True, 1.0)),
-    *(("pooled", value) for value in (0, 1, None, "true", [])),
-    ("adapter", None),
-]
+WRONG_FIELDS: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(COUNTS, WRONG_COUNTS),
+    **dict.fromkeys(("sharer", "receiver", "prompt"), WRONG_TEXTS),
+    "adapter": (*WRONG_TEXTS, None),
+    "sha256": WRONG_DIGESTS,
+    "dtype": ("float64", "F32", "", None, 32, ["int8"], {"int8": 1}, True),
+    "format": (True, 1.0),
+    "pooled": (0, 1, None, "true", []),
+}
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG_FIELDS, ids=lambda each: ascii(each)[:20])
-def test_a_field_of_another_kind_is_refused(name: str, value: Any) -> None:
-    for key in (None, KEY):
+@pytest.mark.parametrize("name", WRONG_FIELDS)
+def test_a_field_of_another_kind_is_refused(name: str) -> None:
+    for value in WRONG_FIELDS[name]:
         with refuses(f"message header: {name}=.{{1,40}} is not allowed"):
-            Message.from_bytes(resigned(message().to_bytes(), key, **{name: value}), key)
+            Message.from_bytes(resigned(message().to_bytes(), KEY, **{name: value}), KEY)
 
 
 def test_a_header_must_hold_exactly_its_fields() -> None:
@@ -657,7 +642,7 @@ def test_all_that_differs_between_two_pairs_is_named() -> None:
     assert sent.origin.require(origin()) is None
 
 
-@pytest.mark.parametrize("name", ["adapter", "sharer", "receiver", "prompt"])
+@pytest.mark.parametrize("name", ["adapter", "prompt"])
 def test_damage_to_a_fingerprint_is_noticed_without_a_key(name: str) -> None:
     sent = message(receiver="c" * 32, prompt="d" * 32)
     data = sent.to_bytes()
@@ -668,8 +653,7 @@ def test_damage_to_a_fingerprint_is_noticed_without_a_key(name: str) -> None:
     assert same(Message.from_bytes(data), sent)
 
 
-@pytest.mark.parametrize("key", [None, KEY])
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize(("dtype", "key"), [("float32", None), ("int8", KEY)])
 def test_a_damaged_payload_is_refused(dtype: str, key: bytes | None) -> None:
     data = message(spans=1, layers=1, heads=1).to_bytes(dtype, key)
     header, payload = parts(data)
@@ -682,21 +666,18 @@ def test_a_damaged_payload_is_refused(dtype: str, key: bytes | None) -> None:
             Message.from_bytes(resigned(data, key, sha256=other), key)
 
 
-@pytest.mark.parametrize("key", [None, KEY])
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
-@pytest.mark.parametrize("name", [*COUNTS, "dtype"])
-def test_a_payload_that_is_not_what_its_header_says_is_refused(name: str, dtype: str, key: bytes | None) -> None:
+@pytest.mark.parametrize(("name", "dtype"), [*((name, "float32") for name in COUNTS), ("spans", "int8"), ("dtype", "float16")])
+def test_a_payload_that_is_not_what_its_header_says_is_refused(name: str, dtype: str) -> None:
     data = message().to_bytes(dtype)
     others: list[Any] = [each for each in WIRE_DTYPES if each != dtype] if name == "dtype" else [1, 5, 2**20]
     for other in others:
         with refuses("does not hold exactly the tensors of its header"):
-            Message.from_bytes(resigned(data, key, **{name: other}), key)
+            Message.from_bytes(resigned(data, KEY, **{name: other}), KEY)
 
 
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
-def test_counts_swapped_in_the_header_are_refused(dtype: str) -> None:
+def test_counts_swapped_in_the_header_are_refused() -> None:
     """As many numbers, of another shape."""
-    data = message().to_bytes(dtype)
+    data = message().to_bytes()
     for one, other in (("layers", "heads"), ("heads", "head_dim"), ("spans", "head_dim")):
         header, _ = parts(data)
         with refuses("does not hold exactly the tensors of its header"):
@@ -726,12 +707,11 @@ AS_MANY_BITS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
 @pytest.mark.parametrize("change", OTHER_TENSORS)
-def test_other_tensors_are_refused(change: str, dtype: str) -> None:
-    data = message().to_bytes(dtype)
+def test_other_tensors_are_refused(change: str) -> None:
+    data = message().to_bytes("int8" if "scale" in change else "float32")
     payload = safetensors.torch.save(OTHER_TENSORS[change](safetensors.torch.load(parts(data)[1])))
-    for key in (None, KEY):
+    for key in (KEY,):
         with refuses("does not hold exactly the tensors of its header"):
             Message.from_bytes(resigned(data, key, payload), key)
 
@@ -760,10 +740,13 @@ def test_a_payload_that_is_no_safetensors_is_refused() -> None:
                 Message.from_bytes(resigned(data, key, other), key)
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("place", [0, -1])
-@pytest.mark.parametrize("side", ["keys", "values"])
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "side", "place", "value"),
+    [
+        ("float32", "keys", 0, math.nan), ("float16", "values", -1, math.inf), ("bfloat16", "keys", -1, -math.inf),
+        ("int8", "values", 0, math.nan),
+    ],
+)  # fmt: skip
 def test_what_is_not_finite_is_refused(dtype: str, side: str, place: int, value: float) -> None:
     data = message().to_bytes(dtype)
     tensors = safetensors.torch.load(parts(data)[1])
@@ -792,8 +775,7 @@ def test_every_pattern_of_bits_is_told_finite_or_not(dtype: str) -> None:
             Message.from_bytes(resigned(data, payload=payload))
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-@pytest.mark.parametrize("side", ["keys", "values"])
+@pytest.mark.parametrize(("side", "sign"), [("keys", 1), ("values", -1)])
 def test_a_scale_that_overflows_when_multiplied_is_refused(side: str, sign: int) -> None:
     data = message().to_bytes("int8")
     tensors = safetensors.torch.load(parts(data)[1])
@@ -807,7 +789,7 @@ def test_a_scale_that_overflows_when_multiplied_is_refused(side: str, sign: int)
     assert torch.isfinite(getattr(arrived, side)).all()
 
 
-@pytest.mark.parametrize("dtype", WIRE_DTYPES)
+@pytest.mark.parametrize("dtype", ["float32"])
 def test_what_is_refused_from_bytes_is_refused_from_a_file(dtype: str, tmp_path: Path) -> None:
     data, path = message().to_bytes(dtype, KEY), tmp_path / "a.message"
     for other, match in (
