@@ -14,7 +14,8 @@ import sys
 from statistics import median
 
 from lcf_lightning import Channel, Message
-from lcf_lightning.cli.adapter import AdapterCLI
+from lcf_lightning.cli import evaluate
+from lcf_lightning.cli.config import parse
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.evaluation.scoring import score
 from lcf_lightning.evaluation.statistics import estimate, format_estimate
@@ -32,40 +33,39 @@ def answers(channel: Channel, messages: list[Message], rows: list[Example], max_
     return [answer.text.split("\n")[0].strip() for answer in found]
 
 
-class Benchmark(AdapterCLI):
-    def instantiate_classes(self) -> None:
-        super().instantiate_classes()
-        adapter, data = self.adapter_and_data()
-        data.setup("test")
-        channel = self.channel(adapter, data)
-        ways = (False, True) if channel.adapter.poolable else (False,)  # what becomes tokens is never pooled
-        forms = [(dtype, pooled) for pooled in ways for dtype in DTYPES]
-        said: dict[tuple[str, bool], list[str]] = {form: [] for form in forms}
-        sizes: dict[tuple[str, bool], list[int]] = {form: [] for form in forms}
-        examples: list[Example] = []
-        for batch in data.evaluation_loader("test", self.config["limit"], by_length=True):
-            rows = [row for row in batch.examples if row.needs_sharer]
-            examples += rows
-            read = [texts(row.sharer) for row in rows]
-            asked = [row.question if channel.takes_question else None for row in rows]
-            for pooled in ways if rows else ():
-                messages = channel.send_batch(read, asked, pooled)
-                for form in [(dtype, pooled) for dtype in DTYPES]:
-                    wire = [message.to_bytes(form[0]) for message in messages]
-                    arrived = [Message.from_bytes(data, origin=channel.origin) for data in wire]
-                    sizes[form] += map(len, wire)
-                    said[form] += answers(channel, arrived, rows, self.max_new_tokens)
-        print(f"n = {len(examples)}\n\n| message | dtype | bytes | exact match | other answers |")
-        print("| --- | --- | ---: | ---: | ---: |")
-        for dtype, pooled in forms:
-            right = [
-                score(text, row.answers).exact_match for text, row in zip(said[dtype, pooled], examples, strict=True)
-            ]
-            other = sum(one != two for one, two in zip(said[dtype, pooled], said["float32", False], strict=True))
-            form = "pooled" if pooled else "a summary a span"
-            size = f"{median(sizes[dtype, pooled]):,.0f}"
-            print(f"| {form} | {dtype} | {size} | {format_estimate(estimate(right))} | {other} |")
+def main() -> None:
+    options, config = parse(evaluate.COMMAND, evaluate.EvaluateOptions, sys.argv[1:])
+    data = config.data()
+    adapter = config.read_adapter(config.adapter_folder(options.adapter), data)
+    data.setup("test")
+    link = config.link(adapter, data)
+    channel = Channel(link.sharer, link.receiver, link.adapter)
+    ways = (False, True) if channel.adapter.poolable else (False,)
+    forms = [(dtype, pooled) for pooled in ways for dtype in DTYPES]
+    said: dict[tuple[str, bool], list[str]] = {form: [] for form in forms}
+    sizes: dict[tuple[str, bool], list[int]] = {form: [] for form in forms}
+    examples: list[Example] = []
+    for batch in data.evaluation_loader("test", options.limit, by_length=True):
+        rows = [row for row in batch.examples if row.needs_sharer]
+        examples += rows
+        contexts = [texts(row.sharer) for row in rows]
+        asked = [row.question if channel.takes_question else None for row in rows]
+        for pooled in ways if rows else ():
+            messages = channel.send_batch(contexts, asked, pooled)
+            for form in [(dtype, pooled) for dtype in DTYPES]:
+                wire = [message.to_bytes(form[0]) for message in messages]
+                arrived = [Message.from_bytes(each, origin=channel.origin) for each in wire]
+                sizes[form] += map(len, wire)
+                said[form] += answers(channel, arrived, rows, config.max_new_tokens)
+    print(f"n = {len(examples)}\n\n| message | dtype | bytes | exact match | other answers |")
+    print("| --- | --- | ---: | ---: | ---: |")
+    for dtype, pooled in forms:
+        right = [score(text, row.answers).exact_match for text, row in zip(said[dtype, pooled], examples, strict=True)]
+        other = sum(one != two for one, two in zip(said[dtype, pooled], said["float32", False], strict=True))
+        form = "pooled" if pooled else "a summary a span"
+        size = f"{median(sizes[dtype, pooled]):,.0f}"
+        print(f"| {form} | {dtype} | {size} | {format_estimate(estimate(right))} | {other} |")
 
 
 if __name__ == "__main__":
-    Benchmark(sys.argv[1:])
+    main()

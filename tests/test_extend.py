@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -18,8 +17,8 @@ from lcf_lightning.adapter.folder import CONFIG_FILE, WEIGHTS_FILE
 from lcf_lightning.cli import main
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.models.geometry import KV, Geometry
+from tests.pages import ROOT, named_files
 
-ROOT = Path(__file__).parents[1]
 MODULES = ["my_pooler", "my_fuser", "my_source", "my_arm", "my_family"]
 SHORT = shlex.split(
     "--trainer.max_steps 2 --trainer.val_check_interval 2 --trainer.limit_val_batches 1 --trainer.limit_test_batches 1 "
@@ -27,18 +26,12 @@ SHORT = shlex.split(
 )
 
 
-def blocks() -> dict[str, str]:
-    """The page's files, by name."""
-    page = (ROOT / "docs" / "extend.md").read_text()
-    return dict(re.findall(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", page, flags=re.DOTALL))
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A user's folder with the page's files, as a working directory that modules are imported from."""
     folder = tmp_path_factory.mktemp("user")
     (folder / "configs").symlink_to(ROOT / "configs")
-    for name, text in blocks().items():
+    for name, text in named_files(ROOT / "docs" / "extend.md").items():
         (folder / name).write_text(text)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -56,7 +49,7 @@ def adapter(folder: Path) -> Path:
 
 
 def test_a_part_is_one_short_file() -> None:
-    for name, text in blocks().items():
+    for name, text in named_files(ROOT / "docs" / "extend.md").items():
         assert len(text.splitlines()) < 60, name
 
 

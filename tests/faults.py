@@ -1,0 +1,188 @@
+"""Seeds faults into a copy of the package, one at a time, and says which of them the tests catch.
+
+    python -m tests.faults                    # all; a table, exit code 1 if one survives
+    python -m tests.faults --only message     # those of one group
+    python -m tests.faults --tree DIR         # of another checkout with the same lines
+
+A fault is a line of the package and what it becomes. The tests named beside it are asked first; where none of them
+fails, the whole default suite is (with ``--whole``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+MESSAGE = "tests/message tests/test_message.py"  # folder now, file in 0.1.0
+ADAPTER = "tests/adapter"
+DATA = "tests/data"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A change that no test may let pass.
+
+    Attributes:
+        group: What it is a fault of.
+        old: Text that stands once in the package.
+        new: What it becomes.
+        tests: Files or folders of tests that should notice.
+    """
+
+    group: str
+    old: str
+    new: str
+    tests: str
+
+
+def faults(group: str, tests: str, *changes: tuple[str, str]) -> list[Fault]:
+    return [Fault(group, old, new, tests) for old, new in changes]
+
+
+FAULTS = [
+    *faults(
+        "message", MESSAGE,
+        ("return hmac.new(key, MAGIC + body, hashlib.sha256).digest()", "return hmac.new(key, body[4:], hashlib.sha256).digest()"),
+        ("if key is not None and not hmac.compare_digest(", "if key and not data[_TAG] and not hmac.compare_digest("),
+        ("if len(data) > max_bytes:", "if len(data) > max_bytes + 1:"),
+        ("data = file.read(max_bytes + 1)", "data = file.read()"),
+        ("len(key) < MIN_KEY_BYTES", "len(key) < MIN_KEY_BYTES - 1"),
+        ("return type(value) is int and 1 <= value <= _MAX_COUNT", "return isinstance(value, int) and 1 <= value <= _MAX_COUNT"),
+        ("if header.digest(payload) != digest:", "if header.digest(payload)[:1] != digest[:1]:"),
+        ("return hashlib.sha256(self.to_json() + payload).hexdigest()", "return hashlib.sha256(payload).hexdigest()"),
+        ('None in (one, other))', 'True)'),
+        ('return one == other or (name in ("sharer", "receiver")', 'return one == other or (name in ("sharer", "receiver", "adapter")'),
+        ("fits = len(shape) == 5 and (*shape[:3], shape[4])", "fits = len(shape) == 5 and (*shape[:3], origin.head_dim)"),
+        ("if not fits or shape[3] < 1 or", "if not fits or"),
+        ("if length > min(_MAX_HEADER_BYTES, len(data) - _START):", "if length > len(data) - _START:"),
+    ),
+    *faults(
+        "message", "tests/test_channel.py tests/test_many_sharers.py",
+        ("if len(several) > 1 and any(message.pooled for message in several):",
+         "if len(several) > 2 and any(message.pooled for message in several):"),
+        ("present = (torch.arange(width) >= width - counts[:, None]).to(like.device)",
+         "present = (torch.arange(width) < counts[:, None]).to(like.device)"),
+    ),
+    *faults(
+        "wire", MESSAGE,
+        ("scale = tensor.abs().amax(-1, keepdim=True) / 127", "scale = tensor.abs().amax() / 127 + 0 * tensor[..., :1]"),
+        (".round().clamp(-127, 127)", ".clamp(-127, 127)"),
+        ('return 128 if name.endswith("_scale") else 1', "return 1"),
+        ("(np.frombuffer(data, \"<u2\") & 0x7F80) == 0x7F80", "(np.frombuffer(data, \"<u2\") & 0x7FFF) == 0x7F80"),
+        ('expected |= {f"{side}_scale": ("F32", (*shape[:-1], 1)) for side in _SIDES}', 'expected |= {}'),
+        ("quantised = torch.where(scale > 0, tensor / scale, 0)", "quantised = tensor / scale"),
+        ("torch.frombuffer(bytearray(part[\"data\"]), dtype=dtype)", "torch.frombuffer(part[\"data\"], dtype=dtype)"),
+    ),
+    *faults(
+        "adapter", ADAPTER,
+        ("return (self.logits > 0).any(-1).nonzero().flatten()", "return (self.logits > 0).all(-1).nonzero().flatten()"),
+        ("return (self.logits > 0).to(self.logits.dtype)", "return (self.logits >= 0).to(self.logits.dtype)"),
+        ('"gumbel": lambda logits: -torch.log(-torch.log(_uniform(logits)))', '"gumbel": lambda logits: torch.log(-torch.log(_uniform(logits)))'),
+        ("return max(0, layer + sharer - receiver)", "return max(0, layer + receiver - sharer)"),
+        ("return round(layer * (sharer - 1) / max(1, receiver - 1))", "return round(layer * sharer / receiver)"),
+        ("return KV(gates[:, 0] * delta.keys, gates[:, 1] * delta.values)", "return KV(gates[:, 0] * delta.keys, gates[:, 0] * delta.values)"),
+        ("if batch != rows or n not in (1, tokens):", "if n not in (1, tokens):"),
+        ("hidden = F.gelu(self.up(F.rms_norm(z, z.shape[-1:]) * self.norm))", "hidden = F.gelu(self.up(F.rms_norm(z, z.shape[-1:])))"),
+        ("by_key, by_value = weights.chunk(2, dim=2)", "by_value, by_key = weights.chunk(2, dim=2)"),
+        ("return scores.unsqueeze(-2).masked_fill(~member[:, None]", "return scores.unsqueeze(-2).masked_fill(member[:, None]"),
+        ("return torch.einsum(\"lhd,lbhnd->lbhn\", query, keys) * query.shape[-1] ** -0.5", "return torch.einsum(\"lhd,lbhnd->lbhn\", query, keys)"),
+        ("if missing or extra:", "if missing:"),
+        ("if len(dtypes) != 1 or not next(iter(dtypes)).is_floating_point:", "if not next(iter(dtypes)).is_floating_point:"),
+        ("tensors = {name: tensor[places].clone() for name, tensor in adapter.state_dict().items()}",
+         "tensors = {name: tensor[: len(places)].clone() for name, tensor in adapter.state_dict().items()}"),
+        ("return adapter if len(layers) in (0, len(adapter.config.receiver_layers)) else", "return adapter if len(layers) in (0, 1, len(adapter.config.receiver_layers)) else"),
+        ("places = index[None, :, None, :, None].expand(layers, -1, heads, -1, size)", "places = index.flip(1)[None, :, None, :, None].expand(layers, -1, heads, -1, size)"),
+    ),
+    *faults(
+        "data", DATA,
+        ("held_out = math.ceil(self.validation_size *", "held_out = math.floor(self.validation_size *"),
+        ("for offset in range(1, len(order)):", "for offset in range(0, len(order)):"),
+        ("if texts[candidate] != texts[index]:", "if candidate != index:"),
+        ("sharer = set(gold[0::2])", "sharer = set(gold[1::2])"),
+        ("missing = max(0, (len(passages) + 1) // 2 - len(sharer))", "missing = max(0, len(passages) // 2 - len(sharer))"),
+        ("return [span if span < 0 else next(counter) // size for span in spans]", "return [span if span < 0 else (next(counter) + 1) // size for span in spans]"),
+        ("numbered = [last + 1 if span == _QUESTION else span for _, span in kept]", "numbered = [last if span == _QUESTION else span for _, span in kept]"),
+        ("kept = [(token, span) for token, span in kept if span != last]", "kept = [(token, span) for token, span in kept if span not in (last, _QUESTION)]"),
+        ("mask=torch.arange(width) >= width - lengths[:, None],", "mask=torch.arange(width) > width - lengths[:, None],"),
+        ("return ids, torch.arange(width) < lengths[:, None]", "return ids, torch.arange(width) <= lengths[:, None]"),
+        ("borders = [place * len(passages) // sharers for place in range(sharers + 1)]", "borders = [min(place, len(passages)) for place in range(sharers + 1)]"),
+        ("first += max(read.spans) + 1", "first += max(read.spans)"),
+        ("shown = question if self.settings.share_question else \"\"", "shown = question"),
+        ("if not 0 <= own_questions <= 1 or (own_questions > 0 and receiver_facts == 0):", "if not 0 <= own_questions <= 1:"),
+        ("own = rng.random() < self.world.own_questions", "own = rng.random() > self.world.own_questions"),
+        ("self.sampler.skip = self.done() * (self.batch_size or 1)", "self.sampler.skip = self.done()"),
+        ("return [*self.candidate(text), self.tokenizer.eos_token_id][: self.settings.max_answer_tokens]",
+         "return self.candidate(text)[: self.settings.max_answer_tokens]"),
+        ('return row.get("error_type") in (None, "ok")', "return True"),
+        ("last = np.searchsorted(starts[solid], stops, side=\"left\") - 1", "last = np.searchsorted(starts[solid], stops, side=\"left\")"),
+        ("drop_last=True,\n            collate_fn=", "drop_last=False,\n            collate_fn="),
+    ),
+]  # fmt: skip
+
+
+def home(tree: Path, fault: Fault) -> Path:
+    """The one file of the package that holds a fault's text."""
+    files = [path for path in sorted((tree / "lcf_lightning").rglob("*.py")) if fault.old in path.read_text()]
+    if len(files) != 1 or files[0].read_text().count(fault.old) != 1:
+        raise SystemExit(f"{fault.old!r} stands {len(files)} times in {tree}; it must once.")
+    return files[0]
+
+
+def caught(tree: Path, fault: Fault, whole: bool) -> bool:
+    """Whether a test fails with the fault in the tree, which is then mended."""
+    file = home(tree, fault)
+    text = file.read_text()
+    file.write_text(text.replace(fault.old, fault.new))
+    try:
+        asked = [fault.tests, *(["tests"] if whole else [])]
+        return any(fails(tree, tests) for tests in asked)
+    finally:
+        file.write_text(text)
+
+
+def fails(tree: Path, tests: str) -> bool:
+    """Whether these tests fail; imports come from the tree, whatever is installed."""
+    run = "import sys, lcf_lightning, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    options = ["-x", "-q", "-p", "no:cacheprovider", *(path for path in tests.split() if (tree / path).exists())]
+    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    return (
+        subprocess.run([sys.executable, "-c", run, *options], cwd=tree, env=environment, capture_output=True).returncode
+        == 1
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="A group: message, wire, adapter or data.")
+    parser.add_argument("--tree", type=Path, default=ROOT, help="The checkout to copy.")
+    parser.add_argument(
+        "--whole", action="store_true", help="Ask the whole default suite where the tests named miss one."
+    )
+    parser.add_argument("--output", type=Path, help="A JSON file of what was caught.")
+    args = parser.parse_args()
+    results: dict[str, bool] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        tree = Path(folder) / "tree"
+        shutil.copytree(args.tree, tree, ignore=shutil.ignore_patterns(".git", "__pycache__", ".venv*", "runs", "docs"))
+        chosen = [fault for fault in FAULTS if args.only in (None, fault.group)]
+        for fault in chosen:
+            home(tree, fault)
+        for fault in chosen:
+            results[fault.old] = caught(tree, fault, args.whole)
+            print(f"{'caught  ' if results[fault.old] else 'SURVIVED'} {fault.group:<8} {fault.old[:90]}", flush=True)
+    print(f"{sum(results.values())} of {len(results)} caught")
+    if args.output is not None:
+        args.output.write_text(json.dumps(results, indent=1))
+    raise SystemExit(0 if all(results.values()) else 1)
+
+
+if __name__ == "__main__":
+    main()
