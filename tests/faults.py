@@ -65,7 +65,7 @@ FAULTS = [
         ("if length > min(_MAX_HEADER_BYTES, len(data) - _START):", "if length > len(data) - _START:"),
     ),
     *faults(
-        "message", "tests/test_channel.py tests/test_many_sharers.py",
+        "message", "tests/channel tests/test_channel.py tests/test_many_sharers.py",
         ("if len(several) > 1 and any(message.pooled for message in several):",
          "if len(several) > 2 and any(message.pooled for message in several):"),
         ("present = (torch.arange(width) >= width - counts[:, None]).to(like.device)",

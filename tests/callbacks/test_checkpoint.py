@@ -72,8 +72,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("hook", ["on_train_batch_start", "on_train_batch_end", "on_validation_batch_end"])
-@pytest.mark.parametrize("name", SETTINGS)
+HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_validation_batch_end")
+USUAL = [("validated by steps", "on_train_batch_end"), *(("accumulated", hook) for hook in HOOKS)]
+OTHERS = [(name, hook) for name in SETTINGS for hook in HOOKS if (name, hook) not in USUAL]
+
+
+@pytest.mark.parametrize(
+    ("name", "hook"), [*USUAL, *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS)]
+)
 def test_a_run_cut_anywhere_ends_as_if_undisturbed(spec: Spec, tmp_path: Path, name: str, hook: str) -> None:
     """Same adapter to the bit, same rows of metrics.csv: none lost, none twice. An epoch has eight batches."""
     undisturbed, cuts = run(spec, tmp_path / "whole", **SETTINGS[name]), 0
