@@ -87,8 +87,14 @@ class StopAt(pl.Callback):
             raise RuntimeError("power cut")
 
 
-@pytest.mark.parametrize("stop_at", [3, 8, 13])  # within the first epoch, at its end, within the second
-@pytest.mark.parametrize("num_workers", [0, 2])
+STOPS = [(stop, workers) for stop in (3, 8, 13) for workers in (0, 2)]  # within an epoch, at its end, in the second
+OFTEN = ((8, 2), (13, 0))
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "num_workers"),
+    [pytest.param(*stop, marks=() if stop in OFTEN else pytest.mark.slow) for stop in STOPS],
+)
 def test_an_interrupted_run_ends_with_the_same_adapter(
     spec: Spec, tmp_path: Path, stop_at: int, num_workers: int
 ) -> None:

@@ -63,10 +63,10 @@ def align(sharer: Layout, receiver: Layout, strategy: str) -> Indexes:
         elif piece % 2 == 0:
             index[rows] = columns[by_position(len(columns), len(rows))]
         else:
-            theirs = (sharer.starts[columns], sharer.ends[columns])
-            own = (receiver.starts[rows], receiver.ends[rows])
-            alike = all(np.array_equal(one, other) for one, other in zip(theirs, own, strict=True))
-            index[rows] = columns if alike else columns[_by_characters(*theirs, *own, strategy)]
+            sharer_ends = (sharer.starts[columns], sharer.ends[columns])
+            receiver_ends = (receiver.starts[rows], receiver.ends[rows])
+            alike = all(np.array_equal(one, other) for one, other in zip(sharer_ends, receiver_ends, strict=True))
+            index[rows] = columns if alike else columns[_by_characters(*sharer_ends, *receiver_ends, strategy)]
     return index
 
 

@@ -29,7 +29,7 @@ class Batch:
         examples: The examples themselves.
         prompts: How they were written, so that an evaluation arm can write them otherwise.
         sharer: What the sharer reads; where there are several, a row for each, those of an example side by side.
-        index: What `Pair.pool` takes of it: where the two read different texts, ``[batch, sharer tokens]``, the span of
+        index: What `Link.pool` takes of it: where the two read different texts, ``[batch, sharer tokens]``, the span of
             each sharer token (-1 for none), several sharers one after the other; where they read the same, ``[batch,
             receiver tokens]``, the sharer token that each receiver token is aligned with. int64.
         receiver: What the receiver reads, without the last prompt token.
@@ -199,8 +199,10 @@ class SharedCollator(Collator):
         # Another example's text has no character in common with the receiver's: only the relative place is left.
         tokens = pad_left([self.sharer.shared_prompt(example)[0] for example in examples], self.sharer.pad_id)
         # As in training the receiver's last token counts, though it is read on the edited cache only.
-        lengths = zip(tokens.mask.sum(1).tolist(), receiver.mask.sum(1).tolist(), strict=True)
-        return tokens, _padded([by_position(theirs, own + 1)[:-1] for theirs, own in lengths], tokens)
+        counts = zip(tokens.mask.sum(1).tolist(), receiver.mask.sum(1).tolist(), strict=True)
+        return tokens, _padded(
+            [by_position(of_sharer, of_receiver + 1)[:-1] for of_sharer, of_receiver in counts], tokens
+        )
 
     def fits(self, example: Example) -> bool:
         """Whether both models' prompts of an example keep to their limits."""
@@ -211,8 +213,9 @@ class SharedCollator(Collator):
 
 def _aligned(collator: SharedCollator, example: Example) -> tuple[Encoded, Encoded, Indexes]:
     """Both prompts of an example, and the sharer token of every receiver token."""
-    (sharer, theirs), (receiver, own) = (side.shared_prompt(example) for side in (collator.sharer, collator.receiver))
-    return sharer, receiver, align(theirs, own, collator.sharer.settings.alignment)
+    sharer, sharer_layout = collator.sharer.shared_prompt(example)
+    receiver, receiver_layout = collator.receiver.shared_prompt(example)
+    return sharer, receiver, align(sharer_layout, receiver_layout, collator.sharer.settings.alignment)
 
 
 _kept = lru_cache(maxsize=4_096)(_aligned)

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.data.batch import Batch, Collator, SharedCollator
@@ -227,12 +227,12 @@ class SharedContextDataModule(PairDataModule):
             ]
         examples = _both_read(self.source, super()._read(split, collator))
         assert isinstance(collator, SharedCollator)
-        kept = [example for example in examples if split == "test" or collator.fits(example)]
+        kept = [place for place, example in enumerate(examples) if split == "test" or collator.fits(example)]
         if len(kept) < len(examples):
             rank_zero_info(f"{split} split: {len(examples) - len(kept)} of {len(examples)} examples are too long.")
         if not kept:
             raise DataError(f"{split} split: all {len(examples)} examples exceed the token limits of prompts.")
-        return kept
+        return Subset(examples, kept)  # type: ignore[arg-type, return-value] # a sequence, if not by inheritance
 
     def _partners(self, examples: Sequence[Example]) -> list[int]:
         return mismatched_partners(examples, self.seed, shared_text)

@@ -1,8 +1,9 @@
 """A training loader that goes on in the middle of an epoch, on any number of ranks.
 
-torchdata's StatefulDataLoader is not used: Lightning does not hand its state back to a loader where ``max_epochs`` is
-set, and it fetches a batch ahead, so that the state that a checkpoint would hold is not that of the step it is of. Here
-the place in an epoch follows from the batches that the Trainer itself counts as done.
+torchdata's StatefulDataLoader (0.11) was tried in its place. With its own distributed sampler, a fit that is resumed
+from an epoch's last step skips the whole next epoch where ``max_epochs`` is set, and sees other batches where
+``max_steps`` is; with torch's sampler it fails where epochs are cut short. Here the place in an epoch follows from the
+batches that the Trainer itself counts as done.
 """
 
 from __future__ import annotations

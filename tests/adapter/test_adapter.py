@@ -250,3 +250,12 @@ def test_a_prefix_writes_a_token_a_span_and_every_tensor_learns(adapter: Build, 
         assert parameter.grad is not None, name
         assert torch.isfinite(parameter.grad).all(), name
         assert (parameter.grad.flatten(1).norm(dim=1) > 0).all(), name
+
+
+def test_tensors_of_several_dtypes_are_no_adapter(adapter: Build, tmp_path: Path) -> None:
+    adapter().save_pretrained(tmp_path / "adapter")
+    tensors = load_file(tmp_path / "adapter" / WEIGHTS_FILE)
+    tensors["gates.logits"] = tensors["gates.logits"].half()
+    save_file(tensors, tmp_path / "adapter" / WEIGHTS_FILE)
+    with pytest.raises(AdapterFileError, match="tensors must share one float dtype, found .*float16.*float32"):
+        CacheAdapter.from_pretrained(tmp_path / "adapter")

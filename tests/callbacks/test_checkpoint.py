@@ -73,7 +73,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 HOOKS = ("on_train_batch_start", "on_train_batch_end", "on_validation_batch_end")
-USUAL = [("validated by steps", "on_train_batch_end"), *(("accumulated", hook) for hook in HOOKS)]
+USUAL = [("validated by steps", "on_train_batch_end"), ("accumulated", "on_train_batch_start")]
 OTHERS = [(name, hook) for name in SETTINGS for hook in HOOKS if (name, hook) not in USUAL]
 
 

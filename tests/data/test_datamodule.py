@@ -182,3 +182,16 @@ def test_a_chat_without_template_is_refused(make: Make, model_folders: dict[str,
     assert isinstance(collated.train([Example("1", "q", ("a",), (("s",),), (("r",),))]), Batch)
     with pytest.raises(SettingError, match="chat=true needs a tokenizer with a chat template"):
         Collator.of(PromptSettings(chat=True), own, own)
+
+
+def test_passages_of_both_stand_before_each_sides_own(make: Make) -> None:
+    """Where the two read different texts a source may give some to both; the wrong message's text is the sharer's."""
+    data = make("test")
+    told = Example("a", "who", ("ada",), (("Only the sharer.",),), (("Only the receiver.",),), shared=(("Both.",),))
+    collator = Collator.of(PromptSettings(), load_tokenizer(data.sharer), load_tokenizer(data.receiver))
+    batch = collator.train([told])
+    sharer = collator.sharer.tokenizer.decode(batch.sharer.ids[0])
+    receiver = collator.receiver.tokenizer.decode(batch.receiver.ids[0])
+    assert sharer.startswith("Both.\nOnly the sharer.\n")
+    assert receiver.startswith("Both.\nOnly the receiver.\n")
+    assert batch.index.max() == 2  # two passages and the question

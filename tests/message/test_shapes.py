@@ -9,7 +9,9 @@ import torch
 
 from lcf_lightning import Message
 from lcf_lightning.errors import MessageError, SettingError
+from lcf_lightning.message import together
 from tests.message.making import (
+    equal,
     message,
     origin,
     same,
@@ -57,3 +59,12 @@ def test_an_unknown_dtype_is_named(dtype: str, tmp_path: Path) -> None:
         with pytest.raises(SettingError, match=f"dtype='{dtype}' .*float32, bfloat16, float16, int8, or null"):
             write(dtype)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_messages_of_a_batch_are_padded_on_the_left() -> None:
+    short, long = message(spans=1, seed=1), message(spans=2, seed=2)
+    keys, values, present = together([[short], [short, long]], torch.zeros(1))
+    assert present.tolist() == [[False, False, True], [True, True, True]]
+    assert equal(keys[:, :1, :, 2:], short.keys)
+    assert keys[:, 0, :, :2].abs().sum() == 0
+    assert equal(values[:, 1:, :, 1:], long.values)

@@ -37,4 +37,7 @@ class Mismatched(Source):
             return examples
         examples = list(examples)  # some sources make each when it is asked for
         partners = mismatched_partners(examples, seed)
-        return [replace(example, sharer=examples[at].sharer) for example, at in zip(examples, partners, strict=True)]
+        return [
+            replace(example, shared=(), sharer=examples[at].sharer_reads, receiver=example.receiver_reads)
+            for example, at in zip(examples, partners, strict=True)
+        ]

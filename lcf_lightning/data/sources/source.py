@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -48,20 +49,21 @@ class RowExamples(Sequence[Example]):
 
     Args:
         table: The rows, memory-mapped.
-        make: From a row to its example.
+        source: Makes the examples.
+        seed: Decides who reads what.
     """
 
-    def __init__(self, table: datasets.Dataset, make: Callable[[dict[str, Any]], Example]) -> None:
-        self._table, self._make = table, make
+    def __init__(self, table: datasets.Dataset, source: RowSource, seed: int) -> None:
+        self._table, self._source, self._seed = table, source, seed
 
     def __len__(self) -> int:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
-        return self._make(self._table[index])
+        return self._source.read(self._table[operator.index(index)], self._seed)
 
     def __iter__(self) -> Iterator[Example]:
-        return map(self._make, self._table)
+        return (self._source.read(row, self._seed) for row in self._table)
 
 
 class RowSource(Source):
@@ -108,9 +110,7 @@ class RowSource(Source):
             places = places[: self.test_limit] if split == "test" else places
         if not places:
             raise DataError(f"{split} split of {type(self).__name__} is empty; give more rows.")
-        examples = RowExamples(
-            table.select(places), lambda row: self._understood(row, lambda row: _complete(self.to_example(row, seed)))
-        )
+        examples = RowExamples(table.select(places), self, seed)
         for _ in examples:  # a row that cannot be understood is named now, not in the middle of a fit
             pass
         return examples
@@ -126,6 +126,10 @@ class RowSource(Source):
     @abstractmethod
     def to_example(self, row: dict[str, Any], seed: int) -> Example:
         """The example of one row."""
+
+    def read(self, row: dict[str, Any], seed: int) -> Example:
+        """The example of one row, or a DataError that names the row."""
+        return self._understood(row, lambda row: _complete(self.to_example(row, seed)))
 
     def _kept_rows(self, setting: str, location: str | None, hub_split: str) -> tuple[datasets.Dataset, list[int]]:
         """All rows, memory-mapped, and which of them belong to the data set as configured.

@@ -3,7 +3,9 @@
 import pytest
 
 from lcf_lightning import ModelSpec, SharedContextDataModule
+from lcf_lightning.data.example import Example
 from lcf_lightning.data.sources import Knowledge, Mismatched, Mixture, World
+from lcf_lightning.data.sources.source import Source, Split
 from lcf_lightning.errors import SettingError
 
 
@@ -35,3 +37,19 @@ def test_it_is_refused_where_both_models_read_what_the_sharer_reads() -> None:
     for source in (Mismatched(Knowledge()), Mixture([Knowledge(), Mismatched(Knowledge())])):
         with pytest.raises(SettingError, match="source=.*Mismatched Knowledge is for ContextMismatchDataModule only"):
             SharedContextDataModule(source, model, model)
+
+
+class Both(Source):
+    """Examples with a passage for each side and one for both."""
+
+    def examples(self, split: Split, seed: int) -> list[Example]:
+        return [
+            Example(str(i), "who", ("ada",), ((f"sharer {i}.",),), ((f"receiver {i}.",),), shared=((f"both {i}.",),))
+            for i in range(3)
+        ]
+
+
+def test_a_wrong_message_holds_nothing_that_both_had_read() -> None:
+    for i, example in enumerate(Mismatched(Both()).examples("train", 0)):
+        assert f"{i}." not in str(example.sharer_reads)
+        assert example.receiver_reads == ((f"both {i}.",), (f"receiver {i}.",))

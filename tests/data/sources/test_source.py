@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,20 @@ def test_squad_answers_that_are_not_in_the_text_are_refused(tmp_path: Path) -> N
         file = write(tmp_path / f"rows{len(change)}.jsonl", [squad_row(0) | change])
         with pytest.raises(DataError, match="SQuAD cannot understand row 's0'"):
             SQuAD(file, file).examples("test", 0)
+
+
+def test_a_fraction_of_the_rows_is_held_out_and_at_least_one(tmp_path: Path) -> None:
+    file = write(tmp_path / "rows.jsonl", [hotpot_row(index) for index in range(12)])
+    source = HotpotQA(file, file, validation_size=0.1)  # type: ignore[arg-type]
+    assert (len(source.examples("train", 0)), len(source.examples("validation", 0))) == (10, 2)
+
+
+def test_examples_are_made_when_they_are_asked_for(tmp_path: Path) -> None:
+    """Rows stay in the table; other processes can be given them."""
+    file = write(tmp_path / "rows.jsonl", [hotpot_row(index) for index in range(4)])
+    examples = HotpotQA(file, file).examples("test", 0)
+    assert examples[1] == examples[1]
+    assert examples[1] is not examples[1]
+    assert [example.id for example in pickle.loads(pickle.dumps(examples))] == ["h0", "h1", "h2", "h3"]
+    with pytest.raises(TypeError, match="slice"):
+        examples[:2]
