@@ -71,7 +71,7 @@ FAULTS = [
         ("present = (torch.arange(width) >= width - counts[:, None]).to(like.device)",
          "present = (torch.arange(width) < counts[:, None]).to(like.device)"),
     ),
-    *faults("data", "tests/test_many_sharers.py", ("first += max(read.spans) + 1", "first += max(read.spans)")),
+    *faults("data", "tests/test_many_sharers.py", ("first += max(row.spans) + 1", "first += max(row.spans)")),
     *faults(
         "wire", MESSAGE,
         ("scale = tensor.abs().amax(-1, keepdim=True) / 127", "scale = tensor.abs().amax() / 127 + 0 * tensor[..., :1]"),

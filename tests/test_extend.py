@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shlex
 import sys
@@ -13,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from lcf_lightning import CacheAdapter, Channel
+from lcf_lightning.adapter.config import AdapterSettings
 from lcf_lightning.adapter.folder import CONFIG_FILE, WEIGHTS_FILE
+from lcf_lightning.adapter.parts import Pooler, Summaries
 from lcf_lightning.cli import main
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.models.geometry import KV, Geometry
@@ -59,6 +62,30 @@ def test_own_parts_train_from_a_config_and_are_saved_with_their_settings(adapter
     assert settings["fuser"] == "my_fuser.Linear"
     assert {name.split(".")[0] for name in load_file(adapter / WEIGHTS_FILE)} == {"fuser", "gates"}
     assert "# linear last tokens adapter" in (adapter / "README.md").read_text()
+
+
+def test_a_run_with_own_parts_is_continued_and_exported(adapter: Path, folder: Path) -> None:
+    main(["fit", "--config", "my_run.yaml", *SHORT, "--trainer.max_steps", "3", "--ckpt_path", "last"])
+    assert json.loads((adapter.parent / "summary.json").read_text())["steps"] == 3
+    checkpoint = str(adapter.parent / "checkpoints" / "last.ckpt")
+    main(["export", "--checkpoint", checkpoint, "--output", "exported", "--modules", "[my_pooler,my_fuser]"])
+    exported = CacheAdapter.from_pretrained(folder / "exported")
+    assert exported.fingerprint() == CacheAdapter.from_pretrained(adapter).fingerprint()
+
+
+def test_only_parts_of_the_package_have_short_names(adapter: Path) -> None:
+    class Span(Pooler):
+        alias, label = "span", "not the paper's"
+
+        def summarise(self, cache: KV, spans: torch.Tensor) -> Summaries:
+            raise AssertionError
+
+    try:
+        assert AdapterSettings(pooler="span").label == "LCF-X"
+        assert AdapterSettings(pooler=f"{__name__}.{Span.__qualname__}").label == "not the paper's"
+    finally:
+        del Span
+        gc.collect()
 
 
 def test_own_parts_are_loaded_sent_with_and_received(adapter: Path) -> None:

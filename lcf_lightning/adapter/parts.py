@@ -63,7 +63,7 @@ class Pooler(nn.Module, ABC):
     parameter's first dimension counts the edited layers.
 
     Attributes:
-        alias: A short name for configs; None where the class path is the only one.
+        alias: A short name for configs, of the parts of this package.
         label: What tables and model cards call an adapter with this pooler; ``{fuser}`` is the fuser's own label.
         prepends: Whether a message becomes tokens before the receiver's own (True), or edits these (False).
         poolable: Whether `merge` makes one vector of all spans, so that a message can be sent pooled.
@@ -98,7 +98,7 @@ class Fuser(nn.Module, ABC):
     computed at once; every parameter's first dimension counts them.
 
     Attributes:
-        alias: A short name for configs; None where the class path is the only one.
+        alias: A short name for configs, of the parts of this package.
         label: What tables and model cards call it.
         reads_receiver: Whether `forward` is given the receiver's cache; never where the message `prepends`.
     """
@@ -149,7 +149,7 @@ def short_name(base: type[PartT], part: PartName) -> PartName:
     """``part`` in the form that is saved: its alias where it has one, and ``init_args`` only where there are any."""
     path, arguments = split_name(part)
     kind = known_parts(base).get(path)
-    name = kind.alias if kind is not None and kind.alias is not None else path
+    name = (_alias(kind) if kind is not None else None) or path
     return {"class_path": name, "init_args": arguments} if arguments else name
 
 
@@ -157,9 +157,14 @@ def known_parts(base: type[PartT]) -> dict[str, type[PartT]]:
     """Every part that has been imported, by class path and by alias."""
     parts: dict[str, type[PartT]] = {}
     for part in subclasses(base):
-        names = (f"{part.__module__}.{part.__qualname__}", part.alias)
+        names = (f"{part.__module__}.{part.__qualname__}", _alias(part))
         parts |= {name: part for name in names if name is not None}
     return parts
+
+
+def _alias(part: type[Pooler] | type[Fuser]) -> str | None:
+    """A part's short name; only those of this package have one, so that no import changes what a config means."""
+    return part.alias if part.__module__.startswith("lcf_lightning.") else None
 
 
 def import_part(part: PartName) -> None:

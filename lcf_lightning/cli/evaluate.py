@@ -118,8 +118,10 @@ def _warn_of_differences(adapter: CacheAdapter, data: PairDataModule) -> None:
     if trained != [(model.dtype, model.quantization) for model in (data.sharer, data.receiver)]:
         sys.stderr.write("warning: the adapter was trained on models of another dtype or quantization.\n")
     prompts = asdict(data.prompts)
-    written = adapter.config.metadata.get("prompts", {})
-    differing = [name for name, value in written.items() if prompts.get(name) != value and not name.startswith("text")]
+    trained_with = adapter.config.metadata.get("prompts", {})
+    differing = [
+        name for name, value in trained_with.items() if prompts.get(name) != value and not name.startswith("text")
+    ]
     if differing:
         sys.stderr.write(f"warning: the adapter was trained with other prompts: {', '.join(differing)} differ.\n")
 

@@ -65,13 +65,13 @@ def prune(args: list[str]) -> None:
     metadata.pop("scores", None)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".pruning-") as aside:
-        written = Path(aside) / output.name
-        keep_layers(adapter, pruning["kept"]).save_pretrained(written, metadata)
-        write_text(written / "pruning.json", json.dumps({"command": COMMAND.line(args), **pruning}, indent=2) + "\n")
+        target = Path(aside) / output.name
+        keep_layers(adapter, pruning["kept"]).save_pretrained(target, metadata)
+        write_text(target / "pruning.json", json.dumps({"command": COMMAND.line(args), **pruning}, indent=2) + "\n")
         page = f"# Pruning\n\n`{COMMAND.line(args)}`\n\n{pruning_page(pruning)}\n"
-        write_text(written / "pruning.md", page)
-        save(pruning_figure(pruning["curve"], pruning["kept"]), written / "pruning.png")
-        os.rename(written, output)
+        write_text(target / "pruning.md", page)
+        save(pruning_figure(pruning["curve"], pruning["kept"]), target / "pruning.png")
+        os.rename(target, output)
     Console().print(pruning_table(pruning, str(output)))
     if len(pruning["kept"]) < keep:
         sys.stderr.write(f"only {len(pruning['kept'])} layers help on the validation split; {keep} were asked for.\n")

@@ -102,13 +102,15 @@ class Collator:
 
     def collate(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:
         """A batch of examples, each with so many sharers."""
-        read = [
+        groups = [
             self._sharer_prompts(row.id, row.sharer_reads, row.question, count)
             for row, count in zip(examples, sharers, strict=True)
         ]
         receiver = [self.receiver.prompt(example.receiver_reads, example.question) for example in examples]
-        tokens, index = self._grouped(read)
-        return self._batch(examples, tokens, index, receiver, sum(prompt.dropped for group in read for prompt in group))
+        tokens, index = self._grouped(groups)
+        return self._batch(
+            examples, tokens, index, receiver, sum(prompt.dropped for group in groups for prompt in group)
+        )
 
     def message_of(
         self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]], receiver: Tokens
@@ -146,23 +148,23 @@ class Collator:
         for group in groups:
             first = 0
             for prompt in (*group, *[Encoded([], [])] * (most - len(group))):
-                read = prompt if prompt.ids else Encoded([self.sharer.pad_id], [-1])  # who reads nothing says nothing
-                rows.append(Encoded(read.ids, [span if span < 0 else span + first for span in read.spans]))
-                first += max(read.spans) + 1
+                row = prompt if prompt.ids else Encoded([self.sharer.pad_id], [-1])  # who reads nothing says nothing
+                rows.append(Encoded(row.ids, [span if span < 0 else span + first for span in row.spans]))
+                first += max(row.spans) + 1
         tokens = pad_left(rows, self.sharer.pad_id)
         return tokens, tokens.spans.reshape(len(groups), -1)
 
     def _batch(
         self, examples: Sequence[Example], sharer: Tokens, index: Tensor, receiver: Sequence[Encoded], dropped: int
     ) -> Batch:
-        read, last = split_last(receiver, self.receiver.pad_id)
+        prefilled, last = split_last(receiver, self.receiver.pad_id)
         answers, mask = pad_right([self.receiver.answer(row.answers[0]) for row in examples], self.receiver.pad_id)
         return Batch(
             examples=tuple(examples),
             prompts=self.receiver.settings,
             sharer=sharer,
             index=index,
-            receiver=read,
+            receiver=prefilled,
             last=last,
             answers=answers,
             answer_mask=mask,

@@ -148,9 +148,9 @@ class PromptEncoder:
         self, passages: Sequence[Passage], question: str | None, text: str | None = None
     ) -> list[tuple[str, int]]:
         """The last turn as stretches of text, each with its label."""
-        written = [] if text is None else [(self.settings.text.replace("{text}", text), _NONE)]
+        told = [] if text is None else [(self.settings.text.replace("{text}", text), _NONE)]
         ending = [] if question is None else [(self.settings.question.replace("{question}", question), _QUESTION)]
-        return [*written, *self._context(passages), *ending]
+        return [*told, *self._context(passages), *ending]
 
     def _encoded(self, segments: list[tuple[str, int]], history: History) -> tuple[list[int], list[int], Layout]:
         """Token ids, span ids and layout of a chat whose last turn is ``segments``."""
@@ -203,8 +203,8 @@ class PromptEncoder:
     def _turn(self, question: str, answer: str) -> str:
         """An earlier turn where there is no chat template."""
         settings = self.settings
-        written = settings.question.replace("{question}", question) + settings.answer.replace("{answer}", answer)
-        return written + settings.separator
+        turn = settings.question.replace("{question}", question) + settings.answer.replace("{answer}", answer)
+        return turn + settings.separator
 
     def _context(self, passages: Sequence[Passage]) -> list[tuple[str, int]]:
         """The passages as stretches of text, each with its span or `_NONE`."""

@@ -68,5 +68,5 @@ def pad_right(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
 
 def split_last(prompts: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tokens, Tensor]:
     """What is prefilled of some prompts, and their last tokens ``[batch, 1]``, which are read on that cache."""
-    read = [Encoded(prompt.ids[:-1], prompt.spans[:-1]) for prompt in prompts]
-    return pad_left(read, pad_id).to(device), torch.tensor([prompt.ids[-1:] for prompt in prompts], device=device)
+    shorter = [Encoded(prompt.ids[:-1], prompt.spans[:-1]) for prompt in prompts]
+    return pad_left(shorter, pad_id).to(device), torch.tensor([prompt.ids[-1:] for prompt in prompts], device=device)

@@ -69,9 +69,9 @@ def by_arm(predictions: Iterable[Prediction], needs_sharer: bool) -> dict[str, d
 @torch.no_grad()
 def run_arms(caches: ArmCaches, arms: Sequence[str], max_new_tokens: int) -> list[Prediction]:
     """Every example of a batch answered under every arm: same prompt, decoding, stopping and scoring."""
-    found = [find_arm(name) for name in arms]
-    caches.write(max((arm.budget for arm in found), default=0))
-    readings = ((arm.name, arm.reading(caches)) for arm in found)
+    chosen = [find_arm(name) for name in arms]
+    caches.write(max((arm.budget for arm in chosen), default=0))
+    readings = ((arm.name, arm.reading(caches)) for arm in chosen)
     return [row for name, reading in readings for row in answer_reading(caches, reading, name, max_new_tokens)]
 
 
@@ -132,8 +132,8 @@ def _choice_scores(caches: ArmCaches, reading: Reading, encoder: PromptEncoder) 
         part = order[start : start + len(caches.batch)]
         ids, mask = (made.to(reading.last.device) for made in pad_right([tokens[at] for at in part], encoder.pad_id))
         rows = torch.tensor([choices[at][0] for at in part], device=reading.last.device)
-        read = reading._replace(cache=reading.cache.rows(rows), last=reading.last[rows])
-        losses = _mean_loss(_logits(caches.link, read, ids, mask), ids, mask) * mask.sum(-1)
+        choice = reading._replace(cache=reading.cache.rows(rows), last=reading.last[rows])
+        losses = _mean_loss(_logits(caches.link, choice, ids, mask), ids, mask) * mask.sum(-1)
         for at, loss in zip(part, losses.tolist(), strict=True):
             scores[at] = -loss / len(choices[at][1].encode())
     return scores

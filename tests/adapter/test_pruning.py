@@ -95,3 +95,11 @@ def test_a_layer_is_open_if_either_of_its_gates_is(adapter: Build) -> None:
     assert open_layers(module) == (1, 4)
     module.gates.logits.fill_(0.0)
     assert open_layers(module) == ()
+
+
+def test_a_pruned_adapter_can_be_pruned_again(adapter: Build) -> None:
+    """Its layers are named by the receiver's, wherever their tensors stand."""
+    full = adapter()
+    twice, once = keep_layers(keep_layers(full, [1, 2, 4]), [2, 4]), keep_layers(full, [2, 4])
+    assert twice.config == once.config
+    assert all(torch.equal(tensor, once.state_dict()[name]) for name, tensor in twice.state_dict().items())

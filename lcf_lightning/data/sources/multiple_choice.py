@@ -74,10 +74,10 @@ def _choices(row: dict[str, Any]) -> tuple[list[str], list[str]]:
     labels = listed["label"] if isinstance(listed, dict) else list(ascii_uppercase[: len(texts)])
     if not 1 <= len(texts) <= len(ascii_uppercase) or len(labels) != len(texts):  # MMLU-Pro has two rows with one
         raise ValueError(f"{len(texts)} choices; between 1 and {len(ascii_uppercase)} are needed")
-    found = [str(text).strip() for text in texts]
-    if not all(found):
+    stripped = [str(text).strip() for text in texts]
+    if not all(stripped):
         raise ValueError("an empty choice")
-    return found, labels
+    return stripped, labels
 
 
 def _answer(row: dict[str, Any], labels: list[str]) -> int:
