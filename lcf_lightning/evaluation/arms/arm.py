@@ -100,7 +100,7 @@ class Arm(ABC):
         Returns:
             The receiver's cache of all prompt tokens but the last, and that token, ``[1, 1]``.
         """
-        raise NotImplementedError(f"arm {self.name!r} is not timed.")
+        raise SettingError(f"arm {self.name!r} is not timed.")
 
 
 def readable(name: str) -> str:
