@@ -61,7 +61,7 @@ def main() -> None:
         module.adapter.save_pretrained(folder)
         channel = Channel.from_pretrained(folder)
     rows = []
-    inputs = islice(cycle(examples(channel, args.tokens)), args.repeats + 2)
+    inputs = islice(cycle(examples(channel.link, args.tokens)), args.repeats + 2)
     for repeat, row in enumerate(inputs, start=-2):  # two to warm up
         message = channel.send(row.sharer[0], row.question)
         own = plain(channel, row, args.new_tokens)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     Gemma3ForCausalLM,
@@ -108,10 +109,14 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of the whole quickstart: minutes, for slow tests."""
     from lcf_lightning.cli import main
 
-    folder = tmp_path_factory.mktemp("clone") / "runs" / "quickstart"
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root  # once for all processes of the tests
+    folder = root / "clone" / "runs" / "quickstart"
     config = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
     quiet = ["--trainer.enable_progress_bar", "false"]
-    main(["fit", "--config", str(config), "--trainer.default_root_dir", str(folder), *quiet])
+    with FileLock(root / "quickstart.lock"):
+        if not (folder / "summary.json").is_file():
+            main(["fit", "--config", str(config), "--trainer.default_root_dir", str(folder), *quiet])
     return folder
 
 
