@@ -11,12 +11,15 @@ __all__ = ["RowSource", "Source", "known_sources"]
 
 
 def known_sources() -> list[str]:
-    """Names of the sources that have been imported."""
-    return sorted(source.__name__ for source in subclasses(Source))
+    """Names of the sources of this package."""
+    return sorted(_inside())
+
+
+def _inside() -> dict[str, type[Source]]:
+    return {kind.__name__: kind for kind in subclasses(Source) if kind.__module__.startswith(f"{__name__}.")}
 
 
 def __getattr__(name: str) -> Any:
-    for source in subclasses(Source):
-        if source.__name__ == name and source.__module__.startswith(f"{__name__}."):
-            return source
+    if name in (inside := _inside()):
+        return inside[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
