@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -14,6 +13,7 @@ from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.subset import without_closed_layers
 from lcf_lightning.data.parsing import Question, Text
 from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.link import Link, Role, spec_of
 from lcf_lightning.message import Message, Origin
@@ -64,7 +64,7 @@ class Channel:
         device: torch.device | str = "cpu",
         revision: str | None = None,
         sides: Role | Literal["both"] = "both",
-        modules: Sequence[str] = (),
+        modules: str | Sequence[str] = (),
     ) -> Channel:
         """The channel of an adapter folder, or of ``owner/name`` on the hub at ``revision``.
 
@@ -79,15 +79,14 @@ class Channel:
                 adapter names itself is never imported.
 
         Raises:
-            SettingError: If ``sides`` is none of these.
+            SettingError: If ``sides`` is none of these, or one of ``modules`` cannot be imported.
             AdapterFileError: If the folder is not a whole adapter.
             ModelError: If a model cannot be read, or has other weights than the adapter was made for.
             GeometryError: If a model is not the one the adapter was made for.
         """
         if sides not in ("both", "sharer", "receiver"):
             raise SettingError(f"sides={sides!r} must be both, sharer or receiver.")
-        for module in modules:
-            import_module(module)
+        import_named(modules)
         adapter = CacheAdapter.from_pretrained(folder, revision).to(device).requires_grad_(False)
         roles: tuple[Role, ...] = ("sharer", "receiver") if sides == "both" else (sides,)
         specs = {role: spec_of(getattr(adapter.config, role)) for role in roles}

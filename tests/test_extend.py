@@ -61,7 +61,9 @@ def test_own_parts_train_from_a_config_and_are_saved_with_their_settings(adapter
     assert settings["pooler"] == {"class_path": "my_pooler.LastTokens", "init_args": {"count": 2}}
     assert settings["fuser"] == "my_fuser.Linear"
     assert {name.split(".")[0] for name in load_file(adapter / WEIGHTS_FILE)} == {"fuser", "gates"}
-    assert "# linear last tokens adapter" in (adapter / "README.md").read_text()
+    card = (adapter / "README.md").read_text()
+    assert "# linear last tokens adapter" in card
+    assert "from_pretrained(\"…\", modules=['my_pooler', 'my_fuser'])" in card
 
 
 def test_a_run_with_own_parts_is_continued_and_exported(adapter: Path, folder: Path) -> None:
@@ -125,11 +127,17 @@ def test_bad_settings_of_an_own_part_are_named(folder: Path, capsys: pytest.Capt
         assert sentence in capsys.readouterr().err
 
 
+def test_a_misspelt_part_of_a_module_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["params", "--config", "my_run.yaml", "--model.adapter.fuser", "my_fuser.Linar"])
+    assert capsys.readouterr().err.endswith("module my_fuser has no Fuser Linar; did you mean my_fuser.Linear?\n")
+
+
 def test_an_adapter_never_imports_what_it_names(adapter: Path, folder: Path, tmp_path: Path) -> None:
     """A folder from elsewhere may name anything; only what the caller has imported is used."""
     (folder / "foreign.py").write_text("raise SystemExit('imported')")
     config = json.loads((adapter / CONFIG_FILE).read_text())
-    for name in ("foreign.Pooler", "os.system", "my_pooler.Summaries"):
+    for name in ("foreign.Pooler", "elsewhere.deeper.Pooler"):
         config["settings"]["pooler"] = {"class_path": name, "init_args": {}}
         for file in (CONFIG_FILE, WEIGHTS_FILE):
             (tmp_path / file).write_bytes((adapter / file).read_bytes())
@@ -137,6 +145,10 @@ def test_an_adapter_never_imports_what_it_names(adapter: Path, folder: Path, tmp
         with pytest.raises(AdapterFileError, match=f"pooler='{name}' must be .* whose module has been imported"):
             Channel.from_pretrained(tmp_path)
     assert "foreign" not in sys.modules
+    config["settings"]["pooler"] = "os.system"  # imported, and no pooler
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(config))
+    with pytest.raises(AdapterFileError, match=r"module os has no Pooler system\."):
+        Channel.from_pretrained(tmp_path)
 
 
 def test_an_own_arm_is_answered_and_reported(adapter: Path, folder: Path) -> None:

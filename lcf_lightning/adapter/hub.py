@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard, ModelCardData, snapshot_download
 
 from lcf_lightning.adapter.config import AdapterConfig
+from lcf_lightning.adapter.parts import split_name
 from lcf_lightning.errors import AdapterFileError, reason
 
 CARD_FILE = "README.md"
@@ -69,9 +70,16 @@ def card(config: AdapterConfig, parameters: int, size: int) -> str:
         "| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in facts.items()), "",
         *_scores(trained.get("scores", {})),
         "```python", "from lcf_lightning import Channel", "",
-        'channel = Channel.from_pretrained("…")  # this folder, or its id on the hub', "```", "",
+        f'channel = Channel.from_pretrained("…"{_modules(config)})  # this folder, or its id on the hub', "```", "",
     ]  # fmt: skip
     return str(ModelCard("\n".join(lines)))
+
+
+def _modules(config: AdapterConfig) -> str:
+    """What a loader must import first: the modules of parts that are not of the package."""
+    paths = [split_name(part)[0] for part in (config.settings.pooler, config.settings.fuser) if part is not None]
+    modules = [path.rpartition(".")[0] for path in paths if "." in path]
+    return f", modules={modules}" if modules else ""
 
 
 def _model(config: AdapterConfig, role: str) -> str:

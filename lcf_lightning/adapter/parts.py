@@ -7,8 +7,10 @@ what the rest of the package must know. No other file lists parts by name.
 from __future__ import annotations
 
 import inspect
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -189,6 +191,11 @@ def part_class(base: type[PartT], part: PartName) -> type[PartT]:
     """
     setting, parts = base.__name__.lower(), known_parts(base)
     path, arguments = split_name(part)
+    module, _, name = path.rpartition(".")
+    if path not in parts and module in sys.modules:
+        close = get_close_matches(path, parts, 1)
+        meant = f"; did you mean {close[0]}?" if close else "."
+        raise SettingError(f"{setting}={path!r}: module {module} has no {base.__name__} {name}{meant}")
     if path not in parts:
         aliases = ", ".join(sorted(name for name in parts if "." not in name))
         raise SettingError(

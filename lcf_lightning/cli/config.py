@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,7 +19,8 @@ from lcf_lightning.adapter.subset import without_closed_layers
 from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.data.datamodule import PairDataModule, SharedContextDataModule
-from lcf_lightning.errors import SettingError, reason
+from lcf_lightning.discovery import import_named
+from lcf_lightning.errors import SettingError
 from lcf_lightning.link import Link, load_pair
 from lcf_lightning.models.loading import geometry_of
 from lcf_lightning.models.store import PrefillSettings
@@ -35,7 +35,7 @@ def add_links(parser: LightningArgumentParser) -> None:
     parser.add_argument("--base", type=str | None, help="In a config file: the file it extends, beside it.")
     parser.add_argument(
         "--modules",
-        type=list[str],
+        type=list[str] | str,
         default=[],
         help="Modules to import first, such as those that define model families.",
     )
@@ -43,19 +43,6 @@ def add_links(parser: LightningArgumentParser) -> None:
         parser.link_arguments(f"model.{role}", f"data.init_args.{role}")
     for target in ("model.seed", "data.init_args.seed"):
         parser.link_arguments("seed_everything", target)
-
-
-def import_named(modules: list[str]) -> None:
-    """Import modules by their names.
-
-    Raises:
-        SettingError: If one cannot be imported.
-    """
-    for name in modules:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise SettingError(f"modules={name!r} cannot be imported: {reason(error)}.") from error
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.checkpoints import read_checkpoint
 from lcf_lightning.cli.commands import Command
-from lcf_lightning.cli.config import import_named
+from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import AdapterFileError, SettingError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,7 +38,7 @@ class ExportOptions:
     dtype: str = "fp32"
     push_to_hub: str | None = None
     private: bool = False
-    modules: list[str] = field(default_factory=list)
+    modules: list[str] | str = field(default_factory=list)
 
 
 def export(args: list[str]) -> None:
@@ -94,7 +94,7 @@ COMMAND = Command(
         ("--output FOLDER", "folder to write"),
         ("--dtype bf16", "half the bytes (default: fp32)"),
         ("--push_to_hub OWNER/NAME", "upload it too"),
-        ("--modules [MODULE]", "modules that define its parts, where they are your own"),
+        ("--modules MODULE", "the module, or [modules], that define its parts, where they are your own"),
     ),
     example="--checkpoint runs/quickstart/checkpoints/last.ckpt --output runs/quickstart/bf16 --dtype bf16",
     run=export,

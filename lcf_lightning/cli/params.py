@@ -8,8 +8,9 @@ import sys
 import torch
 
 from lcf_lightning.cli.commands import Command
-from lcf_lightning.cli.config import FitConfig, config_parser, import_named
+from lcf_lightning.cli.config import FitConfig, config_parser
 from lcf_lightning.cli.config_files import with_bases
+from lcf_lightning.discovery import import_named
 
 
 def params(args: list[str]) -> None:

@@ -33,7 +33,7 @@ class LCFParser(LightningArgumentParser):
     """A parser that says in one sentence what is wrong."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"formatter_class": _HelpFormatter, **kwargs})
+        super().__init__(*args, **{"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs})
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a SettingError in place of jsonargparse's usage and message."""
@@ -41,14 +41,18 @@ class LCFParser(LightningArgumentParser):
 
     def _sentence(self, message: str) -> str:
         flat = " ".join(message.split())
-        inner = re.search(r"(?:- |: )(\S+ is no setting.*?[.?]|\w+='.*?' must be one of .*?[.?])(?= - |$)", flat)
+        inner = re.search(
+            r"(?:- |: )(\S+ is no setting.*?[.?]|\w+='.*?' must be one of .*?[.?]|\w+ names a class .*?\.)(?= - |$)",
+            flat,
+        )
         if inner:  # of a part, in which this parser has failed before
             return inner[1]
         unknown = re.search(r"(?:unrecognized arguments: |does not accept option '|Option ')(?:--)?([\w.+-]+)", flat)
         if unknown:
             return f"{unknown[1]} is no setting{self._meant(unknown[1])}"
-        setting = re.search(r'Parser key "([\w.]+)"', flat)
-        key = setting[1].rpartition(".")[2] if setting else "value"
+        settings = re.findall(r'Parser key "([\w.]+)"', flat)
+        setting = settings[-1] if settings else "value"
+        key = setting.rpartition(".")[2]
         name = re.search(r"Expected a dot import path string: (\S+)", flat)
         if name:
             return _unknown_class(key, name[1])
@@ -56,11 +60,18 @@ class LCFParser(LightningArgumentParser):
         if missing:
             return f"{key}={missing[1]!r} is not a file."
         kind = re.search(r"Expected a <class '(\w+)'>. Got value: (\S+)", flat)
-        if kind and setting and kind[2] == "None":
-            return f"{setting[1]} is not set; give a config (--config FILE), or --{setting[1]} itself."
+        if kind and kind[2] == "None":
+            return f"{setting} is not set; give a config (--config FILE), or --{setting} itself."
         if kind:
             return f"{key}={kind[2]} must be {_KINDS.get(kind[1], kind[1])}."
-        return flat[:300]
+        why = re.search(r"No module named '[\w.]+'|module '[\w.]+' has no attribute '\w+'", flat)
+        if why:
+            return f"{key} names a class that cannot be imported: {why[0]}."
+        value = re.search(r"Given value: (\S+)$", flat)
+        choices = re.findall(r"'([\w-]+)'", " ".join(re.findall(r"Literal\[(.*?)\]", flat)))
+        if value and choices:
+            return f"{key}={value[1]!r} must be one of {', '.join(dict.fromkeys(choices))}."
+        return f"{key}={value[1]} is of a kind that is not allowed here." if value else flat[:300]
 
     def _meant(self, key: str) -> str:
         """Which setting was meant, where there is one like it."""

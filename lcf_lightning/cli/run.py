@@ -21,9 +21,10 @@ from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy, GateMo
 from lcf_lightning.callbacks.accuracy import gathered
 from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint, steps_of
 from lcf_lightning.cli.commands import Command
-from lcf_lightning.cli.config import TRAINER_DEFAULTS, add_links, import_named
+from lcf_lightning.cli.config import TRAINER_DEFAULTS, add_links
 from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.cli.parser import LCFParser
+from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.report import arms_table
 from lcf_lightning.files import move_aside, write_text
