@@ -188,3 +188,12 @@ def test_alignment_is_fast() -> None:
     for _ in range(20):
         align(sharer, receiver, "longest")
     assert time.perf_counter() - tokenised < tokenised - started  # less than the tokenisation that it follows
+
+
+def test_of_tokens_that_cover_as_much_the_first_is_taken() -> None:
+    def layout(starts: list[int], ends: list[int]) -> Layout:
+        return Layout(np.ones(len(starts), dtype=np.int64), np.array(starts), np.array(ends))
+
+    sharer, receiver = layout([0, 2, 4, 5], [2, 4, 5, 8]), layout([0, 4], [4, 8])
+    assert align(sharer, receiver, "longest").tolist() == [0, 3]
+    assert align(sharer, receiver, "first").tolist() == [0, 2]
