@@ -86,6 +86,11 @@ def byte_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     return fast
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no process of the tests is left alone with them at the end."""
+    items.sort(key=lambda item: "test_quickstart" not in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A folder per model family, as transformers saves it."""

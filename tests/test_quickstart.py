@@ -63,18 +63,3 @@ def test_a_message_is_understood_that_was_written_before_the_question(
     asked = ["likes ada", "owns ben", "seeks cleo", "sells dan"]
     answers = [channel.receive(message, question, own).text for question in asked]  # one message, every question
     assert sum(one == two for one, two in zip(answers, ["tea", "lamp", "ruby", "soup"], strict=True)) >= 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["quickstart_shared", "quickstart_shared_c2c"])
-def test_the_expert_tells_what_it_knows(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of facts that no training example held: chance is 0.25, the sharer alone knows all."""
-    monkeypatch.chdir(tmp_path)
-    main(["fit", "--config", str(CONFIGS / f"{name}.yaml"), "--trainer.enable_progress_bar", "false"])
-    summary = json.loads(Path(f"runs/{name}/summary.json").read_text())
-    arms = {arm: figures["exact_match"] for arm, figures in summary["arms"].items()}
-    assert {figures["n"] for figures in summary["arms"].values()} == {128}
-    assert arms["sharer_alone"] >= 0.99
-    assert arms["own_context"] <= 0.40
-    assert arms["mismatched"] <= 0.40
-    assert arms["message"] >= 0.70

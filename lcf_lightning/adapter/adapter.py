@@ -145,7 +145,8 @@ class CacheAdapter(nn.Module):
         count = len(self.gates.logits)
         if len(layers) == count:
             return self.fuser(*caches)
-        parameters = {name: parameter[layers] for name, parameter in self.fuser.named_parameters()}
+        tensors = (*self.fuser.named_parameters(), *self.fuser.named_buffers())
+        parameters = {name: tensor[layers] for name, tensor in tensors}
         parts = tuple(cache and KV(*(tensor[layers] for tensor in cache)) for cache in caches)
         delta = functional_call(self.fuser, parameters, parts)
         return KV(*(tensor.new_zeros(count, *tensor.shape[1:]).index_copy(0, layers, tensor) for tensor in delta))

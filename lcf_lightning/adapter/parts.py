@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 from torch import Tensor, nn
 
 from lcf_lightning.discovery import subclasses
-from lcf_lightning.errors import SettingError, reason
+from lcf_lightning.errors import LCFError, SettingError, reason
 from lcf_lightning.models.geometry import KV, Geometry
 
 
@@ -61,8 +61,8 @@ class PartShape:
 class Pooler(nn.Module, ABC):
     """From a sharer's cache to span summaries: what travels in a message of LCF-X.
 
-    ``__init__`` takes a `PartShape` and then settings of its own, which a config gives as ``init_args``. Every
-    parameter's first dimension counts the edited layers.
+    ``__init__`` takes a `PartShape` and then settings of its own, which a config gives as ``init_args``. The first
+    dimension of every parameter and buffer counts the edited layers.
 
     Attributes:
         alias: A short name for configs, of the parts of this package.
@@ -89,7 +89,10 @@ class Pooler(nn.Module, ABC):
         """
 
     def merge(self, summaries: Summaries) -> Summaries:
-        """Summaries of one sharer or of several, pooled as far as they can be before the receiver is known."""
+        """Summaries of one sharer or of several, pooled as far as they can be before the receiver is known.
+
+        A pooler that does not `prepends` must leave one vector here: it edits every token of the receiver.
+        """
         return summaries
 
 
@@ -97,7 +100,7 @@ class Fuser(nn.Module, ABC):
     """From a message to what it adds to a receiver's cache, or puts before it: ``α ⊙ Δ``, before the gates.
 
     ``__init__`` takes a `PartShape` and then settings of its own, which a config gives as ``init_args``. All layers are
-    computed at once; every parameter's first dimension counts them.
+    computed at once; the first dimension of every parameter and buffer counts them.
 
     Attributes:
         alias: A short name for configs, of the parts of this package.
@@ -140,6 +143,8 @@ def split_name(part: PartName) -> tuple[str, dict[str, Any]]:
     """
     if isinstance(part, str):
         return part, {}
+    if not isinstance(part, dict):  # of a file from elsewhere
+        raise SettingError(f"a part must be a name, or class_path and init_args; not {part!r:.80}.")
     unknown = part.keys() - {"class_path", "init_args"}
     path, arguments = part.get("class_path"), part.get("init_args") or {}
     if unknown or not isinstance(path, str) or not isinstance(arguments, dict):
@@ -214,5 +219,17 @@ def part_class(base: type[PartT], part: PartName) -> type[PartT]:
 def build_part(base: type[PartT], part: PartName, shape: PartShape) -> PartT:
     """A part with random weights; errors as `part_class`."""
     make: Any = part_class(base, part)
-    built: PartT = make(shape, **split_name(part)[1])
+    path, arguments = split_name(part)
+    try:
+        built: PartT = make(shape, **arguments)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, LCFError):
+            raise
+        raise SettingError(f"init_args of {base.__name__.lower()}={path!r}: {reason(error)}.") from error
+    for name, tensor in (*built.named_parameters(), *built.named_buffers()):
+        if tensor.shape[:1] != (shape.layers,):
+            raise SettingError(
+                f"{base.__name__.lower()}={path!r}: the first dimension of {name} {tuple(tensor.shape)} must count the "
+                f"{shape.layers} edited layers, so that layers can be taken out."
+            )
     return built

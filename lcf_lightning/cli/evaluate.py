@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import os
 import sys
@@ -23,7 +24,7 @@ from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
 from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import default_arms, require_arms
+from lcf_lightning.evaluation.arms import default_arms, find_arm, require_arms
 from lcf_lightning.evaluation.latency import Latency, batches_of_one, measure
 from lcf_lightning.evaluation.markdown import conclusions, to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
@@ -100,6 +101,9 @@ def _output(
         "data": json.loads(json.dumps(settings, default=str)),
         "max_new_tokens": config.max_new_tokens,
     }
+    own = _own_code(options, adapter)
+    if own:
+        identity["own_code"] = own
     foreign = sorted({path.name for path in output.iterdir()} - _OWN) if output.is_dir() else []
     if foreign:
         raise SettingError(f"output={str(output)!r} must be a folder of its own; it holds {', '.join(foreign)}.")
@@ -110,6 +114,22 @@ def _output(
             sys.stderr.write(f"{output} held the evaluation of another adapter or other settings; moved to {aside}.\n")
         write_text(file, json.dumps(identity, indent=2) + "\n")
     return output
+
+
+def _own_code(options: EvaluateOptions, adapter: CacheAdapter) -> dict[str, str]:
+    """Parts and arms that are not of this package, with their settings: who changes them gets other answers."""
+    settings: dict[type, Any] = {
+        type(adapter.pooler): adapter.config.settings.pooler,
+        type(adapter.fuser): adapter.config.settings.fuser,
+    }
+    kinds = [*settings, *(type(find_arm(arm)) for arm in options.arms or ())]
+    own = [kind for kind in kinds if not kind.__module__.startswith("lcf_lightning.") and kind is not type(None)]
+    return {
+        f"{kind.__module__}.{kind.__qualname__}": hashlib.sha256(
+            f"{inspect.getsource(kind)}{settings.get(kind)}".encode()
+        ).hexdigest()
+        for kind in own
+    }
 
 
 def _warn_of_differences(adapter: CacheAdapter, data: PairDataModule) -> None:

@@ -151,7 +151,7 @@ def _latency(runs: dict[str, list[TimedRun]], repeats: int, warmup: int, device:
         )
         for arm, times in stages.items()
     }
-    budgets = {arm: find_arm(arm).budget for arm in runs if find_arm(arm).budget}
+    budgets = {arm: find_arm(arm).budget for arm in runs if arm == f"t2t_{find_arm(arm).budget}"}
     return Latency(
         arms=figures,
         floor=_spread(floors),

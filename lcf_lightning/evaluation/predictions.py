@@ -53,7 +53,7 @@ def predict_all(
     file: Path,
     advance: Callable[[int], Any] = lambda count: None,
 ) -> list[Prediction]:
-    """Prediction what ``file`` does not hold yet, and append it arm by arm.
+    """Answer what ``file`` does not hold yet, and append it arm by arm.
 
     Args:
         link: The pair and the adapter.

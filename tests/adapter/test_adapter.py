@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import GATE_NOISES
 from lcf_lightning.adapter.folder import CONFIG_FILE, WEIGHTS_FILE
+from lcf_lightning.adapter.fusers.lcf import LCFFuser
 from lcf_lightning.adapter.hub import CARD_FILE
-from lcf_lightning.adapter.parts import Summaries
+from lcf_lightning.adapter.parts import PartShape, Summaries
 from lcf_lightning.adapter.subset import keep_layers
-from lcf_lightning.errors import AdapterFileError, GeometryError
+from lcf_lightning.errors import AdapterFileError, GeometryError, SettingError
 from lcf_lightning.models.geometry import KV
 from tests.adapter.conftest import RECEIVER, SHARER, random_kv, random_summaries
 
@@ -259,3 +260,31 @@ def test_tensors_of_several_dtypes_are_no_adapter(adapter: Build, tmp_path: Path
     save_file(tensors, tmp_path / "adapter" / WEIGHTS_FILE)
     with pytest.raises(AdapterFileError, match="tensors must share one float dtype, found .*float16.*float32"):
         CacheAdapter.from_pretrained(tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("part", [None, 3, ["lcf"], True, {"class_path": 3}, {"class_path": "lcf", "init_args": [1]}])
+def test_a_part_of_another_kind_is_refused(adapter: Build, tmp_path: Path, part: object) -> None:
+    adapter().save_pretrained(tmp_path / "adapter")
+    file = tmp_path / "adapter" / CONFIG_FILE
+    config = json.loads(file.read_text())
+    config["settings"]["fuser"] = part
+    file.write_text(json.dumps(config))
+    with pytest.raises(AdapterFileError, match="a part must be a name, or class_path and init_args"):
+        CacheAdapter.from_pretrained(tmp_path / "adapter")
+
+
+class Shared(LCFFuser):
+    """One parameter for all layers."""
+
+    def __init__(self, shape: PartShape, needed: int) -> None:
+        super().__init__(shape)
+        self.one = torch.nn.Parameter(torch.zeros(needed))
+
+
+def test_a_part_that_cannot_be_built_is_named(adapter: Build) -> None:
+    path = f"{__name__}.Shared"
+    with pytest.raises(SettingError, match="init_args of fuser='tests.adapter.test_adapter.Shared': .*'needed'"):
+        adapter(fuser=path)
+    with pytest.raises(SettingError, match=r"the first dimension of one \(3,\) must count the 5 edited layers"):
+        adapter(fuser={"class_path": path, "init_args": {"needed": 3}})
+    assert adapter(fuser={"class_path": path, "init_args": {"needed": 5}}).parameter_counts()["total"] > 0

@@ -13,10 +13,13 @@ from torch.nn import functional as F
 from lcf_lightning import LCFModule, ModelSpec
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import default_arms, find_arm, readable, require_arms
+from lcf_lightning.evaluation.arms import Arm, default_arms, find_arm, readable, require_arms
 from lcf_lightning.evaluation.arms.noise import moment_matched_noise
+from lcf_lightning.evaluation.arms.text_to_text import TextToText
 from lcf_lightning.evaluation.audit import audit
-from lcf_lightning.evaluation.caches import ArmCaches
+from lcf_lightning.evaluation.caches import ArmCaches, Reading
+from lcf_lightning.evaluation.latency import measure
+from lcf_lightning.evaluation.markdown import latency_page
 from lcf_lightning.evaluation.prediction import Prediction, answer_losses, jensen_shannon, run_arms
 from lcf_lightning.models.geometry import KV
 from tests.pairs import ARMS, small_data, small_module
@@ -182,3 +185,47 @@ def test_arm_names() -> None:
     assert [find_arm(arm).label for arm in ("t2t_50", "own_context")] == ["T2T-50", "own context"]
     assert readable("gain_over_t2t_50") == "gain over T2T-50"
     require_arms([*ARMS, "t2t_7"])
+
+
+def test_an_own_arm_that_a_report_could_not_show_is_refused() -> None:
+    for fields in ({"name": "h.5"}, {"family": "controls"}):
+        with pytest.raises(SettingError, match="arm Odd: name=.* and family=.* one of message, control, text"):
+            type("Odd", (Arm,), {"name": "odd", "family": "control", **fields})
+
+
+class Noise(Arm):
+    """Called as one of the package."""
+
+    name = "noise"
+    family = "control"
+
+    def read(self, caches: ArmCaches) -> Reading:
+        return caches.own_context
+
+
+class Written(TextToText):
+    """A text arm of one's own: timed, with a budget, under a name of its own."""
+
+    def __init__(self, budget: int = 2) -> None:
+        super().__init__(budget)
+        self.name, self.comparisons = "written", ()
+
+    @classmethod
+    def named(cls, name: str) -> Arm | None:
+        return cls() if name == "written" else None
+
+
+def test_an_own_arm_needs_a_name_of_its_own() -> None:
+    with pytest.raises(SettingError, match="test_arms.Noise is called 'noise', as another arm is"):
+        require_arms(["message", f"{__name__}.Noise"])
+
+
+def test_a_timed_arm_of_ones_own_is_reported(module: LCFModule, spec: Spec) -> None:
+    data = small_data(spec("llama"), spec("qwen3"), eval_batch_size=1)
+    data.setup("test")
+    batches = list(data.test_dataloader())[:2]
+    (own,) = require_arms([f"{__name__}.Written"])
+    latency = measure(module.link, module.writer, batches, [own, "t2t_2"], 2, repeats=1, warmup=0)
+    assert set(latency["arms"]) == {"message", "written", "t2t_2"}
+    assert set(latency["ttft_vs_t2t"]) == {"2"}
+    assert "| written |" in latency_page(latency)

@@ -40,8 +40,9 @@ def _allowed() -> str:
 
 
 def known_arms() -> list[str]:
-    """Names of the arms that have been imported, in the order of reports; of ``t2t_N`` the usual ones."""
-    usual = [arm for kind in subclasses(Arm) for arm in kind.usual()]
+    """Names of the arms of this package, in the order of reports; of ``t2t_N`` the usual ones."""
+    inside = [kind for kind in subclasses(Arm) if kind.__module__.startswith(__name__)]
+    usual = [arm for kind in inside for arm in kind.usual()]
     return [arm.name for arm in sorted(usual, key=lambda arm: arm.place)]
 
 
@@ -49,8 +50,7 @@ def default_arms(shared: bool, prompts: PromptSettings, examples: Iterable[Examp
     """The arms of an evaluation that names none: all of this package that mean something for these examples."""
     examples = list(examples)
     arms = [find_arm(name) for name in known_arms()]
-    inside = [arm for arm in arms if type(arm).__module__.startswith(__name__)]
-    return tuple(arm.name for arm in inside if arm.applies(shared, prompts, examples))
+    return tuple(arm.name for arm in arms if arm.applies(shared, prompts, examples))
 
 
 def require_arms(arms: Sequence[str], setting: str = "arms") -> tuple[str, ...]:
@@ -67,4 +67,7 @@ def require_arms(arms: Sequence[str], setting: str = "arms") -> tuple[str, ...]:
             raise SettingError(f"{setting}: {error}") from error
     if not names or len(set(names)) < len(names):
         raise SettingError(f"{setting}={list(arms)} must be {_allowed()}, each once.")
+    for arm, name in zip(arms, names, strict=True):
+        if type(find_arm(name)) is not type(find_arm(arm)):
+            raise SettingError(f"{setting}: {arm} is called {name!r}, as another arm is; give it a name of its own.")
     return names

@@ -6,7 +6,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.stopwatch import Stopwatch
 from lcf_lightning.writer import Writer
+
+FAMILIES = ("message", "control", "text")
 
 
 @dataclass
@@ -40,7 +42,7 @@ class Arm(ABC):
         place: Where it stands among the others in reports; smaller first.
         needs_different_texts: Whether it means nothing where both models read the same text.
         timed: Whether its latency is worth measuring: what differs from the message only in what is sent is not.
-        budget: Tokens that the sharer may write for it; 0 where it writes none.
+        budget: N of T2T-N; 0 for all other arms.
         comparisons: Differences of interest, over examples answered under both: what it is called, the first arm, and
             the one whose score is taken off.
         note: What a reader of the report must know of it.
@@ -55,10 +57,20 @@ class Arm(ABC):
     comparisons: tuple[tuple[str, str, str], ...] = ()
     note: str = ""
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Refuse what a report could not show."""
+        super().__init_subclass__(**kwargs)
+        name, family = getattr(cls, "name", "unnamed"), getattr(cls, "family", "text")
+        if not re.fullmatch(r"\w+", name) or family not in FAMILIES:
+            raise SettingError(
+                f"arm {cls.__name__}: name={name!r} must be letters, digits and _, and family={family!r} one of "
+                f"{', '.join(FAMILIES)}."
+            )
+
     @classmethod
     def named(cls, name: str) -> Arm | None:
         """The arm of that name, if it is one of this class."""
-        return cls() if name == cls.name else None
+        return cls() if name == getattr(cls, "name", None) else None
 
     @classmethod
     def usual(cls) -> list[Arm]:
