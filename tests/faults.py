@@ -160,10 +160,10 @@ def fails(tree: Path, tests: str) -> bool:
     paths = [path for path in tests.split() if (tree / path).exists()]
     environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", run, *options, *paths]
-    return (
-        subprocess.run(command, cwd=tree, env=environment, capture_output=True).returncode
-        == pytest.ExitCode.TESTS_FAILED
-    )
+    ended = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    if ended.returncode not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):  # neither caught nor survived
+        raise SystemExit(f"{tests}: pytest ended with {ended.returncode}.\n{ended.stdout[-2000:]}")
+    return ended.returncode == pytest.ExitCode.TESTS_FAILED
 
 
 def main() -> None:
