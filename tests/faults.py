@@ -130,6 +130,13 @@ FAULTS = [
         ("better = (shared > covered) & (first + step <= last)", "better = (shared >= covered) & (first + step <= last)"),
         ("drop_last=True,\n            collate_fn=", "drop_last=False,\n            collate_fn="),
     ),
+    *faults(
+        "data", "tests/data/test_trained_on.py",
+        ("self.receiver.answer(row.answers[0])", "self.receiver.answer(row.answers[-1])"),
+        ("return all(limit is None or", "return any(limit is None or"),
+        ('{"examples": self.batch_size * self.trainer.world_size}', '{"examples": self.batch_size}'),
+        ("for passage in passages if passage.strip()", "for passage in passages"),
+    ),
 ]  # fmt: skip
 
 
