@@ -260,6 +260,9 @@ def test_tensors_of_several_dtypes_are_no_adapter(adapter: Build, tmp_path: Path
     save_file(tensors, tmp_path / "adapter" / WEIGHTS_FILE)
     with pytest.raises(AdapterFileError, match="tensors must share one float dtype, found .*float16.*float32"):
         CacheAdapter.from_pretrained(tmp_path / "adapter")
+    save_file({name: tensor.long() for name, tensor in tensors.items()}, tmp_path / "adapter" / WEIGHTS_FILE)
+    with pytest.raises(AdapterFileError, match=r"tensors must share one float dtype, found \['torch.int64'\]"):
+        CacheAdapter.from_pretrained(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("part", [None, 3, ["lcf"], True, {"class_path": 3}, {"class_path": "lcf", "init_args": [1]}])

@@ -14,7 +14,7 @@ from lcf_lightning.adapter.fusers.c2c import C2CFuser, C2CPipeline
 from lcf_lightning.adapter.fusers.lcf import LCFFuser
 from lcf_lightning.adapter.layers import LayerFFN
 from lcf_lightning.models.geometry import KV
-from tests.adapter.conftest import RECEIVER, SHARER, random_kv
+from tests.adapter.conftest import RECEIVER, SHARER, random_kv, random_summaries
 
 Build = Callable[..., CacheAdapter]
 
@@ -119,3 +119,14 @@ def test_dropout_acts_in_training_only(adapter: Build) -> None:
     assert torch.equal(module(sharer, receiver).keys, module(sharer, receiver).keys)
     module.train()
     assert not torch.equal(module(sharer, receiver).keys, module(sharer, receiver).keys)
+
+
+@pytest.mark.parametrize("settings", [{"fuser": "lcf"}, {"fuser": "c2c"}, {"fuser": "lcf", "pooler": "prefix"}])
+def test_zero_init_starts_from_no_edit_and_learns(adapter: Build, settings: dict[str, str]) -> None:
+    for zero in (True, False):
+        module = adapter(zero_init=zero, **settings)
+        edit = module(random_summaries(5, SHARER, 2, 1), None if module.prepends else random_kv(5, RECEIVER, 2, 3), 1.0)
+        assert [bool(tensor.any()) for tensor in edit] == [not zero] * 2  # keys and values
+        (edit.keys.sum() + edit.values.sum()).backward()
+        for last in module.fuser.last_maps:
+            assert all(parameter.grad is not None and parameter.grad.any() for parameter in last.parameters())
