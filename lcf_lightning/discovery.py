@@ -27,10 +27,31 @@ def import_named(modules: str | Sequence[str]) -> None:
         SettingError: If one cannot be imported.
     """
     for name in [modules] if isinstance(modules, str) else modules:
-        try:
-            import_module(name)
-        except ImportError as error:
-            raise SettingError(f"modules={name!r} cannot be imported: {reason(error)}.") from error
+        _import(name, f"modules={name!r}")
+
+
+def import_home(path: str, named_by: str) -> None:
+    """Import the module of a class path; nothing where ``path`` is no class path but a short name.
+
+    For what a user's own config or command says, never for what has travelled.
+
+    Args:
+        path: The class path.
+        named_by: The setting and its value, as the error names it.
+
+    Raises:
+        SettingError: If there is no such module.
+    """
+    module = path.rpartition(".")[0]
+    if module:
+        _import(module, named_by)
+
+
+def _import(module: str, named_by: str) -> None:
+    try:
+        import_module(module)
+    except ImportError as error:
+        raise SettingError(f"{named_by} cannot be imported: {reason(error)}.") from error
 
 
 def subclasses(base: type[T]) -> Iterator[type[T]]:
@@ -39,3 +60,13 @@ def subclasses(base: type[T]) -> Iterator[type[T]]:
         if not inspect.isabstract(kind):
             yield kind
         yield from subclasses(kind)
+
+
+def class_path(kind: type) -> str:
+    """The name by which a config can name a class."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def in_package(kind: type) -> bool:
+    """Whether a class is of this package, and not a user's own."""
+    return kind.__module__.startswith("lcf_lightning.")

@@ -56,7 +56,7 @@ class CacheAdapter(nn.Module):
     @property
     def prepends(self) -> bool:
         """Whether a message becomes tokens before the receiver's own, and does not edit these."""
-        return self.config.settings.prepends
+        return self.pooler is not None and self.pooler.prepends
 
     @property
     def poolable(self) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 
 import lcf_lightning.adapter.fusers
 import lcf_lightning.adapter.poolers  # noqa: F401 - the parts of this package are known from here on
-from lcf_lightning.adapter.parts import Fuser, PartName, PartShape, Pooler, import_part, part_class, short_name
+from lcf_lightning.adapter.parts import Fuser, PartName, PartShape, Pooler, part_class, short_name, split_name
+from lcf_lightning.discovery import import_home
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.models.geometry import Geometry
 
@@ -107,7 +108,8 @@ class AdapterSettings:
         """Import the modules of parts that are named by class path. For a user's own config only: a config is code."""
         for part in (self.fuser, self.pooler):
             if part is not None:
-                import_part(part)
+                path, _ = split_name(part)
+                import_home(path, f"class_path={path!r}")
 
     def require_parts(self) -> None:
         """Raise a SettingError unless the parts have been imported and take these settings."""

@@ -11,12 +11,11 @@ import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
-from lcf_lightning.discovery import subclasses
+from lcf_lightning.discovery import class_path, in_package, subclasses
 from lcf_lightning.errors import LCFError, SettingError, reason
 from lcf_lightning.models.geometry import KV, Geometry
 
@@ -164,28 +163,14 @@ def known_parts(base: type[PartT]) -> dict[str, type[PartT]]:
     """Every part that has been imported, by class path and by alias."""
     parts: dict[str, type[PartT]] = {}
     for part in subclasses(base):
-        names = (f"{part.__module__}.{part.__qualname__}", _alias(part))
+        names = (class_path(part), _alias(part))
         parts |= {name: part for name in names if name is not None}
     return parts
 
 
 def _alias(part: type[Pooler] | type[Fuser]) -> str | None:
     """A part's short name; only those of this package have one, so that no import changes what a config means."""
-    return part.alias if part.__module__.startswith("lcf_lightning.") else None
-
-
-def import_part(part: PartName) -> None:
-    """Import the module of a class path. For what a user's own config says, never for what has travelled.
-
-    Raises:
-        SettingError: If there is no such module.
-    """
-    module = split_name(part)[0].rpartition(".")[0]
-    if module:
-        try:
-            import_module(module)
-        except ImportError as error:
-            raise SettingError(f"class_path={split_name(part)[0]!r} cannot be imported: {reason(error)}.") from error
+    return part.alias if in_package(part) else None
 
 
 def part_class(base: type[PartT], part: PartName) -> type[PartT]:

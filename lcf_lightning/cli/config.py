@@ -94,8 +94,7 @@ class FitConfig:
         Raises:
             SettingError: If the config names none, or one that is not for a pair.
         """
-        if self.values["data"] is None:
-            raise SettingError("data=null must name a data module, such as ContextMismatchDataModule.")
+        require_data(self.values["data"])
         parser = LightningArgumentParser()
         parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
         data = parser.instantiate(Namespace(data=self.values["data"]))["data"]
@@ -159,6 +158,12 @@ def parse(command: Command, options: type[OptionsT], args: list[str]) -> tuple[O
     import_named(values["modules"])
     given = {field.name: values.pop(field.name) for field in fields(options)}  # type: ignore[arg-type]
     return options(**given), FitConfig(values)
+
+
+def require_data(data: object) -> None:
+    """Raise a SettingError unless a config names a data module; `params` alone needs none."""
+    if data is None:
+        raise SettingError("data=null must name a data module, such as ContextMismatchDataModule.")
 
 
 def require_limit(limit: int | None) -> None:

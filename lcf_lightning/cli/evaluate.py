@@ -23,6 +23,7 @@ from lcf_lightning.adapter.folder import WEIGHTS_FILE
 from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
 from lcf_lightning.data.datamodule import PairDataModule
+from lcf_lightning.discovery import class_path, in_package
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import default_arms, find_arm, require_arms
 from lcf_lightning.evaluation.latency import Latency, batches_of_one, measure
@@ -118,17 +119,15 @@ def _output(
 
 def _own_code(options: EvaluateOptions, adapter: CacheAdapter) -> dict[str, str]:
     """Parts and arms that are not of this package, with their settings: who changes them gets other answers."""
-    settings: dict[type, Any] = {
-        type(adapter.pooler): adapter.config.settings.pooler,
-        type(adapter.fuser): adapter.config.settings.fuser,
-    }
-    kinds = [*settings, *(type(find_arm(arm)) for arm in options.arms or ())]
-    own = [kind for kind in kinds if not kind.__module__.startswith("lcf_lightning.") and kind is not type(None)]
+    settings = adapter.config.settings
+    parts: dict[type, Any] = {type(adapter.fuser): settings.fuser}
+    if adapter.pooler is not None:
+        parts[type(adapter.pooler)] = settings.pooler
+    kinds = [*parts, *(type(find_arm(arm)) for arm in options.arms or ())]
     return {
-        f"{kind.__module__}.{kind.__qualname__}": hashlib.sha256(
-            f"{inspect.getsource(kind)}{settings.get(kind)}".encode()
-        ).hexdigest()
-        for kind in own
+        class_path(kind): hashlib.sha256(f"{inspect.getsource(kind)}{parts.get(kind)}".encode()).hexdigest()
+        for kind in kinds
+        if not in_package(kind)
     }
 
 

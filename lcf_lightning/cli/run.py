@@ -21,7 +21,7 @@ from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy, GateMo
 from lcf_lightning.callbacks.accuracy import gathered
 from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint, steps_of
 from lcf_lightning.cli.commands import Command
-from lcf_lightning.cli.config import TRAINER_DEFAULTS, add_links
+from lcf_lightning.cli.config import TRAINER_DEFAULTS, add_links, require_data
 from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.cli.parser import LCFParser
 from lcf_lightning.discovery import import_named
@@ -71,8 +71,7 @@ class LCFCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         import_named(self._get(self.config, "modules"))
         self.config[str(self.subcommand)]["base"] = None  # what is saved stands alone
-        if self._get(self.config, "data") is None:
-            raise SettingError("data=null must name a data module, such as ContextMismatchDataModule.")
+        require_data(self._get(self.config, "data"))
         self._check_checkpoint()
         self._check_run_folder()
 

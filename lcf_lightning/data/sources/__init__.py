@@ -3,7 +3,7 @@
 from typing import Any
 
 from lcf_lightning.data.sources.source import RowSource, Source
-from lcf_lightning.discovery import import_modules, subclasses
+from lcf_lightning.discovery import import_modules, in_package, subclasses
 
 import_modules(__name__)
 
@@ -16,7 +16,7 @@ def known_sources() -> list[str]:
 
 
 def _inside() -> dict[str, type[Source]]:
-    return {kind.__name__: kind for kind in subclasses(Source) if kind.__module__.startswith(f"{__name__}.")}
+    return {kind.__name__: kind for kind in subclasses(Source) if in_package(kind)}
 
 
 def __getattr__(name: str) -> Any:

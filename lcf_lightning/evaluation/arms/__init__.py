@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from importlib import import_module
 
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
-from lcf_lightning.discovery import import_modules, subclasses
-from lcf_lightning.errors import SettingError, reason
+from lcf_lightning.discovery import class_path, import_home, import_modules, in_package, subclasses
+from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms.arm import Arm, TimedRun, readable
 
 import_modules(__name__)
@@ -22,14 +21,9 @@ def find_arm(name: str) -> Arm:
     Raises:
         SettingError: If there is none.
     """
-    module, _, kind = name.rpartition(".")
-    if module:
-        try:
-            import_module(module)
-        except ImportError as error:
-            raise SettingError(f"arm {name!r} cannot be imported: {reason(error)}.") from error
+    import_home(name, f"arm {name!r}")
     for arm in subclasses(Arm):
-        named = arm() if (arm.__module__, arm.__qualname__) == (module, kind) else arm.named(name)
+        named = arm() if class_path(arm) == name else arm.named(name)
         if named is not None:
             return named
     raise SettingError(f"arm {name!r} must be {_allowed()}.")
@@ -41,7 +35,7 @@ def _allowed() -> str:
 
 def known_arms() -> list[str]:
     """Names of the arms of this package, in the order of reports; of ``t2t_N`` the usual ones."""
-    inside = [kind for kind in subclasses(Arm) if kind.__module__.startswith(__name__)]
+    inside = [kind for kind in subclasses(Arm) if in_package(kind)]
     usual = [arm for kind in inside for arm in kind.usual()]
     return [arm.name for arm in sorted(usual, key=lambda arm: arm.place)]
 
