@@ -33,7 +33,7 @@ def decoder(
 ) -> Decoder:
     """The receiver's caches, edited by the messages, and what is to be decoded on them."""
     link = channel.link
-    decoding = Decoding.of(link.receiver, max_new_tokens, options)
+    decoding = Decoding.of(link.receiver, max_new_tokens, options, channel.prompts.stop)
     received = [_received(channel, message) for message in messages]
     tokens, last = _prompts(channel, questions, passages)
     if link.shared:
@@ -49,8 +49,7 @@ def decoder(
     with watch("receiver_prefill"):
         cache = link.read_receiver(tokens)
     with watch("fuse"):
-        summaries = Summaries(KV(keys, values), present)
-        cache = link.fuse(cache, summaries if link.shared else channel.adapter.merge(summaries))
+        cache = link.fuse(cache, link.merge(Summaries(KV(keys, values), present)))
         if not all(bool(torch.isfinite(side[layer]).all()) for side in (cache.keys, cache.values) for layer in layers):
             raise MessageError("this message edits the receiver's cache to values that are not finite.")
     return Decoder(link.receiver, cache, tokens.ids, tokens.mask, last, watch, decoding)

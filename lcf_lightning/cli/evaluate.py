@@ -31,7 +31,8 @@ from lcf_lightning.evaluation.markdown import conclusions, to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
 from lcf_lightning.evaluation.prediction import Prediction
 from lcf_lightning.evaluation.predictions import predict_all
-from lcf_lightning.evaluation.report import arms_table, build_report, summarise
+from lcf_lightning.evaluation.report import build_report, summarise
+from lcf_lightning.evaluation.tables import arms_table
 from lcf_lightning.files import move_aside, write_text
 from lcf_lightning.link import Link
 from lcf_lightning.models.spec import ModelSpec

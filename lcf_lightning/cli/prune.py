@@ -20,7 +20,7 @@ from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.layer_importance import Pruning, choose, curve, rank_layers
 from lcf_lightning.evaluation.markdown import pruning_page
 from lcf_lightning.evaluation.plots import pruning_figure, save
-from lcf_lightning.evaluation.report import pruning_table
+from lcf_lightning.evaluation.tables import pruning_table
 from lcf_lightning.files import write_text
 from lcf_lightning.writer import Writer
 

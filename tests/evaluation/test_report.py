@@ -11,11 +11,13 @@ from matplotlib.text import Text
 from rich.console import Console
 
 from lcf_lightning.evaluation.arms import find_arm
-from lcf_lightning.evaluation.latency import ArmLatency, Latency, Spread
+from lcf_lightning.evaluation.latency import ArmLatency, Latency
 from lcf_lightning.evaluation.markdown import to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
 from lcf_lightning.evaluation.prediction import Prediction
-from lcf_lightning.evaluation.report import Report, arms_table, build_report, summarise
+from lcf_lightning.evaluation.report import Report, build_report, summarise
+from lcf_lightning.evaluation.tables import arms_table
+from lcf_lightning.evaluation.writing import Spread, Writing
 from tests.evaluation.answers import answer as made
 
 
@@ -60,12 +62,14 @@ def latency() -> Latency:
         slower = Spread(median=ttft, min=ttft * 0.9, max=ttft * 1.2)
         return ArmLatency(
             stages=stages, ttft=slower, ttft_side_by_side=slower, end_of_answer=slower, to_floor=spread,
-            to_floor_side_by_side=spread, sent_bytes=2048, written_tokens=50,
+            to_floor_side_by_side=spread, sent_bytes={"float16": 2048, "int8": 1100}, written_tokens=50,
         )  # fmt: skip
 
     return Latency(
         arms={"message": arm(20), "own_context": arm(10), "t2t_50": arm(80), "t2t_200": arm(300)},
         floor=spread, floor_side_by_side=spread, ttft_vs_t2t={"50": Spread(median=4.0, min=3.5, max=4.5)},
+        ttft_vs_t2t_side_by_side={"50": Spread(median=3.0, min=2.5, max=3.5)},
+        writing=Writing(budget=50, cache="static", tokens_per_second=spread, to_generate=spread),
         repeats=7, warmup=2, device="cpu", threads=1,
     )  # fmt: skip
 
