@@ -65,7 +65,7 @@ class Latency(TypedDict):
         floor_side_by_side: The slower prefill and one decoding step.
         ttft_vs_t2t: Per budget N, the time to first token of ``t2t_N`` over that of the message, paired by repeat.
         ttft_vs_t2t_side_by_side: The same, both side by side.
-        writing: How fast the sharer writes; null where no text was timed.
+        writing: How fast the sharer writes; null where no text was timed, or its cache was given.
         repeats: Measurements of each arm.
         warmup: Measurements thrown away before.
         device: What it ran on.
@@ -99,6 +99,7 @@ def measure(
     max_new_tokens: int,
     repeats: int,
     warmup: int = 2,
+    static_cache: bool | None = None,
 ) -> Latency:
     """Time every arm ``repeats`` times, in turn, each time on the next of the batches.
 
@@ -110,6 +111,8 @@ def measure(
         max_new_tokens: Longest answer, in receiver tokens.
         repeats: At least 1.
         warmup: Repeats thrown away first.
+        static_cache: Whether texts are written on a cache of fixed size (`write_texts`); null to find out which is
+            faster here, and to say how fast that is.
 
     Raises:
         SettingError: If a batch holds more than one example or a number is out of range.
@@ -121,12 +124,14 @@ def measure(
     link = link.without_prefills()  # kept ones would hide what is timed
     timed = [arm for arm in map(find_arm, dict.fromkeys(["message", *arms])) if arm.timed]
     budgets = [arm.budget for arm in timed if arm.budget]
-    writing = measure_writing(link, writer, batches, min(budgets), min(repeats, 5)) if budgets else None
-    static_cache = writing is not None and writing["cache"] == "static"
+    writing = None
+    if budgets and static_cache is None:
+        writing = measure_writing(link, writer, batches, min(budgets), min(repeats, 5))
+        static_cache = writing["cache"] == "static"
     runs: dict[str, list[TimedRun]] = {arm.name: [] for arm in timed}
     for repeat in range(-warmup, repeats):
         for arm in timed:
-            run = _run(link, writer, batches[repeat % len(batches)], arm, max_new_tokens, static_cache)
+            run = _run(link, writer, batches[repeat % len(batches)], arm, max_new_tokens, bool(static_cache))
             if repeat >= 0:
                 runs[arm.name].append(run)
     return _latency(runs, origin_of(link.adapter), writing, repeats, warmup, link.receiver.device)

@@ -29,12 +29,12 @@ def comparison_table(comparisons: dict[str, Corrected], first: str, second: str,
     """Two evaluations against each other, as one table for the terminal."""
     caption = f"McNemar: exact, one-sided; is the first better? Holm over {count_tests(comparisons.values())} tests"
     table = Table(title=f"{arm}: {first} against {second}", caption=caption)
-    for column in ("questions", "n", "difference", "loss (nats)", "only first", "only second", "McNemar p", "Holm"):
+    for column in ("questions", "n", "difference", "only first right", "only second right", "McNemar p", "Holm"):
         table.add_column(column, justify="left" if column == "questions" else "right")
     for name, row in comparisons.items():
-        gains = (format_estimate(gain, signed=True) for gain in (row["gain"], row["gain_loss"]))
+        gain = format_estimate(row["gain"] or row["gain_loss"], signed=True)  # of open-ended questions nats of loss
         counts = (str(row["only_first"]), str(row["only_second"]))
-        table.add_row(name, str(row["n"]), *gains, *counts, *map(format_p, (row["mcnemar_p"], row["mcnemar_holm"])))
+        table.add_row(name, str(row["n"]), gain, *counts, *map(format_p, (row["mcnemar_p"], row["mcnemar_holm"])))
     return table
 
 

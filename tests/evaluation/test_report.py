@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -79,7 +80,11 @@ def report() -> Report:
     for arm, right in (("own_context", 1), ("t2t_50", 6), ("t2t_200", 8), ("message", 9), ("mismatched", 2)):
         rows += [made(str(i), arm, float(i < right), partner_answers=("coffee",)) for i in range(10)]
         rows += [made("own", arm, 1.0, needs_sharer=False, partner_answers=("coffee",))]
-    return build_report(rows, latency(), {"command": "python -m lcf_lightning evaluate", "seed": 42})
+    rows = [replace(row, text_cut=row.id in "012") if row.arm.startswith("t2t") else row for row in rows]
+    prompts = {"text_request": "Tell me.", "text_chat": True, "text_place": "after"}
+    return build_report(
+        rows, latency(), {"command": "python -m lcf_lightning evaluate", "seed": 42, "prompts": prompts}
+    )
 
 
 def test_a_report_has_intervals_around_the_summarys_means() -> None:
@@ -106,13 +111,23 @@ def test_the_page_shows_every_figure() -> None:
         assert f"[{figures['exact_match']['low']:.3f}, {figures['exact_match']['high']:.3f}]" in row
     gain = found["audit"]["comparisons"]["content_attributable_gain"]
     assert "| content attributable gain (message − mismatched) | +0.700" in page
-    assert f"McNemar p = {gain['mcnemar_p']:.2g} (7 questions against 0)" in page
+    assert f"McNemar p = {gain['mcnemar_holm']:.2g} (7 questions against 0)" in page
+    assert gain["mcnemar_holm"] > gain["mcnemar_p"]
+    assert f"corrected over the {found['audit']['tests']} tests of this report" in page
+    assert "Message − T2T-200 (text at its better, n = 10): exact match +0.100" in page
+    assert "dealt at random" in page
+    assert "*tea* is right in 1.000 [0.722, 1.000], the best of 1 answers" in page
+    assert "2,048 (float16), 1,100 (int8)" in page
+    assert "side by side 3.00 (2.50–3.50)" in page
+    assert "10.00 (9.00–12.00) × plain `generate`" in page
+    assert "| T2T-50 | 50 | 0.273 [0.097, 0.566] | 11 |" in page  # of own questions too
+    assert "`'Tell me.'`, as a turn of its chat template: True" in page
     assert "T2T-50 (50 tokens written) / message = 4.00 (3.50–4.50)" in page
     assert "Follow rate" in page
     assert "- command: python -m lcf_lightning evaluate" in page
     assert "questions that the receiver can answer alone" in page
     widths = [{line.count("|") for line in block.splitlines()} for block in page.split("\n\n") if block.startswith("|")]
-    assert len(widths) == 5
+    assert len(widths) == 6
     assert all(len(width) == 1 for width in widths)  # no row of any table lacks a cell
 
 
