@@ -166,8 +166,9 @@ def _predictions(
 
 def _facts(config: FitConfig, folder: Path, adapter: CacheAdapter, data: PairDataModule, link: Link) -> dict[str, Any]:
     trained = adapter.config.metadata
-    packages = ("lcf-lightning", "torch", "transformers", "lightning")
+    packages = ("torch", "transformers", "lightning")
     return {
+        "made_by": f"lcf-lightning {version('lcf-lightning')}",
         "adapter": str(folder),
         "training_steps": trained.get("steps"),
         "training_seed": trained.get("seed"),
