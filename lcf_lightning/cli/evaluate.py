@@ -52,7 +52,7 @@ class EvaluateOptions:
         arms: Arms to run, ``t2t_N`` for any N ≥ 1, or class paths of your own; by default all that apply.
         output: Folder to write; by default evaluation/ or evaluation_ADAPTER/ of the run.
         repeats: Measurements of each arm's latency; 0 for none.
-        limit: Only the first so many examples; null for all.
+        limit: A seeded sample of so many examples, from every benchmark in proportion; null for all.
     """
 
     adapter: str | None = None
@@ -212,7 +212,7 @@ COMMAND = Command(
         ("--config FILE", "the config of the run"),
         ("--arms [ARM,…]", "arms to run: names, t2t_N, class paths of your own (default: all that apply)"),
         ("--adapter FOLDER", "another adapter than the run's, or its id on the hub"),
-        ("--limit N", "only the first so many examples"),
+        ("--limit N", "a seeded sample of N examples, from every benchmark in proportion"),
         ("--repeats N", "measurements of each arm's latency (default: 10; 0 for none)"),
     ),
     example="--config configs/quickstart.yaml",

@@ -144,6 +144,10 @@ class PromptEncoder:
         ids, spans, layout = self._encoded(segments, example.history)
         return Encoded(ids, spans), layout
 
+    def contents(self, example: Example) -> list[str]:
+        """The texts of an example that both models read: what stands in the odd pieces of its prompt's `Layout`."""
+        return self._contents(self._segments(example.shared, example.question), example.history)[1]
+
     def text_prompt(self, passages: Sequence[Passage], question: str, history: History = ()) -> Encoded:
         """The prompt that asks for a text about some passages (T2T)."""
         shown = question if self.settings.share_question else ""
@@ -166,10 +170,8 @@ class PromptEncoder:
 
     def _encoded(self, segments: list[tuple[str, int]], history: History) -> tuple[list[int], list[int], Layout]:
         """Token ids, span ids and layout of a chat whose last turn is ``segments``."""
-        if not self.settings.chat:  # one text, the earlier turns before the last
-            segments = [(self._turn(*turn), _NONE) for turn in history] + segments
+        segments, contents = self._contents(segments, history)
         text = "".join(segment for segment, _ in segments)
-        contents = [part.strip() for part in chain(*history, [text])] if self.settings.chat else [text]
         ids, layout = self._tokenized(self._wrapped(contents))
         ends = list(accumulate(len(segment) for segment, _ in segments))
         labels = [label for _, label in segments]
@@ -183,6 +185,13 @@ class PromptEncoder:
             else:
                 spans.append(after if last > 0 else labels[bisect_right(ends, end - 1 + stripped)])
         return ids, self._windows(spans), layout
+
+    def _contents(self, segments: list[tuple[str, int]], history: History) -> tuple[list[tuple[str, int]], list[str]]:
+        """The last turn's segments, and the texts of all turns; without a chat template all turns are one."""
+        if not self.settings.chat:
+            segments = [(self._turn(*turn), _NONE) for turn in history] + segments
+        text = "".join(segment for segment, _ in segments)
+        return segments, [part.strip() for part in chain(*history, [text])] if self.settings.chat else [text]
 
     def _tokenized(self, pieces: list[str]) -> tuple[list[int], Layout]:
         """Token ids of a text in pieces, and where they stand in them; a token belongs where its last character is."""

@@ -105,7 +105,7 @@ class ArmCaches:
 
     def message_of(self, examples: Sequence[Example], passages: Reads) -> Summaries:
         """What the sharer sends where it reads ``passages`` of other examples."""
-        tokens, index = self.collator.message_of(examples, passages, self.batch.receiver)
+        tokens, index = self.collator.message_of(examples, passages, self.batch.examples)
         device = self.link.sharer.device
         return self.link.pool(self.link.read_sharer(tokens.to(device)), index.to(device))
 
