@@ -63,7 +63,11 @@ def test_an_answer_is_read_for_its_own_example_only(module: LCFModule, batch: Ba
 def test_a_mismatched_answer_holds_for_its_partner_only(module: LCFModule, batch: Batch, tmp_path: Path) -> None:
     file, arms = tmp_path / "predictions.jsonl", ["message", "mismatched"]
     first = predict_all(module.link, module.writer, [batch], arms, 3, file)
-    turned = replace(batch, partners=(*batch.partners[1:], batch.partners[0]))
+    others = {row.id: row for row in (*batch.examples, *batch.partners)}.values()
+    turned = replace(batch, partners=tuple(
+        next(other for other in others if other.id not in (row.id, partner.id))
+        for row, partner in zip(batch.examples, batch.partners, strict=True)
+    ))  # fmt: skip
     again = predict_all(module.link, module.writer, [turned], arms, 3, file)
     assert again[: len(batch)] == first[: len(batch)]
     fresh = run_arms(ArmCaches(module.link, module.writer, turned), ["mismatched"], 3)
