@@ -54,9 +54,10 @@ def conclusions(report: Report) -> str:
     if "content_attributable_gain" in audit["comparisons"]:
         gain = audit["comparisons"]["content_attributable_gain"]
         lines.append(f"Content-attributable gain (message − mismatched, n = {gain['n']}): {_gain(gain)}.")
-    for name in dict.fromkeys(audit["over_text"].values()):
-        row = audit["comparisons"][name]
-        lines.append(f"Message − {find_arm(row['second']).label} (text at its better, n = {row['n']}): {_gain(row)}.")
+    texts = [audit["comparisons"][name] for name in audit["over_text"].values()]
+    if texts:
+        gains = "; ".join(f"{find_arm(row['second']).label} {_difference(row)}" for row in texts)
+        lines.append(f"Message − text, each with or without form, whichever is better: {gains}.")
     if audit["follow"] is not None:
         lines.append(_followed(audit["follow"], audit["follow_holm"]))
     if audit["listening_gain"] is not None:
@@ -68,12 +69,18 @@ def conclusions(report: Report) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def _difference(row: Corrected) -> str:
+    """In exact match, or in nats of loss where questions are open-ended."""
+    if row["gain"] is None:
+        return f"{format_estimate(row['gain_loss'], signed=True)} nats of loss"
+    return format_estimate(row["gain"], signed=True)
+
+
 def _gain(row: Corrected) -> str:
     if row["gain"] is None:
-        saved = format_estimate(row["gain_loss"], signed=True)
-        return f"{saved} nats of loss; Wilcoxon p = {format_p(row['wilcoxon_holm'])}"
+        return f"{_difference(row)}; Wilcoxon p = {format_p(row['wilcoxon_holm'])}"
     return (
-        f"exact match {format_estimate(row['gain'], signed=True)}; McNemar p = {format_p(row['mcnemar_holm'])} "
+        f"exact match {_difference(row)}; McNemar p = {format_p(row['mcnemar_holm'])} "
         f"({row['only_first']} questions against {row['only_second']})"
     )
 

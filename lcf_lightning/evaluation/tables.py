@@ -17,7 +17,8 @@ def arms_table(summary: Summary, title: str, caption: str | None = None) -> Tabl
     """The summary as one table for the terminal."""
     table = Table(title=title, caption=caption)
     for column in ("questions", "arm", "exact match", "F1", "loss (nats)", "n"):
-        table.add_column(column, justify="left" if column in ("questions", "arm") else "right")
+        words = column in ("questions", "arm")
+        table.add_column(column, justify="left" if words else "right", no_wrap=words)
     for label, group in (("need the sharer", summary["arms"]), ("receiver's own", summary["own_questions"])):
         for arm, row in group.items():
             scores = (row["exact_match"], row["f1"], row["loss"])

@@ -114,7 +114,8 @@ def test_the_page_shows_every_figure() -> None:
     assert f"McNemar p = {gain['mcnemar_holm']:.2g} (7 questions against 0)" in page
     assert gain["mcnemar_holm"] > gain["mcnemar_p"]
     assert f"corrected over the {found['audit']['tests']} tests of this report" in page
-    assert "Message − T2T-200 (text at its better, n = 10): exact match +0.100" in page
+    assert "Message − text, each with or without form, whichever is better: T2T-50 +0.300" in page
+    assert "; T2T-200 +0.100 [" in page
     assert "dealt at random" in page
     assert "*tea* is right in 1.000 [0.722, 1.000], the best of 1 answers" in page
     assert "2,048 (float16), 1,100 (int8)" in page
