@@ -18,8 +18,8 @@ class WithForm(Arm):
     family = "text"
     needs_different_texts = True
     note = (
-        "*+ form*: the receiver also gets another example's message, and with it the form of answer that the adapter has "
-        "learned; one that believes this message more than the text answers worse. A message is compared with the "
+        "*+ form*: the receiver also gets another example's message, and with it the form of answer that the adapter "
+        "has learned; one that believes this message more than the text answers worse. A message is compared with the "
         "better of a text with and without it."
     )
 
