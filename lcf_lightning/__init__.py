@@ -4,6 +4,7 @@ from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings
 from lcf_lightning.channel import Channel
 from lcf_lightning.data.datamodule import ContextMismatchDataModule, SharedContextDataModule
+from lcf_lightning.likelihood import Score
 from lcf_lightning.message import Message
 from lcf_lightning.models.decoding import Answer
 from lcf_lightning.models.spec import ModelSpec
@@ -19,5 +20,6 @@ __all__ = [
     "LCFModule",
     "Message",
     "ModelSpec",
+    "Score",
     "SharedContextDataModule",
 ]

@@ -15,11 +15,12 @@ from lcf_lightning.data.parsing import Question, Text
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import AdapterFileError, SettingError
+from lcf_lightning.likelihood import Score
 from lcf_lightning.link import Link, Role, spec_of
 from lcf_lightning.message import Message, Origin
 from lcf_lightning.models.decoding import Answer
 from lcf_lightning.models.loading import FrozenModel, geometry_of, load_frozen
-from lcf_lightning.receiving import decoder
+from lcf_lightning.receiving import Received, decoder, scores
 from lcf_lightning.sending import messages as sent_messages
 from lcf_lightning.sending import origin_of, require_lists
 from lcf_lightning.writer import Writer
@@ -132,7 +133,7 @@ class Channel:
     @overload
     def receive(
         self,
-        message: Message | Sequence[Message],
+        message: Received,
         question: Question,
         passages: Text = ...,
         max_new_tokens: int = ...,
@@ -143,7 +144,7 @@ class Channel:
     @overload
     def receive(
         self,
-        message: Message | Sequence[Message],
+        message: Received,
         question: Question,
         passages: Text = ...,
         max_new_tokens: int = ...,
@@ -154,7 +155,7 @@ class Channel:
 
     def receive(
         self,
-        message: Message | Sequence[Message],
+        message: Received,
         question: Question,
         passages: Text = (),
         max_new_tokens: int = 32,
@@ -164,7 +165,7 @@ class Channel:
         """The receiver's answer, given a message and its own passages: the sharer's, where both read the same text.
 
         Args:
-            message: Of one sharer, or of several, whose spans are taken together.
+            message: Of one sharer; of several, whose spans are taken together; or None, for the receiver alone.
             question: As text, or as a chat that ends with it.
             passages: What the receiver has read itself; see `send`.
             max_new_tokens: Longest answer, in receiver tokens.
@@ -184,16 +185,54 @@ class Channel:
 
     def receive_batch(
         self,
-        messages: Sequence[Message | Sequence[Message]],
+        messages: Sequence[Received],
         questions: Sequence[Question],
         passages: Sequence[Text] | None = None,
         max_new_tokens: int = 32,
         **options: Any,
     ) -> list[Answer]:
-        """One answer for each message and question; see `receive`."""
+        """One answer for each message, or None, and question; see `receive`."""
         texts = [()] * len(messages) if passages is None else passages
         require_lists(messages=messages, questions=questions, texts=texts)
         return decoder(self, messages, questions, texts, max_new_tokens, options).answers() if messages else []
+
+    def score(
+        self, message: Received, question: Question, candidates: Sequence[str], passages: Text = ()
+    ) -> list[Score]:
+        """How probable each candidate is as the receiver's answer, given a message and its own passages.
+
+        Args:
+            message: See `receive`.
+            question: As text, or as a chat that ends with it.
+            candidates: Possible answers; each is scored whole, as it follows the prompt, without an end.
+            passages: What the receiver has read itself; see `send`.
+
+        Returns:
+            For each candidate the log probability of all its tokens, in nats, and whether greedy decoding begins with
+            it. Divide by ``len(candidate.encode())`` to compare candidates as `evaluate` does.
+
+        Raises:
+            MessageError: As `receive`.
+            GeometryError: As `receive`.
+            DataError: If a chat cannot be understood, or a candidate is no text of at least one token.
+            SettingError: If this channel has no receiver.
+        """
+        require_lists(candidates=candidates)
+        return scores(self, [message], [question], [passages], [candidates])[0]
+
+    def score_batch(
+        self,
+        messages: Sequence[Received],
+        questions: Sequence[Question],
+        candidates: Sequence[Sequence[str]],
+        passages: Sequence[Text] | None = None,
+    ) -> list[list[Score]]:
+        """The scores of each question's candidates; see `score`."""
+        texts = [()] * len(messages) if passages is None else passages
+        require_lists(messages=messages, questions=questions, candidates=candidates, texts=texts)
+        for of_question in candidates:
+            require_lists(candidates=of_question)
+        return scores(self, messages, questions, texts, candidates) if messages else []
 
     @cached_property
     def prompts(self) -> PromptSettings:

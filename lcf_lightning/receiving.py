@@ -1,18 +1,21 @@
-"""The receiver's half of a `Channel`: from messages to what is decoded."""
+"""The receiver's half of a `Channel`: from messages to what is decoded, or scored."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
-from lcf_lightning.data.tokens import Tokens, split_last
+from lcf_lightning.data.prompts import PromptEncoder
+from lcf_lightning.data.tokens import Encoded, Tokens, split_last
 from lcf_lightning.errors import DataError, MessageError
+from lcf_lightning.likelihood import Candidate, Score, score_candidates
 from lcf_lightning.message import Message, together
+from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.decoding import Decoder, Decoding
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.sending import digests, warn_of_dropped
@@ -21,45 +24,113 @@ from lcf_lightning.stopwatch import Stopwatch
 if TYPE_CHECKING:
     from lcf_lightning.channel import Channel
 
+Received = Message | Sequence[Message] | None
+"""A message, several that are heard together, or None: the receiver alone."""
+
+AT_ONCE = 8
+"""Candidates that are scored at once, at least; each needs a copy of its prompt's cache."""
+
+
+class Heard(NamedTuple):
+    """Prompts that the receiver has read and messages that it has heard.
+
+    Attributes:
+        cache: Of all prompt tokens but the last, edited by the messages.
+        tokens: These prompt tokens.
+        last: ``[batch, 1]``, int64: the last prompt tokens.
+        watch: What the stages took.
+    """
+
+    cache: KVCache
+    tokens: Tokens
+    last: Tensor
+    watch: Stopwatch
+
 
 @torch.no_grad()
 def decoder(
     channel: Channel,
-    messages: Sequence[Message | Sequence[Message]],
+    messages: Sequence[Received],
     questions: Sequence[Question],
     passages: Sequence[Text],
     max_new_tokens: int,
     options: dict[str, Any],
 ) -> Decoder:
     """The receiver's caches, edited by the messages, and what is to be decoded on them."""
-    link = channel.link
-    decoding = Decoding.of(link.receiver, max_new_tokens, options, channel.prompts.stop)
+    decoding = Decoding.of(channel.link.receiver, max_new_tokens, options, channel.prompts.stop)
+    cache, tokens, last, watch = _heard(channel, messages, questions, passages)
+    return Decoder(channel.link.receiver, cache, tokens.ids, tokens.mask, last, watch, decoding)
+
+
+@torch.no_grad()
+def scores(
+    channel: Channel,
+    messages: Sequence[Received],
+    questions: Sequence[Question],
+    passages: Sequence[Text],
+    candidates: Sequence[Sequence[str]],
+) -> list[list[Score]]:
+    """How probable each question's candidates are as the receiver's answer; see `Channel.score`."""
+    encoder = channel.writer.encoder(channel.prompts, "receiver")
+    tokens = [[_candidate(encoder, text) for text in texts] for texts in candidates]
+    heard = _heard(channel, messages, questions, passages)
+    flat = [Candidate(row, ids) for row, of_row in enumerate(tokens) for ids in of_row]
+    found = iter(score_candidates(channel.link, heard.cache, heard.last, flat, max(len(questions), AT_ONCE)))
+    return [[next(found) for _ in texts] for texts in candidates]
+
+
+def _heard(
+    channel: Channel, messages: Sequence[Received], questions: Sequence[Question], passages: Sequence[Text]
+) -> Heard:
+    """The one path to an answer: the receiver reads its prompts, and its caches are edited by the messages."""
     received = [_received(channel, message) for message in messages]
-    tokens, last = _prompts(channel, questions, passages)
-    if link.shared:
-        sent_for = [[(message.prompt, message.spans) for message in several] for several in received]
-        asked = zip(digests(tokens), tokens.mask.sum(1).tolist(), strict=True)
-        if sent_for != [[prompt] for prompt in asked]:
-            raise MessageError(
-                "message of another text: where both models read the same, send and receive need the same passages "
-                "and question, and each question one message."
-            )
-    keys, values, present = together(received, channel.adapter.gates.logits)
-    watch, layers = Stopwatch(link.receiver.device), channel.adapter.config.receiver_layers
+    prompts = _prompts(channel, questions, passages)
+    warn_of_dropped(prompts, "receiver")
+    tokens, last = split_last(prompts, channel.writer.pad_id("receiver"), channel.link.receiver.device)
+    if channel.link.shared:
+        _require_same_text(received, tokens)
+    watch = Stopwatch(channel.link.receiver.device)
     with watch("receiver_prefill"):
-        cache = link.read_receiver(tokens)
+        cache = channel.link.read_receiver(tokens)
+    told = [row for row, several in enumerate(received) if several]
     with watch("fuse"):
-        cache = link.fuse(cache, link.merge(Summaries(KV(keys, values), present)))
-        if not all(bool(torch.isfinite(side[layer]).all()) for side in (cache.keys, cache.values) for layer in layers):
-            raise MessageError("this message edits the receiver's cache to values that are not finite.")
-    return Decoder(link.receiver, cache, tokens.ids, tokens.mask, last, watch, decoding)
+        if len(told) == len(received):
+            cache = _fused(channel, received, cache)
+        elif told:
+            rows = torch.tensor(told, device=last.device)
+            cache = cache.with_rows(rows, _fused(channel, [received[row] for row in told], cache.rows(rows)))
+    return Heard(cache, tokens, last, watch)
 
 
-def _received(channel: Channel, given: Message | Sequence[Message]) -> list[Message]:
-    """The messages to one question, if they may be heard together."""
+def _fused(channel: Channel, received: Sequence[Sequence[Message]], cache: KVCache) -> KVCache:
+    """The receiver's caches, each edited by its messages, of which there is one at least."""
+    link = channel.link
+    keys, values, present = together(received, channel.adapter.gates.logits)
+    edited = link.fuse(cache, link.merge(Summaries(KV(keys, values), present)))
+    layers = channel.adapter.config.receiver_layers
+    if not all(bool(torch.isfinite(side[layer]).all()) for side in (edited.keys, edited.values) for layer in layers):
+        raise MessageError("this message edits the receiver's cache to values that are not finite.")
+    return edited
+
+
+def _require_same_text(received: Sequence[Sequence[Message]], tokens: Tokens) -> None:
+    """Refuse messages that were not sent for just these prompts."""
+    sent_for = [[(message.prompt, message.spans) for message in several] for several in received]
+    asked = zip(digests(tokens), tokens.mask.sum(1).tolist(), strict=True)
+    if any(several and several != [prompt] for several, prompt in zip(sent_for, asked, strict=True)):
+        raise MessageError(
+            "message of another text: where both models read the same, send and receive need the same passages "
+            "and question, and each question one message."
+        )
+
+
+def _received(channel: Channel, given: Received) -> list[Message]:
+    """The messages to one question, if they may be heard together; none where the receiver answers alone."""
+    if given is None:
+        return []
     several = list(given) if isinstance(given, Sequence) else [given]
     if not several:
-        raise DataError("receive needs at least one message for each question.")
+        raise DataError("receive needs at least one message for each question, or None for the receiver alone.")
     if not all(isinstance(message, Message) for message in several):
         raise MessageError("receive takes a Message, or several; `Message.from_bytes` reads what has travelled.")
     if len(several) > 1 and any(message.pooled for message in several):
@@ -69,12 +140,22 @@ def _received(channel: Channel, given: Message | Sequence[Message]) -> list[Mess
     return several
 
 
-def _prompts(channel: Channel, questions: Sequence[Question], passages: Sequence[Text]) -> tuple[Tokens, Tensor]:
-    """What the receiver reads itself: all but the last token, and it."""
+def _prompts(channel: Channel, questions: Sequence[Question], passages: Sequence[Text]) -> list[Encoded]:
+    """What the receiver reads itself."""
     texts = [parse_passages(text) for text in passages]
     asked = [parse_question(question) for question in questions]
     prompts = channel.writer.prompts("receiver", channel.prompts, texts, asked, unlimited=channel.link.shared)
-    warn_of_dropped(prompts, "receiver")
     if min(len(prompt.ids) for prompt in prompts) < 2:
         raise DataError("the receiver's prompt must have at least two tokens: the last is read after the message.")
-    return split_last(prompts, channel.writer.pad_id("receiver"), channel.link.receiver.device)
+    return prompts
+
+
+def _candidate(encoder: PromptEncoder, text: str) -> list[int]:
+    """The tokens of a candidate.
+
+    Raises:
+        DataError: If it is no text, or one without any token.
+    """
+    if not isinstance(text, str) or not (ids := encoder.candidate(text)):
+        raise DataError(f"candidate {text!r:.60} must be a text of at least one token.")
+    return ids

@@ -18,6 +18,7 @@ from lcf_lightning.data.tokens import pad_right
 from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.evaluation.scoring import Scores, score
+from lcf_lightning.likelihood import Candidate, score_candidates
 from lcf_lightning.link import Link
 from lcf_lightning.models.decoding import cut, generate
 
@@ -174,18 +175,11 @@ def _choice_scores(caches: ArmCaches, reading: Reading, encoder: PromptEncoder) 
     Per byte, so that neither a choice's length nor the tokenizer's cut of it counts against it.
     """
     choices = [(row, choice) for row, example in enumerate(caches.batch.examples) for choice in example.choices]
-    tokens = [encoder.candidate(choice) for _, choice in choices]
-    scores = [0.0] * len(choices)
-    order = sorted(range(len(choices)), key=lambda at: len(tokens[at]))  # like lengths together: little is padding
-    for start in range(0, len(order), len(caches.batch)):
-        part = order[start : start + len(caches.batch)]
-        ids, mask = (made.to(reading.last.device) for made in pad_right([tokens[at] for at in part], encoder.pad_id))
-        rows = torch.tensor([choices[at][0] for at in part], device=reading.last.device)
-        choice = reading._replace(cache=reading.cache.rows(rows), last=reading.last[rows])
-        losses = _mean_loss(_logits(caches.link, choice, ids, mask), ids, mask) * mask.sum(-1)
-        for at, loss in zip(part, losses.tolist(), strict=True):
-            scores[at] = -loss / len(choices[at][1].encode())
-    return scores
+    candidates = [Candidate(row, encoder.candidate(choice)) for row, choice in choices]
+    found = score_candidates(
+        caches.link, reading.cache, reading.last, candidates, at_once=len(caches.batch), role=reading.role
+    )
+    return [each.log_probability / len(choice.encode()) for each, (_, choice) in zip(found, choices, strict=True)]
 
 
 def answer_losses(link: Link, reading: Reading, batch: Batch) -> Tensor:

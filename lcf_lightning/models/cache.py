@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 
 from lcf_lightning.errors import GeometryError
@@ -111,6 +112,15 @@ class KVCache:
         """The cache of some rows of the batch, ``index`` ``[rows]``, int64, in that order; a row may come twice."""
         keys, values = (tuple(tensor[index] for tensor in tensors) for tensors in (self.keys, self.values))
         return KVCache(keys, values, self.mask[index])
+
+    def with_rows(self, index: Tensor, other: KVCache) -> KVCache:
+        """The cache with the rows of ``other``, which is as long or longer, in place of those at ``index``."""
+        width = other.mask.shape[1] - self.mask.shape[1]
+        keys, values = (
+            tuple(pad(mine, (0, 0, width, 0)).index_copy(0, index, theirs) for mine, theirs in zip(*both, strict=True))
+            for both in ((self.keys, other.keys), (self.values, other.values))
+        )
+        return KVCache(keys, values, pad(self.mask, (width, 0)).index_copy(0, index, other.mask))
 
     def without_last(self) -> KVCache:
         """The cache before the last token was read."""

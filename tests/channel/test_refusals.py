@@ -113,7 +113,7 @@ def test_what_cannot_be_sent_or_received_is_refused(channel: Channel) -> None:
         with pytest.raises(DataError, match="of a batch must be a list, not (str|NoneType)"):
             channel.send_batch(*batch)  # type: ignore[arg-type]
     assert channel.send_batch([], []) == channel.receive_batch([], []) == []
-    for nothing in (None, 5, message.to_bytes(), [message, None]):
+    for nothing in (5, message.to_bytes(), [message, None], [None]):
         with pytest.raises(MessageError, match="receive takes a Message, or several; `Message.from_bytes` reads what"):
             channel.receive(nothing, "likes ada")  # type: ignore[arg-type]
     for text in (None, 5, {"role": "user", "content": "tea"}, b"tea"):
