@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from lcf_lightning import Channel, ModelSpec, SharedContextDataModule
 from lcf_lightning.data.prompts import PromptSettings
@@ -26,7 +27,7 @@ lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip i
 from lm_eval.api.instance import Instance  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 
-from lcf_lightning.evaluation.harness import Fields, HarnessModel  # noqa: E402
+from lcf_lightning.evaluation.harness import Fields, HarnessModel, main  # noqa: E402
 
 Spec = Callable[[str], ModelSpec]
 # Of the same letters, or nearly: what random models find about equally probable.
@@ -138,6 +139,22 @@ def test_the_sharer_reads_the_rows_fields_where_the_two_differ(
             scores[messages, row["id"]] = [score.log_probability for score in expected]
     for row in ROWS:
         assert scores["own", row["id"]] != pytest.approx(scores["none", row["id"]], abs=1e-2)
+
+
+def test_its_command_line_knows_the_model_class(
+    spec: Spec, tmp_path: Path, rows: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the task in a file, and on the device that the harness says of itself."""
+    folder = saved(spec, tmp_path / "adapter", pooler=None)
+    task = TASK | {"dataset_kwargs": {"data_files": {"test": rows}, "cache_dir": str(tmp_path / "cache")}}
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "places.yaml").write_text(yaml.safe_dump(task))
+    for messages in ("own", "none"):
+        arguments = ["run", "--model", "lcf", "--model_args", f"adapter={folder},messages={messages}"]
+        arguments += ["--include_path", str(tmp_path / "tasks"), "--tasks", "places"]
+        monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
+        main()
+        assert "acc_bytes" in capsys.readouterr().out
 
 
 def test_a_function_of_the_row_feeds_the_sharer_too(spec: Spec, tmp_path: Path) -> None:
