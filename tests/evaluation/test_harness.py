@@ -29,7 +29,7 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from lcf_lightning.evaluation.harness import Fields, HarnessModel  # noqa: E402
 
 Spec = Callable[[str], ModelSpec]
-CHOICES = ["a long way off", "far", "near the river", "here", "in the bathroom", "tea"]
+CHOICES = ["tea", "owl", "far", "inn", "sky", "hut"]
 NAMES = ["Mary", "the sharer", "John", "it", "the cat", "ada", "everyone else", "bob"]
 ROWS = [
     {"id": f"{name}{shift}", "question": f"Where is {name}?", "choices": CHOICES[shift : shift + 3],
