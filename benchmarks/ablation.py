@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from embedded import kept, over_seeds, trained
+from embedded import kept, trained
 
 from lcf_lightning import Channel
 from lcf_lightning.data.example import Example
@@ -27,7 +27,7 @@ from lcf_lightning.data.sources import World
 from lcf_lightning.data.sources.world import NAMES, RELATIONS, VALUES, fact_text
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.prediction import run_arms
-from lcf_lightning.evaluation.statistics import format_estimate
+from lcf_lightning.evaluation.statistics import format_estimate, over_seeds
 
 SETTINGS = {
     "as it is": "",

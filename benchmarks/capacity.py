@@ -16,14 +16,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from embedded import kept, over_seeds, trained
+from embedded import kept, trained
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from lcf_lightning import Channel, Message
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.sources import World
-from lcf_lightning.evaluation.statistics import format_estimate
+from lcf_lightning.evaluation.statistics import format_estimate, over_seeds
 
 METHODS = {"prefix": ("prefix", "none"), "LCF-X": ("span", "logistic"), "LCF-X without noise": ("span", "none")}
 """Pooler and gate noise of each; the paper's has both its own."""

@@ -9,10 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lcf_lightning.adapter.folder import CONFIG_FILE
-from lcf_lightning.evaluation.statistics import RESAMPLES, Estimate
 from lcf_lightning.files import write_file
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -40,16 +37,3 @@ def trained(folder: Path, config: str, seed: int, steps: int, options: Sequence[
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
     return folder / "adapter"
-
-
-def over_seeds(runs: Sequence[Sequence[int]]) -> Estimate:
-    """Mean of what was right over all seeds, and a bootstrap interval: seeds are drawn, then examples of each.
-
-    95 % of the resamples are in it. Three seeds show little of how much seeds differ, so it is rather too narrow.
-    """
-    scores, sizes = np.array([np.mean(run) for run in runs]), np.array([len(run) for run in runs])
-    rng = np.random.default_rng(0)
-    drawn = rng.integers(len(runs), size=(RESAMPLES, len(runs)))
-    means = (rng.binomial(sizes[drawn], scores[drawn]) / sizes[drawn]).mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Estimate(value=float(scores.mean()), low=float(low), high=float(high))

@@ -24,6 +24,7 @@ class CommunicationAccuracy(pl.Callback):
     Communication accuracy is the receiver's exact match on questions that need the sharer; the arm ``mismatched``, in
     which the receiver gets another example's message, tells communication from mere tuning. Metrics are named
     ``val/message/exact_match`` and so on; on questions the receiver can answer alone, ``val/own_questions/message/…``.
+    Open-ended questions (chats) have a loss only.
     Works on what `LCFModule`'s steps return, so that no prefill is made twice. Under DDP every example counts once,
     whatever the sampler pads, and all ranks log the same figures.
 
@@ -92,7 +93,8 @@ class CommunicationAccuracy(pl.Callback):
         for prefix, arms in groups.items():
             for arm, figures in arms.items():
                 scores = {"exact_match": figures["exact_match"], "f1": figures["f1"], "loss": figures["loss"]}
-                module.log_dict({f"{prefix}/{arm}/{name}": score for name, score in scores.items()}, sync_dist=True)
+                logged = {f"{prefix}/{arm}/{name}": score for name, score in scores.items() if score is not None}
+                module.log_dict(logged, sync_dist=True)
 
 
 def required_module(module: pl.LightningModule, callback: pl.Callback) -> LCFModule:

@@ -36,6 +36,7 @@ class Speedup(pl.Callback):
         self.budgets, self.repeats, self.warmup = tuple(budgets), repeats, warmup
         self.ratios: dict[str, float] = {}
         self._batch: Batch | None = None
+        self._static_cache: bool | None = None  # how this device writes faster, once that is known
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
@@ -60,5 +61,10 @@ class Speedup(pl.Callback):
         module = required_module(pl_module, self)
         singles = batches_of_one(module.link, module.writer, batch.prompts, batch.examples[: self.repeats])
         arms = [f"t2t_{budget}" for budget in self.budgets]
-        latency = measure(module.link, module.writer, singles, arms, module.max_new_tokens, self.repeats, self.warmup)
+        latency = measure(
+            module.link, module.writer, singles, arms, module.max_new_tokens, self.repeats, self.warmup,
+            self._static_cache,
+        )  # fmt: skip
+        if latency["writing"] is not None:
+            self._static_cache = latency["writing"]["cache"] == "static"
         return {f"speedup/ttft_vs_t2t_{budget}": ratio["median"] for budget, ratio in latency["ttft_vs_t2t"].items()}

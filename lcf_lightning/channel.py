@@ -22,7 +22,7 @@ from lcf_lightning.models.decoding import Answer
 from lcf_lightning.models.loading import FrozenModel, geometry_of, load_frozen
 from lcf_lightning.receiving import Received, decoder, scores
 from lcf_lightning.sending import messages as sent_messages
-from lcf_lightning.sending import require_lists
+from lcf_lightning.sending import origin_of, require_lists
 from lcf_lightning.writer import Writer
 
 
@@ -101,16 +101,7 @@ class Channel:
     @cached_property
     def origin(self) -> Origin:
         """What tells this channel's messages from others. Found once: its adapter is taken to learn no more."""
-        config = self.adapter.config
-        sharer = config.sharer.geometry
-        return Origin(
-            adapter=self.adapter.fingerprint(),
-            sharer=config.sharer.fingerprint,
-            receiver=config.receiver.fingerprint,
-            layers=len(config.receiver_layers),
-            heads=sharer.kv_heads,
-            head_dim=sharer.head_dim,
-        )
+        return origin_of(self.adapter)
 
     @property
     def takes_question(self) -> bool:

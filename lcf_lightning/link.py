@@ -16,7 +16,7 @@ from lcf_lightning.adapter.config import AdapterConfig, ModelIdentity
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import GeometryError, ModelError, SettingError
-from lcf_lightning.models.cache import KVCache, continue_from, prefill
+from lcf_lightning.models.cache import KVCache, continue_from, extend, prefill
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.loading import FrozenModel, load_frozen
 from lcf_lightning.models.rotary import Rotary
@@ -126,12 +126,16 @@ class Link:
         return self.side("receiver").prefill(tokens.ids, tokens.mask)
 
     def pool(self, sharer: KVCache, index: Tensor) -> Summaries:
-        """The message: what the adapter takes from the sharer's cache, see `CacheAdapter.pool`."""
-        return self.adapter.pool(self._mapped_layers(sharer, len(index)), index)
+        """What the adapter takes from the sharer's cache: `summarise`, then `merge`."""
+        return self.merge(self.summarise(sharer, index))
 
-    def summarise(self, sharer: KVCache, spans: Tensor) -> Summaries:
-        """The first half of `pool` where there is a pooler, see `CacheAdapter.summarise`."""
-        return self.adapter.summarise(self._mapped_layers(sharer, len(spans)), spans)
+    def summarise(self, sharer: KVCache, index: Tensor) -> Summaries:
+        """The message as it travels, see `CacheAdapter.summarise`: span summaries, or aligned tokens."""
+        return self.adapter.summarise(self._mapped_layers(sharer, len(index)), index)
+
+    def merge(self, message: Summaries) -> Summaries:
+        """The message as the fuser takes it, see `CacheAdapter.merge`."""
+        return self.adapter.merge(message)
 
     def _mapped_layers(self, sharer: KVCache, batch: int) -> KV:
         """The sharer's layers, the tokens of several sharers of an example one after the other."""
@@ -181,6 +185,10 @@ class Link:
                 f"{model.spec.path!r} sees one within {limit} only; send fewer spans, give a shorter prompt (in "
                 "training: max_sharer_tokens, max_receiver_tokens), or take pooler=span."
             )
+
+    def read_on(self, receiver: KVCache, ids: Tensor) -> KVCache:
+        """The receiver's cache when it has read more tokens, ``[batch, tokens]``, none of them padding."""
+        return extend(self.receiver.model, receiver, ids)
 
     def logits(
         self, cache: KVCache, last: Tensor, answers: Tensor, answer_mask: Tensor, role: Role = "receiver"

@@ -57,7 +57,7 @@ def decoder(
     options: dict[str, Any],
 ) -> Decoder:
     """The receiver's caches, edited by the messages, and what is to be decoded on them."""
-    decoding = Decoding.of(channel.link.receiver, max_new_tokens, options)
+    decoding = Decoding.of(channel.link.receiver, max_new_tokens, options, channel.prompts.stop)
     cache, tokens, last, watch = _heard(channel, messages, questions, passages)
     return Decoder(channel.link.receiver, cache, tokens.ids, tokens.mask, last, watch, decoding)
 
@@ -106,8 +106,7 @@ def _fused(channel: Channel, received: Sequence[Sequence[Message]], cache: KVCac
     """The receiver's caches, each edited by its messages, of which there is one at least."""
     link = channel.link
     keys, values, present = together(received, channel.adapter.gates.logits)
-    summaries = Summaries(KV(keys, values), present)
-    edited = link.fuse(cache, summaries if link.shared else channel.adapter.merge(summaries))
+    edited = link.fuse(cache, link.merge(Summaries(KV(keys, values), present)))
     layers = channel.adapter.config.receiver_layers
     if not all(bool(torch.isfinite(side[layer]).all()) for side in (edited.keys, edited.values) for layer in layers):
         raise MessageError("this message edits the receiver's cache to values that are not finite.")

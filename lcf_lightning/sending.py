@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
@@ -16,7 +17,7 @@ from lcf_lightning.data.prompts import History
 from lcf_lightning.data.tokens import Encoded, Tokens, pad_left
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.link import Role
-from lcf_lightning.message import Message
+from lcf_lightning.message import Message, Origin
 
 if TYPE_CHECKING:
     from lcf_lightning.channel import Channel
@@ -90,6 +91,20 @@ def _aligned(
     batch = channel.writer.collator(channel.prompts).train(examples).to(channel.link.sharer.device)
     summaries = channel.link.pool(channel.link.read_sharer(batch.sharer), batch.index)
     return Summaries(summaries.kv, batch.receiver.mask), digests(batch.receiver)
+
+
+def origin_of(adapter: CacheAdapter) -> Origin:
+    """What tells messages of this adapter and its pair from others. Reads all of the adapter's weights."""
+    config = adapter.config
+    sharer = config.sharer.geometry
+    return Origin(
+        adapter=adapter.fingerprint(),
+        sharer=config.sharer.fingerprint,
+        receiver=config.receiver.fingerprint,
+        layers=len(config.receiver_layers),
+        heads=sharer.kv_heads,
+        head_dim=sharer.head_dim,
+    )
 
 
 def require_lists(**lists: Any) -> None:

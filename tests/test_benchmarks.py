@@ -63,16 +63,6 @@ def test_only_a_whole_adapter_is_not_trained_again(
     assert len(started) == 1
 
 
-def test_the_interval_over_seeds_knows_how_far_they_are_apart(embedded: dict[str, Any]) -> None:
-    alike, apart = ([[1] * right + [0] * (200 - right) for right in rights] for rights in ((100,) * 3, (60, 100, 140)))
-    one, three, wide = (embedded["over_seeds"](runs) for runs in (alike[:1], alike, apart))
-    assert one["value"] == three["value"] == wide["value"] == 0.5
-    deviation = np.sqrt(0.25 / 200)
-    assert one["high"] - one["low"] == pytest.approx(2 * 1.96 * deviation, rel=0.1)
-    assert three["high"] - three["low"] == pytest.approx(2 * 1.96 * deviation / np.sqrt(3), rel=0.1)
-    assert wide["low"] < 0.35 < 0.65 < wide["high"]
-
-
 def test_shifted_text_stands_before_the_sharers_alone(script: Callable[[str], dict[str, Any]]) -> None:
     """So many tokens more, in no span; what the receiver reads and is asked stays."""
     answered = script("ablation")["answered"]

@@ -13,7 +13,9 @@ from transformers import GenerationConfig
 
 from lcf_lightning import Channel, Message, ModelSpec
 from lcf_lightning.errors import SettingError
-from lcf_lightning.models.decoding import generate
+from lcf_lightning.models.cache import prefill
+from lcf_lightning.models.decoding import _until, cut, generate
+from lcf_lightning.models.loading import load_frozen
 from lcf_lightning.receiving import decoder
 from tests.pairs import small_module
 
@@ -68,7 +70,7 @@ def test_without_an_edit_every_option_does_what_it_does_in_generate(
     torch.manual_seed(7)
     plain = reader.model.generate(**padded, generation_config=config)[:, padded["input_ids"].shape[1] :]
     texts = reader.tokenizer.batch_decode(plain, skip_special_tokens=True)
-    assert [answer.text for answer in answers] == [text.strip() for text in texts]
+    assert [answer.text for answer in answers] == [cut(text, channel.prompts.stop) for text in texts]
     assert [answer.prompt_tokens for answer in answers] == [len(prompt) for prompt in prompts]
 
 
@@ -76,7 +78,8 @@ def test_an_edit_decodes_as_the_evaluation_does(channel: Channel, message: Messa
     made = decoder(channel, [message], QUESTIONS[:1], [()], 8, {})
     ours = generate(channel.link.receiver, made.cache, made.ids[:, -1:], 8)
     answer = made.answers()[0]
-    assert answer.text == channel.link.receiver.tokenizer.decode(ours[0], skip_special_tokens=True).strip()
+    text = channel.link.receiver.tokenizer.decode(ours[0], skip_special_tokens=True)
+    assert answer.text == cut(text, channel.prompts.stop)
     assert answer.new_tokens == ours.shape[1]
 
 
@@ -185,3 +188,37 @@ def test_a_models_own_habits_do_not_make_an_answer_random(channel: Channel, mess
     assert channel.receive(message, "likes ada").text == before
     torch.manual_seed(0)
     assert channel.receive(message, "likes ada", do_sample=True, temperature=5.0).text != before
+
+
+@pytest.mark.parametrize("stop", [None, "\n", "END", "ab"])
+@pytest.mark.parametrize("size", [1, 2, 5, 100])
+def test_streamed_pieces_end_where_the_whole_text_does(stop: str | None, size: int) -> None:
+    for text in ("  a word\nand more", "aab ENEND x", "no stop", "E", "", "xEN", "\n\nlate"):
+        pieces = [text[start : start + size] for start in range(0, len(text), size)]
+        assert "".join(_until(pieces, stop)).strip() == cut(text, stop)
+
+
+def test_nothing_is_read_behind_the_end() -> None:
+    pieces = iter(["one ", "two\n", "three"])
+    assert list(_until(pieces, "\n")) == ["one ", "two"]
+    assert next(pieces) == "three"
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma3"])
+def test_a_cache_of_fixed_size_gives_the_same_tokens(spec: Callable[[str], ModelSpec], family: str) -> None:
+    """Gemma's layers slide: it has none, and decodes as ever."""
+    reader = load_frozen(spec(family))
+    ids = torch.randint(3, 250, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[0, :4] = False
+    cache = prefill(reader.model, ids, mask)
+    kinds: list[str] = []
+    hook = reader.model.register_forward_pre_hook(
+        lambda _, args, given: kinds.append(type(given.get("cache", given.get("past_key_values"))).__name__),
+        with_kwargs=True,
+    )
+    last = ids[:, -1:]
+    plain, static = (generate(reader, cache, last, 8, static_cache=kind) for kind in (False, True))
+    hook.remove()
+    assert torch.equal(plain, static)
+    assert set(kinds) == ({"DynamicCache"} if family == "gemma3" else {"DynamicCache", "StaticCache"})

@@ -146,6 +146,10 @@ def prepare(text: str) -> None:
             package("fit", f"--config {config}")
         if f"{run}/evaluation" in text and not Path(run, "evaluation").is_dir():
             package("evaluate", f"--config {config}")
+        for seed in re.findall(rf"{run}_(\d+)/evaluation", text):
+            seeded = f"--config {config} --seed_everything {seed} --trainer.default_root_dir {run}_{seed}"
+            package("fit", seeded)
+            package("evaluate", seeded)
 
 
 def package(command: str, text: str) -> None:

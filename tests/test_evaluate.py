@@ -76,7 +76,8 @@ def test_who_has_read_nothing_sends_nothing_to_itself(tmp_path: Path, monkeypatc
     main(["fit", *QUICK, *settings, *blind, *run, "--trainer.max_steps", "1"])
     main(["evaluate", *QUICK, *settings, *blind, *run, "--output", str(output), "--repeats", "0"])
     assert list(report(output)["arms"]) == [
-        "question_only", "own_context", "full_context", "t2t_2", "message", "mismatched", "zero", "noise"
+        "question_only", "own_context", "full_context", "full_context_form", "t2t_2", "t2t_2_form", "message",
+        "mismatched", "permuted", "zero", "noise",
     ]  # fmt: skip
     assert report(output)["own_questions"] == {}
 

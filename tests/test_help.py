@@ -32,7 +32,7 @@ def test_help_opens_with_what_it_does_its_most_used_options_and_an_example(
     lines = [line.strip() for line in opening.splitlines() if line.strip()]
     assert lines[0].startswith(f"usage: python -m lcf_lightning {name}")
     assert lines[1] == f"{command.summary}."
-    assert len(command.options) == (3 if name == "compare" else 5)
+    assert len(command.options) == (4 if name == "compare" else 5)
     for option, meaning in command.options:
         (line,) = [line for line in lines if line.startswith(option) and line.endswith(meaning)]
         setting = option.split()[0]

@@ -53,6 +53,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 def test_fit_and_evaluate_run_the_arms_of_a_shared_text(run: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert set(summary["arms"]) == {"own_context", "message", "mismatched", "sharer_alone"}
+    assert summary["speedup"] == {}  # no sharer writes a text here: the receiver has read it all
     report = json.loads((run / "evaluation" / "report.json").read_text())
     assert tuple(report["arms"]) == SHARED_ARMS
     assert report["arms"]["message"]["n"] == 14
@@ -191,6 +192,13 @@ def test_compare_pairs_two_evaluations(run: Path, tmp_path: Path, capsys: pytest
     assert (found["all"]["n"], found["all"]["gain"]["value"], found["all"]["mcnemar_p"]) == (14, 0.0, 1.0)
     main(["compare", one, two])
     assert "only first" in capsys.readouterr().out
+    main(["compare", "--seeds", one, two, "--json"])
+    seeds = json.loads(capsys.readouterr().out)
+    assert list(seeds["arms"]) == ["message"]
+    assert seeds["arms"]["message"]["each"][0] == seeds["arms"]["message"]["mean"]["value"]
+    main(["compare", one, two, one, "--seeds"])
+    assert "3 seeds" in capsys.readouterr().out
+    assert "must be two evaluations, or with --seeds two or more" in refused(capsys, "compare", one, two, one)
     assert "arm='zero' must be one that both evaluations have: message" in refused(
         capsys, "compare", one, two, "--arm", "zero"
     )

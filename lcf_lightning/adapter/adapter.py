@@ -64,45 +64,38 @@ class CacheAdapter(nn.Module):
         return self.pooler is not None and self.pooler.poolable
 
     def pool(self, cache: KV, index: Tensor) -> Summaries:
-        """What the receiver is given: `summarise`, then `merge`; or the aligned tokens where there is no pooler.
+        """What the receiver is given of one sharer: `summarise`, then `merge`.
+
+        Returns:
+            Of one vector with the ``span`` pooler, of one for each span with the ``prefix`` pooler, and of as many as
+            the receiver has tokens without a pooler.
+        """
+        return self.merge(self.summarise(cache, index))
+
+    def summarise(self, cache: KV, index: Tensor) -> Summaries:
+        """What a message carries: a summary of each span, or the aligned tokens where there is no pooler.
 
         Args:
             cache: The mapped sharer layers, ``[layers, batch, sharer heads, tokens, sharer head size]``.
             index: int64. With a pooler ``[batch, tokens]``, the span of each sharer token, -1 for none; without
                 ``[batch, receiver tokens]``, for each receiver token the sharer token it is aligned with.
 
-        Returns:
-            Of one vector with the ``span`` pooler, of one for each span with the ``prefix`` pooler, and of as many as
-            the receiver has tokens without a pooler.
-
         Raises:
             GeometryError: If ``cache`` or ``index`` does not fit this adapter or each other.
         """
+        cache = self._checked(cache, "sharer")
         if self.pooler is None:
-            return Summaries(aligned(self._checked(cache, "sharer"), index), torch.ones_like(index, dtype=torch.bool))
-        return self.merge(self.summarise(cache, index))
-
-    def summarise(self, cache: KV, spans: Tensor) -> Summaries:
-        """The span summaries that a message carries; see `pool`.
-
-        Raises:
-            GeometryError: As `pool`, and if there is no pooler.
-        """
-        return self._pooler.summarise(self._checked(cache, "sharer"), spans)
+            return Summaries(aligned(cache, index), torch.ones_like(index, dtype=torch.bool))
+        return self.pooler.summarise(cache, index)
 
     def merge(self, summaries: Summaries) -> Summaries:
         """Summaries of one sharer or several, pooled as far as they can be before the receiver is known.
 
         Raises:
-            GeometryError: If they do not fit this adapter, and if there is no pooler.
+            GeometryError: If they do not fit this adapter.
         """
-        return self._pooler.merge(Summaries(self._checked(summaries.kv, "sharer"), summaries.present))
-
-    @property
-    def _pooler(self) -> Pooler:
-        if self.pooler is None:
-            raise GeometryError("pooler=null: where both models read the same text there are no spans to summarise.")
-        return self.pooler
+        summaries = summaries._replace(kv=self._checked(summaries.kv, "sharer"))
+        return summaries if self.pooler is None else self.pooler.merge(summaries)
 
     def forward(self, summaries: Summaries, receiver: KV | None, temperature: float | None = None) -> KV:
         """The gated residual to add to the receiver's cache, or, where `prepends`, the tokens to put before it.

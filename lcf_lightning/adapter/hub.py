@@ -89,7 +89,8 @@ def _model(config: AdapterConfig, role: str) -> str:
 
 
 def _scores(arms: dict[str, dict[str, Any]]) -> list[str]:
-    if not arms:
+    scored = {arm: row for arm, row in arms.items() if row["exact_match"] is not None}  # chats are not
+    if not scored:
         return []
-    rows = [f"| {arm} | {row['exact_match']:.3f} | {row['n']} |" for arm, row in arms.items()]
+    rows = [f"| {arm} | {row['exact_match']:.3f} | {row['n']} |" for arm, row in scored.items()]
     return ["| arm, test split, before any change of dtype | exact match | n |", "|---|---|---|", *rows, ""]

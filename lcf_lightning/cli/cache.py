@@ -21,7 +21,7 @@ class CacheOptions:
 
     Attributes:
         splits: Which splits to read.
-        limit: Only the first so many examples of each; null for all.
+        limit: A seeded sample of so many examples of each, from every benchmark in proportion; null for all.
     """
 
     splits: list[Split] = field(default_factory=lambda: ["train", "validation"])
@@ -70,7 +70,7 @@ COMMAND = Command(
         ("--model.prefills.folder FOLDER", "where they are kept"),
         ("--model.prefills.dtype float16", "half the bytes"),
         ("--splits [train,validation,test]", "which splits to read"),
-        ("--limit N", "only the first so many examples of each"),
+        ("--limit N", "a seeded sample of N examples of each, from every benchmark in proportion"),
     ),
     example="--config configs/quickstart.yaml --model.prefills.folder prefills",
     run=cache,

@@ -1,11 +1,13 @@
-"""``compare``: two evaluations against each other, paired by question."""
+"""``compare``: two evaluations against each other, paired by question; or those of several seeds together."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -15,7 +17,8 @@ from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.compare import compare_reports
 from lcf_lightning.evaluation.prediction import Prediction
 from lcf_lightning.evaluation.predictions import read_predictions
-from lcf_lightning.evaluation.report import comparison_table
+from lcf_lightning.evaluation.seeds import summarise_seeds
+from lcf_lightning.evaluation.tables import comparison_table, seeds_table
 
 
 @dataclass(frozen=True)
@@ -23,47 +26,56 @@ class CompareOptions:
     """What to compare.
 
     Attributes:
-        first: Folder of an evaluation.
-        second: Folder of another.
-        arm: The arm to compare.
+        folders: Folders of evaluations.
+        arm: The arm to compare, of two evaluations.
+        seeds: Whether these are evaluations of one thing under several seeds.
         json: Print JSON instead of a table.
     """
 
-    first: str
-    second: str
+    folders: list[str]
     arm: str = "message"
+    seeds: bool = False
     json: bool = False
 
 
 def compare(args: list[str]) -> None:
-    """Print how one arm of two evaluations compares: difference, discordant questions, exact McNemar."""
+    """Print how one arm of two evaluations compares, or what several seeds have in common."""
     parser = COMMAND.parser()
-    parser.add_argument("first", type=str, help="Folder of an evaluation.")
-    parser.add_argument("second", type=str, help="Folder of another.")
-    parser.add_class_arguments(CompareOptions, skip={"first", "second", "json"})
+    parser.add_argument("folders", type=str, nargs="+", help="Folders of evaluations.")
+    parser.add_class_arguments(CompareOptions, skip={"folders", "seeds", "json"})
+    parser.add_argument("--seeds", action="store_true", help="The folders are evaluations under several seeds.")
     parser.add_argument("--json", action="store_true", help="Print JSON instead of a table.")
     options = CompareOptions(**parser.parse_args(args).as_dict())
-    first, second = _predictions("first", options.first), _predictions("second", options.second)
-    comparisons = compare_reports(first, second, options.arm)
-    if options.json:
-        sys.stdout.write(json.dumps(comparisons) + "\n")
+    if len(options.folders) < 2 or not (options.seeds or len(options.folders) == 2):
+        raise SettingError(f"folders={options.folders} must be two evaluations, or with --seeds two or more.")
+    answers = [_predictions(folder) for folder in options.folders]
+    found: Mapping[str, Any]
+    if options.seeds:
+        found = seeds = summarise_seeds(answers)
+        table = seeds_table(seeds, options.folders)
     else:
-        Console().print(comparison_table(comparisons, options.first, options.second, options.arm))
+        found = comparisons = compare_reports(answers[0], answers[1], options.arm)
+        table = comparison_table(comparisons, options.folders[0], options.folders[1], options.arm)
+    if options.json:
+        sys.stdout.write(json.dumps(found) + "\n")
+    else:
+        Console().print(table)
 
 
-def _predictions(setting: str, location: str) -> list[Prediction]:
-    file = Path(location) / PREDICTIONS
+def _predictions(folder: str) -> list[Prediction]:
+    file = Path(folder) / PREDICTIONS
     if not file.is_file():
-        raise SettingError(f"{setting}={location!r} must be a folder of an evaluation; it has no {PREDICTIONS}.")
+        raise SettingError(f"folders: {folder!r} must be a folder of an evaluation; it has no {PREDICTIONS}.")
     return read_predictions(file)
 
 
 COMMAND = Command(
     name="compare",
-    summary="Says which of two evaluations is better, question by question",
+    summary="Says which of two evaluations is better, question by question, or what several seeds have in common",
     options=(
         ("FIRST SECOND", "folders of two evaluations; is the first better?"),
         ("--arm ARM", "the arm to compare (default: message)"),
+        ("--seeds", "the folders, two or more, are evaluations under several seeds: mean, each, interval"),
         ("--json", "JSON instead of a table"),
     ),
     example="runs/quickstart_shared_c2c/evaluation runs/quickstart_shared/evaluation",

@@ -31,7 +31,8 @@ from lcf_lightning.evaluation.markdown import conclusions, to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
 from lcf_lightning.evaluation.prediction import Prediction
 from lcf_lightning.evaluation.predictions import predict_all
-from lcf_lightning.evaluation.report import arms_table, build_report, summarise
+from lcf_lightning.evaluation.report import build_report, summarise
+from lcf_lightning.evaluation.tables import arms_table
 from lcf_lightning.files import move_aside, write_text
 from lcf_lightning.link import Link
 from lcf_lightning.models.spec import ModelSpec
@@ -51,7 +52,7 @@ class EvaluateOptions:
         arms: Arms to run, ``t2t_N`` for any N ≥ 1, or class paths of your own; by default all that apply.
         output: Folder to write; by default evaluation/ or evaluation_ADAPTER/ of the run.
         repeats: Measurements of each arm's latency; 0 for none.
-        limit: Only the first so many examples; null for all.
+        limit: A seeded sample of so many examples, from every benchmark in proportion; null for all.
     """
 
     adapter: str | None = None
@@ -165,8 +166,9 @@ def _predictions(
 
 def _facts(config: FitConfig, folder: Path, adapter: CacheAdapter, data: PairDataModule, link: Link) -> dict[str, Any]:
     trained = adapter.config.metadata
-    packages = ("lcf-lightning", "torch", "transformers", "lightning")
+    packages = ("torch", "transformers", "lightning")
     return {
+        "made_by": f"lcf-lightning {version('lcf-lightning')}",
         "adapter": str(folder),
         "training_steps": trained.get("steps"),
         "training_seed": trained.get("seed"),
@@ -210,7 +212,7 @@ COMMAND = Command(
         ("--config FILE", "the config of the run"),
         ("--arms [ARM,…]", "arms to run: names, t2t_N, class paths of your own (default: all that apply)"),
         ("--adapter FOLDER", "another adapter than the run's, or its id on the hub"),
-        ("--limit N", "only the first so many examples"),
+        ("--limit N", "a seeded sample of N examples, from every benchmark in proportion"),
         ("--repeats N", "measurements of each arm's latency (default: 10; 0 for none)"),
     ),
     example="--config configs/quickstart.yaml",

@@ -20,7 +20,7 @@ from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.layer_importance import Pruning, choose, curve, rank_layers
 from lcf_lightning.evaluation.markdown import pruning_page
 from lcf_lightning.evaluation.plots import pruning_figure, save
-from lcf_lightning.evaluation.report import pruning_table
+from lcf_lightning.evaluation.tables import pruning_table
 from lcf_lightning.files import write_text
 from lcf_lightning.writer import Writer
 
@@ -35,7 +35,7 @@ class PruneOptions:
         keep: How many layers to keep, at most.
         adapter: Adapter folder, or ``owner/name`` on the hub; by default the run's own.
         output: Folder to write; by default ADAPTER_pruned_K.
-        limit: Only the first so many examples; null for all.
+        limit: A seeded sample of so many examples, from every benchmark in proportion; null for all.
     """
 
     keep: int | None = None
@@ -103,7 +103,7 @@ COMMAND = Command(
         ("--keep K", "how many layers to keep, at most"),
         ("--adapter FOLDER", "another adapter than the run's, or its id on the hub"),
         ("--output FOLDER", "folder to write (default: ADAPTER_pruned_K)"),
-        ("--limit N", "only the first so many examples"),
+        ("--limit N", "a seeded sample of N examples, from every benchmark in proportion"),
     ),
     example="--config configs/quickstart_shared.yaml --keep 2",
     run=prune,

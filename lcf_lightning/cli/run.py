@@ -26,7 +26,7 @@ from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.cli.parser import LCFParser
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.report import arms_table
+from lcf_lightning.evaluation.tables import arms_table
 from lcf_lightning.files import move_aside, write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
 from lcf_lightning.module import LCFModule
@@ -101,7 +101,9 @@ class LCFCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self._get(self.config_init, "trainer")
         callbacks = list(config["callbacks"] or [])
-        defaults = [Timer(), AdapterExport(), CommunicationAccuracy(), Speedup(), GateMonitor()]
+        defaults = [Timer(), AdapterExport(), CommunicationAccuracy(), GateMonitor()]
+        if self._get(self.config, "model")["adapter"]["pooler"] is not None:  # else the receiver has read it all
+            defaults.append(Speedup())
         if config["enable_checkpointing"] is not False:
             defaults.append(LastCheckpoint())
         if config["enable_progress_bar"] is not False and not any(isinstance(bar, ProgressBar) for bar in callbacks):
@@ -144,7 +146,7 @@ class LCFCLI(LightningCLI):
         adapter = self._callback(AdapterExport).target(self.trainer) / WEIGHTS_FILE
         summary = {
             **(self._accuracy.summary or {}),
-            "speedup": self._callback(Speedup).ratios,
+            "speedup": {name: ratio for each in self._callbacks(Speedup) for name, ratio in each.ratios.items()},
             "adapter": {
                 "parameters": self.model.adapter.parameter_counts()["total"],
                 "bytes": adapter.stat().st_size,
@@ -174,8 +176,11 @@ class LCFCLI(LightningCLI):
         return self._callback(CommunicationAccuracy)
 
     def _callback(self, kind: type[CallbackT]) -> CallbackT:
+        return self._callbacks(kind)[0]
+
+    def _callbacks(self, kind: type[CallbackT]) -> list[CallbackT]:
         callbacks: list[Callback] = vars(self.trainer)["callbacks"]
-        return next(callback for callback in callbacks if isinstance(callback, kind))
+        return [callback for callback in callbacks if isinstance(callback, kind)]
 
     def _print_table(self, split: str) -> None:
         if self.trainer.is_global_zero and self._accuracy.summary is not None:

@@ -6,6 +6,7 @@ differently, but the characters are the same.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,6 +69,46 @@ def align(sharer: Layout, receiver: Layout, strategy: str) -> Indexes:
             alike = all(np.array_equal(one, other) for one, other in zip(sharer_ends, receiver_ends, strict=True))
             index[rows] = columns if alike else columns[_by_characters(*sharer_ends, *receiver_ends, strategy)]
     return index
+
+
+def align_places(sharer: Layout, said: Sequence[str], receiver: Layout, read: Sequence[str]) -> Indexes:
+    """For every receiver token the sharer token that stands at its place, where the two read different texts.
+
+    A line goes to the same line, where both contents have as many lines, else the whole content to the content. Within
+    it tokens go by relative place: the first to the first, the last to the last. What stands around contents goes to
+    the same, as in `align`. Of chats of different length the last turns correspond.
+
+    Args:
+        sharer: The sharer's prompt.
+        said: The texts in its odd pieces.
+        receiver: The receiver's prompt, of other texts.
+        read: The texts in its odd pieces.
+
+    Returns:
+        ``[receiver tokens]``, int64, never falling.
+
+    Raises:
+        GeometryError: If the sharer's prompt has no token.
+    """
+    turns = max(len(said), len(read))
+    lines = np.ones(2 * turns + 1, dtype=np.int64)  # of each piece
+    for back in range(1, min(len(said), len(read)) + 1):
+        counts = {texts[-back].count("\n") + 1 for texts in (said, read)}
+        lines[-2 * back] = counts.pop() if len(counts) == 1 else 1
+    return align(_by_lines(sharer, said, lines), _by_lines(receiver, read, lines), "first")
+
+
+def _by_lines(layout: Layout, contents: Sequence[str], lines: Indexes) -> Layout:
+    """A layout whose pieces are lines, all to be aligned by position; the last contents of ``lines`` are these."""
+    missing = len(lines) - (2 * len(contents) + 1)
+    pieces = np.where(layout.pieces > 0, layout.pieces + missing, 0)
+    line = np.zeros(len(pieces), dtype=np.int64)
+    for place, text in enumerate(contents):
+        rows = layout.pieces == 2 * place + 1
+        breaks = np.array([at for at, character in enumerate(text) if character == "\n"], dtype=np.int64)
+        line[rows] = np.searchsorted(breaks, layout.ends[rows] - 1)  # a token belongs where its last character is
+    before = np.cumsum(lines) - lines
+    return Layout(2 * (before[pieces] + np.minimum(line, lines[pieces] - 1)), layout.starts, layout.ends)
 
 
 def by_position(sharer: int, receiver: int) -> Indexes:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lcf_lightning.data.alignment import Indexes, align, by_position
+from lcf_lightning.data.alignment import Indexes, align, align_places
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
 from lcf_lightning.data.tokens import Encoded, Tokens, pad_left, pad_right, split_last
@@ -96,9 +96,15 @@ class Collator:
         batch = self.collate([example for example, _ in pairs], [self.sharer.settings.sharers] * len(pairs))
         return replace(batch, partners=tuple(partner for _, partner in pairs))
 
-    def train_pairs(self, pairs: Sequence[tuple[Example, Example]]) -> Batch:
-        """What `train` makes of the examples of ``(example, partner)`` pairs."""
-        return self.train([example for example, _ in pairs])
+    def sharer_tokens(self, example: Example) -> int:
+        """How many tokens the sharer reads of an example, all sharers together.
+
+        Raises:
+            DataError: If the sharer has nothing to tell.
+        """
+        sharers = self.sharer.settings.sharers
+        prompts = self._sharer_prompts(example.id, example.sharer_reads, example.question, sharers)
+        return sum(len(prompt.ids) for prompt in prompts)
 
     def collate(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:
         """A batch of examples, each with so many sharers."""
@@ -113,9 +119,18 @@ class Collator:
         )
 
     def message_of(
-        self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]], receiver: Tokens
+        self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]], to: Sequence[Example]
     ) -> tuple[Tokens, Tensor]:
-        """What the sharer reads, and the batch's ``index``, where other examples' messages go to ``receiver``."""
+        """What the sharer reads, and the batch's ``index``, where some examples' messages go to others' receivers.
+
+        Args:
+            examples: Whose messages.
+            passages: What the sharer reads of each.
+            to: The batch's own examples, as many.
+
+        Raises:
+            DataError: If a sharer has nothing to tell.
+        """
         sharers = self.sharer.settings.sharers
         return self._grouped([self._sharer_prompts(row.id, passages(row), row.question, sharers) for row in examples])
 
@@ -195,16 +210,30 @@ class SharedCollator(Collator):
         index = [index[:-1] for _, _, index in prompts]  # the receiver's last token is read on the edited cache
         return self._batch(examples, tokens, _padded(index, tokens), [receiver for _, receiver, _ in prompts], 0)
 
+    def sharer_tokens(self, example: Example) -> int:
+        return len(self.sharer.shared_prompt(example)[0].ids)
+
+    def form(self, example: Example) -> tuple[int, ...]:
+        """How many choices, earlier turns, and lines of each content an example has.
+
+        Of two examples of one form a message keeps its lines: see `align_places`.
+        """
+        lines = [content.count("\n") for content in self.sharer.contents(example)]
+        return len(example.choices), len(example.history), *lines
+
     def message_of(
-        self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]], receiver: Tokens
+        self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]], to: Sequence[Example]
     ) -> tuple[Tokens, Tensor]:
-        # Another example's text has no character in common with the receiver's: only the relative place is left.
-        tokens = pad_left([self.sharer.shared_prompt(example)[0] for example in examples], self.sharer.pad_id)
-        # As in training the receiver's last token counts, though it is read on the edited cache only.
-        counts = zip(tokens.mask.sum(1).tolist(), receiver.mask.sum(1).tolist(), strict=True)
-        return tokens, _padded(
-            [by_position(of_sharer, of_receiver + 1)[:-1] for of_sharer, of_receiver in counts], tokens
-        )
+        # Another example's text has no character in common with the receiver's: only the place is left.
+        prompts, index = [], []
+        for example, own in zip(examples, to, strict=True):
+            prompt, said = self.sharer.shared_prompt(example)
+            _, read = self.receiver.shared_prompt(own)
+            places = align_places(said, self.sharer.contents(example), read, self.receiver.contents(own))
+            prompts.append(prompt)
+            index.append(places[:-1])  # as in training, the last token counts, though it is read on the edited cache
+        tokens = pad_left(prompts, self.sharer.pad_id)
+        return tokens, _padded(index, tokens)
 
     def fits(self, example: Example) -> bool:
         """Whether both models' prompts of an example keep to their limits."""

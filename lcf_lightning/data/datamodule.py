@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +15,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
-from lcf_lightning.data.batch import Batch, Collator, SharedCollator
+from lcf_lightning.data.batch import Collator, SharedCollator
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.loader import ResumableLoader, ResumableSampler
 from lcf_lightning.data.partition import mismatched_partners, shared_text
 from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.sample import sample
 from lcf_lightning.data.sources.source import Source, Split
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.models.spec import ModelSpec, load_tokenizer
@@ -72,9 +74,9 @@ class PairDataModule(pl.LightningDataModule):
         """The examples of a split."""
         return self.source.examples(split, self.seed)
 
-    def _partners(self, examples: Sequence[Example]) -> list[int]:
+    def _partners(self, examples: Sequence[Example], collator: Collator) -> list[int]:
         """For every example the one whose message is the wrong one for it."""
-        return mismatched_partners(examples, self.seed)
+        return mismatched_partners(examples, [collator.sharer_tokens(example) for example in examples], self.seed)
 
     def setup(self, stage: str) -> None:
         splits: dict[str, tuple[Split, ...]] = {
@@ -84,7 +86,10 @@ class PairDataModule(pl.LightningDataModule):
             self._collator = self._make_collator(load_tokenizer(self.sharer), load_tokenizer(self.receiver))
         for split in splits[stage]:
             if split not in self._examples:
-                self._examples[split] = self._read(split, self._collator)
+                examples = self._read(split, self._collator)
+                if split != "train":
+                    _require_ids(examples, split)
+                self._examples[split] = examples
 
     def train_dataloader(self) -> ResumableLoader:
         assert self._collator is not None, "setup() runs first"
@@ -142,30 +147,33 @@ class PairDataModule(pl.LightningDataModule):
         return self.evaluation_loader("test")
 
     def evaluation_loader(self, split: Split, limit: int | None = None, by_length: bool = False) -> DataLoader[Any]:
-        """Batches of a split's first ``limit`` examples (null for all), each with the example whose message is wrong.
+        """Batches of ``limit`` examples of a split, a sample by the seed (null for all); see `sample`.
 
-        ``by_length`` puts examples of like length together, so that little is padding; else they keep their order.
-        Under DDP every example is on one rank: none is repeated so that all have equally many.
+        Those of validation and test come with the examples whose messages are wrong for them, chosen from the whole
+        split whatever the limit; those of the training split as a fit reads them. ``by_length`` puts examples of like
+        length together, so that little is padding; else they keep their order. Under DDP every example is on one rank:
+        none is repeated so that all have equally many.
 
         Raises:
-            DataError: If there are fewer examples than ranks.
+            DataError: If there are fewer examples than ranks, or no wrong message in a benchmark.
         """
         assert self._collator is not None, "setup() runs first"
         examples = list(self._examples[split])
-        partners = self._partners(examples)
-        pairs = [(example, examples[partner]) for example, partner in zip(examples, partners, strict=True)][:limit]
+        places = sample([example.benchmark for example in examples], limit, self.seed)
         if by_length:
-            pairs.sort(key=lambda pair: sum(map(len, shared_text(pair[0]))))
+            places.sort(key=lambda place: sum(map(len, shared_text(examples[place]))))
         world_size, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
-        if len(pairs) < world_size:
-            raise DataError(f"{split} split has {len(pairs)} examples; {world_size} processes need at least one each.")
-        # What is read of the training split is what a fit will read.
-        collate: Callable[[Any], Batch] = self._collator.train_pairs if split == "train" else self._collator.evaluate
+        if len(places) < world_size:
+            raise DataError(f"{split} split has {len(places)} examples; {world_size} processes need at least one each.")
+        rows: list[Any] = [examples[place] for place in places]
+        if split != "train":
+            partners = self._partners(examples, self._collator)
+            rows = [(examples[place], examples[partners[place]]) for place in places]
         return DataLoader(
-            pairs,  # type: ignore[arg-type]
-            sampler=UnrepeatedDistributedSampler(pairs, num_replicas=world_size, rank=rank, shuffle=False),
+            rows,  # type: ignore[arg-type]
+            sampler=UnrepeatedDistributedSampler(rows, num_replicas=world_size, rank=rank, shuffle=False),
             batch_size=self.eval_batch_size,
-            collate_fn=collate,
+            collate_fn=self._collator.train if split == "train" else self._collator.evaluate,
             num_workers=self.num_workers,
         )
 
@@ -234,8 +242,10 @@ class SharedContextDataModule(PairDataModule):
             raise DataError(f"{split} split: all {len(examples)} examples exceed the token limits of prompts.")
         return Subset(examples, kept)  # type: ignore[arg-type, return-value] # a sequence, if not by inheritance
 
-    def _partners(self, examples: Sequence[Example]) -> list[int]:
-        return mismatched_partners(examples, self.seed, shared_text)
+    def _partners(self, examples: Sequence[Example], collator: Collator) -> list[int]:
+        assert isinstance(collator, SharedCollator)
+        lengths = [collator.sharer_tokens(example) for example in examples]
+        return mismatched_partners(examples, lengths, self.seed, shared_text, [collator.form(row) for row in examples])
 
 
 def _both_read(source: Source, examples: Sequence[Example]) -> Sequence[Example]:
@@ -247,3 +257,18 @@ def _both_read(source: Source, examples: Sequence[Example]) -> Sequence[Example]
             "needs a source whose examples both read, such as Chat, or else take ContextMismatchDataModule."
         )
     return examples
+
+
+def _require_ids(examples: Sequence[Example], split: Split) -> None:
+    """Refuse two examples of one id, which an evaluation would count once: a DataError that names both."""
+    seen: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for example in examples:
+        counts[example.benchmark] += 1
+        here = f"example {counts[example.benchmark]}"
+        here += f" of benchmark {example.benchmark!r}" if example.benchmark else ""
+        if example.id in seen:
+            raise DataError(
+                f"{split} split: ids must differ; {example.id!r} is the id of {seen[example.id]} and of {here}."
+            )
+        seen[example.id] = here

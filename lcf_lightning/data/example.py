@@ -25,6 +25,7 @@ class Example:
         choices: What to choose the answer from, where the question is a multiple-choice one; the answer is among them.
         history: Earlier turns of a chat that both have read: what the user said and what was answered.
         benchmark: The data set, where several are evaluated together.
+        open_ended: Whether many answers would do, as in a chat: only the likelihood of the given one is scored.
     """
 
     id: str
@@ -38,6 +39,7 @@ class Example:
     choices: tuple[str, ...] = ()
     history: tuple[tuple[str, str], ...] = ()
     benchmark: str = ""
+    open_ended: bool = False
 
     @property
     def sharer_reads(self) -> tuple[Passage, ...]:

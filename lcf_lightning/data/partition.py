@@ -6,8 +6,11 @@ Both are pure functions of their input and a seed.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
-from itertools import chain
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from heapq import merge
+from itertools import chain, groupby
 from typing import TypeVar
 
 from lcf_lightning.data.example import Example, Passage
@@ -71,29 +74,90 @@ def shared_text(example: Example) -> tuple[str, ...]:
 
 
 def mismatched_partners(
-    examples: Sequence[Example], seed: int, reads: Callable[[Example], tuple[str, ...]] = sharer_text
+    examples: Sequence[Example],
+    lengths: Sequence[int],
+    seed: int,
+    reads: Callable[[Example], tuple[str, ...]] = sharer_text,
+    forms: Sequence[Hashable] | None = None,
 ) -> list[int]:
     """For every example the index of another one whose message is the wrong message for it.
 
-    Examples are ordered by the length of the text that the sharer ``reads``, equal lengths at random, and each takes
-    the next one that holds another text: a fixed, length-matched derangement under the seed, but for the rare skip over
-    a twin.
+    It is of the same benchmark, holds another text, and is the nearest in length of those. Of equally near ones the
+    seed chooses: examples of one length are shuffled, and each takes the next, the last the first, so that each message
+    is used about once. The same examples and seed give the same partners.
+
+    Args:
+        examples: A whole split.
+        lengths: How long the text is that the sharer reads of each example, such as its tokens.
+        seed: Decides between examples that are equally near.
+        reads: The text of an example that its partner's must differ from.
+        forms: Each example's form: one of the same form is preferred to a nearer one; by default all have the same.
+
+    Returns:
+        ``[examples]`` indexes.
 
     Raises:
-        DataError: If all examples hold the same text.
+        DataError: If all examples of a benchmark hold the same text.
     """
     texts = [reads(example) for example in examples]
-    order = shuffled(range(len(examples)), f"mismatch/{seed}")
-    order.sort(key=lambda i: sum(map(len, texts[i])))
-    partners = [-1] * len(examples)
-    for place, index in enumerate(order):
-        for offset in range(1, len(order)):
-            candidate = order[(place + offset) % len(order)]
-            if texts[candidate] != texts[index]:
-                partners[index] = candidate
-                break
-        else:
+    benchmarks: dict[Hashable, list[int]] = defaultdict(list)
+    alike: dict[Hashable, list[int]] = defaultdict(list)
+    for index in shuffled(range(len(examples)), f"mismatch/{seed}"):
+        benchmarks[examples[index].benchmark].append(index)
+        alike[examples[index].benchmark, forms[index] if forms else None].append(index)
+    partners: dict[int, int] = {}
+    for pool in (*alike.values(), *benchmarks.values()):
+        for index, partner in _nearest(pool, texts, lengths, random.Random(f"mismatch/{seed}")).items():
+            partners.setdefault(index, partner)
+    for name, pool in benchmarks.items():
+        if pool[0] not in partners:
+            where = f"benchmark {name!r}" if name else "the split"
             raise DataError(
-                f"{len(examples)} examples hold the same sharer text; a mismatched message needs two that differ."
+                f"{where} holds one and the same text in all of its {len(pool)} examples; a mismatched message needs "
+                "two texts that differ."
             )
-    return partners
+    return [partners[index] for index in range(len(examples))]
+
+
+def _nearest(
+    pool: Sequence[int], texts: Sequence[Hashable], lengths: Sequence[int], rng: random.Random
+) -> dict[int, int]:
+    """For each index of a shuffled pool the nearest in length with another text; none if they all hold the same."""
+    if len({texts[index] for index in pool}) < 2:
+        return {}
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index in pool:
+        groups[lengths[index]].append(index)
+    others = {length: _next_others(group, texts) for length, group in groups.items()}
+    order = sorted(groups)
+    found = {}
+    for place, length in enumerate(order):
+        distance = partial(_distance, length)
+        for index, partner in zip(groups[length], others[length], strict=True):
+            outward = merge(reversed(order[:place]), order[place + 1 :], key=distance) if partner is None else ()
+            for _, equally_far in groupby(outward, distance):
+                near = []
+                for side in equally_far:
+                    start = rng.randrange(len(groups[side]))
+                    member = groups[side][start]
+                    near.append(member if texts[member] != texts[index] else others[side][start])
+                near = [member for member in near if member is not None]
+                if near:
+                    partner = rng.choice(near)
+                    break
+            assert partner is not None, "the pool holds two texts"
+            found[index] = partner
+    return found
+
+
+def _distance(length: int, other: int) -> int:
+    return abs(length - other)
+
+
+def _next_others(group: Sequence[int], texts: Sequence[Hashable]) -> list[int | None]:
+    """For each of a group the next one with another text, the first after the last; None if there is none."""
+    found: list[int | None] = [None] * len(group)
+    for place in reversed(range(2 * len(group))):  # the second time round, the last know what the first have found
+        here, after = place % len(group), (place + 1) % len(group)
+        found[here] = found[after] if texts[group[here]] == texts[group[after]] else group[after]
+    return found

@@ -16,6 +16,7 @@ from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.tokens import Encoded
 from lcf_lightning.errors import DataError, SettingError
 
+TEXT_PLACES = ("after", "before")
 _NONE, _QUESTION = -1, -2  # labels of text that belongs to no span, and of the question before it is numbered
 History = Sequence[tuple[str, str]]
 """Earlier turns of a chat: what the user said and what was answered."""
@@ -44,7 +45,11 @@ class PromptSettings:
         text_request: After the sharer's context where it is asked to write a text instead (T2T); may hold
             ``{question}``, which is the question where ``share_question`` and empty where not.
         text_chat: Whether that request is a user turn of the sharer's chat template, even where ``chat`` is false.
-        text: How that text enters the receiver's prompt, before its own context; must hold ``{text}``.
+        text: How that text enters the receiver's prompt; must hold ``{text}``.
+        text_place: ``after`` the receiver's own context, which it can read while the text is being written, or
+            ``before`` it.
+        stop: What ends an answer, in evaluation and in `Channel.receive`; null where nothing but the end of sequence
+            does, as in chats.
     """
 
     context: str = "{passages}\n"
@@ -62,6 +67,8 @@ class PromptSettings:
     text_request: str = "Question: {question}\nSummary of the text above, for somebody who has to answer:\n"
     text_chat: bool = False
     text: str = "{text}\n"
+    text_place: str = "after"
+    stop: str | None = "\n"
 
     def __post_init__(self) -> None:
         slots = {"context": "{passages}", "question": "{question}", "answer": "{answer}", "text": "{text}"}
@@ -73,6 +80,10 @@ class PromptSettings:
             raise SettingError(f"sharers={self.sharers} must be at least 1.")
         if self.alignment not in STRATEGIES:
             raise SettingError(f"alignment={self.alignment!r} must be one of {', '.join(STRATEGIES)}.")
+        if self.text_place not in TEXT_PLACES:
+            raise SettingError(f"text_place={self.text_place!r} must be one of {', '.join(TEXT_PLACES)}.")
+        if self.stop == "":
+            raise SettingError("stop='' must be some text, or null for none.")
         for name in ("max_sharer_tokens", "max_receiver_tokens", "max_answer_tokens"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
@@ -133,6 +144,10 @@ class PromptEncoder:
         ids, spans, layout = self._encoded(segments, example.history)
         return Encoded(ids, spans), layout
 
+    def contents(self, example: Example) -> list[str]:
+        """The texts of an example that both models read: what stands in the odd pieces of its prompt's `Layout`."""
+        return self._contents(self._segments(example.shared, example.question), example.history)[1]
+
     def text_prompt(self, passages: Sequence[Passage], question: str, history: History = ()) -> Encoded:
         """The prompt that asks for a text about some passages (T2T)."""
         shown = question if self.settings.share_question else ""
@@ -150,14 +165,13 @@ class PromptEncoder:
         """The last turn as stretches of text, each with its label."""
         told = [] if text is None else [(self.settings.text.replace("{text}", text), _NONE)]
         ending = [] if question is None else [(self.settings.question.replace("{question}", question), _QUESTION)]
-        return [*told, *self._context(passages), *ending]
+        own = self._context(passages)
+        return [*own, *told, *ending] if self.settings.text_place == "after" else [*told, *own, *ending]
 
     def _encoded(self, segments: list[tuple[str, int]], history: History) -> tuple[list[int], list[int], Layout]:
         """Token ids, span ids and layout of a chat whose last turn is ``segments``."""
-        if not self.settings.chat:  # one text, the earlier turns before the last
-            segments = [(self._turn(*turn), _NONE) for turn in history] + segments
+        segments, contents = self._contents(segments, history)
         text = "".join(segment for segment, _ in segments)
-        contents = [part.strip() for part in chain(*history, [text])] if self.settings.chat else [text]
         ids, layout = self._tokenized(self._wrapped(contents))
         ends = list(accumulate(len(segment) for segment, _ in segments))
         labels = [label for _, label in segments]
@@ -171,6 +185,13 @@ class PromptEncoder:
             else:
                 spans.append(after if last > 0 else labels[bisect_right(ends, end - 1 + stripped)])
         return ids, self._windows(spans), layout
+
+    def _contents(self, segments: list[tuple[str, int]], history: History) -> tuple[list[tuple[str, int]], list[str]]:
+        """The last turn's segments, and the texts of all turns; without a chat template all turns are one."""
+        if not self.settings.chat:
+            segments = [(self._turn(*turn), _NONE) for turn in history] + segments
+        text = "".join(segment for segment, _ in segments)
+        return segments, [part.strip() for part in chain(*history, [text])] if self.settings.chat else [text]
 
     def _tokenized(self, pieces: list[str]) -> tuple[list[int], Layout]:
         """Token ids of a text in pieces, and where they stand in them; a token belongs where its last character is."""

@@ -42,6 +42,10 @@ class Tokens:
     def to(self, *args: Any, **kwargs: Any) -> Tokens:
         return Tokens(*(tensor.to(*args, **kwargs) for tensor in (self.ids, self.mask, self.spans)))
 
+    def until(self, tokens: int) -> Tokens:
+        """The first so many tokens of each row."""
+        return Tokens(*(tensor[:, :tokens] for tensor in (self.ids, self.mask, self.spans)))
+
 
 def pad_left(prompts: Sequence[Encoded], pad_id: int) -> Tokens:
     """A batch of prompts, padded on the left."""

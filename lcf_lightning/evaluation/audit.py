@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import TypedDict
 
 from lcf_lightning.evaluation.arms import find_arm
-from lcf_lightning.evaluation.prediction import Prediction, by_arm
-from lcf_lightning.evaluation.scoring import score
-from lcf_lightning.evaluation.statistics import Comparison, Estimate, compare, estimate
+from lcf_lightning.evaluation.nulls import Follow, follow
+from lcf_lightning.evaluation.prediction import Prediction, by_arm, columns
+from lcf_lightning.evaluation.statistics import (
+    Comparison,
+    Corrected,
+    Estimate,
+    compare,
+    corrected,
+    count_tests,
+    estimate,
+)
+
+Rows = Mapping[str, Prediction]
+"""One arm's answers by id."""
 
 
-class ArmComparison(Comparison):
+class ArmComparison(Corrected):
     """One arm against another, and which they are."""
 
     first: str
@@ -23,59 +35,88 @@ class Audit(TypedDict):
 
     Attributes:
         comparisons: By name, one arm less another.
+        over_text: For each T2T-N the comparison of the message with the better of it and T2T-N + form.
         listening: Per arm, how far the first token's distribution moved from own context (Jensen–Shannon, nats).
-        follow_rate: How often the receiver gives the other example's answer under its message, over the examples
-            whose own answer is another and whose partner's message can hold an answer (its question needs the sharer);
-            null where there are none.
-        follow_n: How many those are.
+        listening_gain: How much farther this example's message moves it than another's.
+        follow: How often the receiver follows another example's message, and how often it would by chance.
+        follow_holm: The follow rate's p-value, corrected for all tests of the audit.
+        tests: How many these are: the family of Holm's correction. McNemar's and Wilcoxon's test of each comparison,
+            and the permutation test of the follow rate.
     """
 
     comparisons: dict[str, ArmComparison]
+    over_text: dict[str, str]
     listening: dict[str, Estimate]
-    follow_rate: Estimate | None
-    follow_n: int
+    listening_gain: Estimate | None
+    follow: Follow | None
+    follow_holm: float | None
+    tests: int
 
 
 def audit(predictions: Iterable[Prediction]) -> Audit:
     """The audit of answers under any arms; an example that occurs twice counts once."""
     arms = by_arm(predictions, needs_sharer=True)
-    followed = [_followed(row) for row in arms.get("mismatched", {}).values() if _tells_apart(row)]
+    pairs = pairs_of(arms)
+    found = {name: paired(arms[first], arms[second]) for name, (first, second) in pairs.items()}
+    followed = follow(arms.get("mismatched", {}), arms.get("own_context", {}))
+    rows, follow_holm = corrected(found, *([followed["p"]] if followed else []))
     heard = {arm: [row.listening for row in rows.values() if row.listening is not None] for arm, rows in arms.items()}
     return Audit(
         comparisons={
-            name: ArmComparison(first=one, second=other, **paired(arms[one], arms[other]))
-            for name, (one, other) in _comparisons(list(arms)).items()
-            if {one, other} <= set(arms)
+            name: ArmComparison(first=pairs[name][0], second=pairs[name][1], **row) for name, row in rows.items()
         },
+        over_text=_over_text(arms, pairs),
         listening={arm: estimate(values) for arm, values in heard.items() if values},
-        follow_rate=estimate(followed) if followed else None,
-        follow_n=len(followed),
+        listening_gain=_listening_gain(arms.get("message", {}), arms.get("mismatched", {})),
+        follow=followed,
+        follow_holm=follow_holm[0] if follow_holm else None,
+        tests=count_tests(found.values()) + len(follow_holm),
     )
 
 
-def _comparisons(names: list[str]) -> dict[str, tuple[str, str]]:
-    """What these arms say is of interest, that of controls first."""
+def pairs_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """What these arms say is of interest and can be compared, by name; that of controls first."""
+    known = set(names)
     arms = sorted(map(find_arm, names), key=lambda arm: arm.family != "control")
-    return {name: (first, second) for arm in arms for name, first, second in arm.comparisons}
+    pairs = {name: (first, second) for arm in arms for name, first, second in arm.comparisons}
+    return {name: pair for name, pair in pairs.items() if known.issuperset(pair)}
 
 
-def paired(first: dict[str, Prediction], second: dict[str, Prediction]) -> Comparison:
+def _over_text(arms: Mapping[str, Rows], pairs: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+    """For each text of the sharer's the comparison of the message with it or with it and form: the better one."""
+    texts = {arm: [arm] for arm in arms if find_arm(arm).budget and not find_arm(arm).without_form}
+    for arm in arms:
+        plain = find_arm(arm).without_form
+        if plain in texts:
+            texts[plain].append(arm)
+    names = {second: name for name, (first, second) in pairs.items() if first == "message"}
+    better = {plain: max(several, key=lambda arm: _quality(arms[arm])) for plain, several in texts.items()}
+    return {plain: names[arm] for plain, arm in better.items() if arm in names}
+
+
+def _quality(rows: Rows) -> tuple[float, float, float]:
+    """What makes an arm the better one: exact match, of equals F1, of equals the loss."""
+    exact, f1, losses = columns(rows.values())
+    return (fmean(exact) if exact else 0, fmean(f1) if f1 else 0, -fmean(losses))
+
+
+def paired(first: Rows, second: Rows) -> Comparison:
     """Two arms over the ids that both have."""
     ids = [id for id in first if id in second]
-    one, other = [first[id] for id in ids], [second[id] for id in ids]
-    return compare(
-        [answer.exact_match for answer in one],
-        [answer.exact_match for answer in other],
-        [answer.f1 for answer in one],
-        [answer.f1 for answer in other],
-    )
+    sides = (columns(side[id] for id in ids) for side in (first, second))
+    return compare(*zip(*sides, strict=True))
 
 
-def _tells_apart(answer: Prediction) -> bool:
-    """Whether the partner's message can hold an answer, and none of them is the example's own."""
-    shared = any(score(theirs, answer.answers).exact_match for theirs in answer.partner_answers)
-    return bool(answer.partner_answers) and answer.partner_needs_sharer and not shared
+def paired_values(first: Rows, second: Rows) -> list[float]:
+    """By how much the first arm does better, for each id that both have: exact match, or the loss it saves."""
+    return [
+        second[id].loss - row.loss if row.exact_match is None else row.exact_match - (second[id].exact_match or 0)
+        for id, row in first.items()
+        if id in second
+    ]
 
 
-def _followed(answer: Prediction) -> float:
-    return score(answer.prediction, answer.partner_answers).exact_match
+def _listening_gain(message: Rows, mismatched: Rows) -> Estimate | None:
+    heard = [(row.listening, mismatched[id].listening) for id, row in message.items() if id in mismatched]
+    gains = [own - other for own, other in heard if own is not None and other is not None]
+    return estimate(gains) if gains else None

@@ -13,6 +13,7 @@ from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.tokens import Tokens, split_last
+from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.text_baseline import reading_prompts, text_prompts, write_texts
 from lcf_lightning.link import Link, Role
 from lcf_lightning.models.cache import KVCache
@@ -29,6 +30,7 @@ class Reading(NamedTuple):
         cache: A cache of all prompt tokens but the last.
         last: ``[batch, 1]``, int64: the last prompt token.
         texts: What the sharer wrote in words; in the T2T arms only.
+        cut: Whether the budget ended each of these texts.
         role: Whose cache this is, who answers.
         partners: For each example the one whose message this was, where it was another's.
     """
@@ -36,6 +38,7 @@ class Reading(NamedTuple):
     cache: KVCache
     last: Tensor
     texts: tuple[str, ...] = ()
+    cut: tuple[bool, ...] = ()
     role: Role = "receiver"
     partners: tuple[Example, ...] = ()
 
@@ -80,13 +83,29 @@ class ArmCaches:
         ids, mask = self.batch.answers[:, :1], self.batch.answer_mask[:, :1]
         return self.link.logits(self.own_context.cache, self.batch.last, ids, mask)[:, 0].log_softmax(-1)
 
-    def receives(self, message: Summaries) -> Reading:
-        """The receiver reads its own passages and some message."""
-        return Reading(self.link.fuse(self.own_context.cache, message), self.batch.last)
+    @cached_property
+    def partner_message(self) -> Summaries:
+        """The message of another example: each one's partner.
+
+        Raises:
+            SettingError: If the batch has no partners, as those of training.
+        """
+        if not self.batch.partners:
+            raise SettingError("batch.partners is missing: this arm needs batches of the evaluation loaders.")
+        return self.message_of(self.batch.partners, lambda example: example.sharer_reads)
+
+    def receives(self, message: Summaries, reading: Reading | None = None) -> Reading:
+        """The receiver reads its own passages, or what ``reading`` says, and some message."""
+        reading = reading or self.own_context
+        return reading._replace(cache=self.link.fuse(reading.cache, message))
+
+    def receives_partners(self, reading: Reading | None = None) -> Reading:
+        """The receiver reads its own passages, or what ``reading`` says, and another example's message."""
+        return self.receives(self.partner_message, reading)._replace(partners=self.batch.partners)
 
     def message_of(self, examples: Sequence[Example], passages: Reads) -> Summaries:
         """What the sharer sends where it reads ``passages`` of other examples."""
-        tokens, index = self.collator.message_of(examples, passages, self.batch.receiver)
+        tokens, index = self.collator.message_of(examples, passages, self.batch.examples)
         device = self.link.sharer.device
         return self.link.pool(self.link.read_sharer(tokens.to(device)), index.to(device))
 
@@ -104,10 +123,13 @@ class ArmCaches:
         return self._text_ids
 
     def reads_text(self, budget: int) -> Reading:
-        """The receiver reads up to ``budget`` tokens of the sharer's text, then its own passages."""
-        texts = self.writer.texts(self.write(budget)[:, :budget], "sharer")
+        """The receiver reads up to ``budget`` tokens of the sharer's text, and its own passages."""
+        ids = self.write(budget)[:, :budget]
+        stops = torch.tensor(self.link.sharer.stop_ids, device=ids.device)
+        texts = self.writer.texts(ids, "sharer")
         tokens, last = reading_prompts(self.link, self.writer, self.batch.prompts, self.batch.examples, texts)
-        return Reading(self.link.read_receiver(tokens), last, tuple(texts))
+        cut = (~torch.isin(ids, stops).any(1)).tolist()
+        return Reading(self.link.read_receiver(tokens), last, tuple(texts), tuple(cut))
 
 
 def passages_prompts(link: Link, writer: Writer, batch: Batch, passages: Reads) -> tuple[Tokens, Tensor]:

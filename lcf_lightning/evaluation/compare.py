@@ -5,11 +5,11 @@ from __future__ import annotations
 from lcf_lightning.errors import DataError
 from lcf_lightning.evaluation.audit import paired
 from lcf_lightning.evaluation.prediction import Prediction
-from lcf_lightning.evaluation.statistics import Comparison
+from lcf_lightning.evaluation.statistics import Corrected, corrected
 
 
-def compare_reports(first: list[Prediction], second: list[Prediction], arm: str) -> dict[str, Comparison]:
-    """One arm of two evaluations, paired by id; under ``all`` and each benchmark.
+def compare_reports(first: list[Prediction], second: list[Prediction], arm: str) -> dict[str, Corrected]:
+    """One arm of two evaluations, paired by id; under ``all`` and each benchmark, which are one family of tests.
 
     Raises:
         DataError: If either has no answer under that arm, or they did not answer the same questions, or not in the same
@@ -25,9 +25,11 @@ def compare_reports(first: list[Prediction], second: list[Prediction], arm: str)
             f"the evaluations did not answer the same questions: {len(one.keys() - other.keys())} only in the first, "
             f"{len(other.keys() - one.keys())} only in the second, such as {unpaired[0]!r}."
         )
-    unlike = [id for id, row in one.items() if row.answers != other[id].answers]
+    unlike = [id for id, row in one.items() if (row.answers, row.example) != (other[id].answers, other[id].example)]
     if unlike:
-        raise DataError(f"the evaluations accept other answers to {len(unlike)} questions, such as {unlike[0]!r}.")
+        raise DataError(
+            f"{len(unlike)} ids name another question or answer in the other evaluation, such as {unlike[0]!r}."
+        )
     names = sorted({row.benchmark for row in one.values()} - {""})
     groups = {"all": one, **{name: {id: row for id, row in one.items() if row.benchmark == name} for name in names}}
-    return {name: paired(rows, other) for name, rows in groups.items()}
+    return corrected({name: paired(rows, other) for name, rows in groups.items()})[0]

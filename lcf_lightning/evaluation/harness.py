@@ -60,9 +60,9 @@ class HarnessModel(LM):  # type: ignore[misc]
 
     Args:
         adapter: An adapter folder, or ``owner/name`` on the hub; or a channel.
-        messages: ``own``: each question with its own message. ``none`` (or None, to which the harness's command line
-            turns the word): the receiver alone. From Python also a function from the task's row to what the sharer
-            reads, and the question it is shown or None.
+        messages: ``own``: each question with its own message. ``none``, or None, which the harness makes of it: the
+            receiver alone. From Python also a function from the task's row to what the sharer reads, and the question
+            it is shown or None.
         sharer_reads: With ``own``, where the two read different texts: the field of the row that the sharer reads.
         question: Likewise, the field with the question that it is shown, if it was in training. With ``none`` neither
             is read.
@@ -185,7 +185,12 @@ def _verbatim(channel: Channel) -> Channel:
     """The channel, with prompts that are the question as it stands and nothing around it."""
     plain = copy(channel)
     plain.prompts = replace(
-        channel.prompts, context="{passages}", question="{question}", answer="{answer}", max_receiver_tokens=None
+        channel.prompts,
+        context="{passages}",
+        question="{question}",
+        answer="{answer}",
+        max_receiver_tokens=None,
+        stop=None,  # a task says itself what ends an answer
     )
     return plain
 

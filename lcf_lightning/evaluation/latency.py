@@ -8,27 +8,26 @@ from typing import TypedDict
 
 import torch
 
+from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import Arm, TimedRun, find_arm
+from lcf_lightning.evaluation.writing import Spread, Writing, measure_writing, ratio, spread
 from lcf_lightning.link import Link
+from lcf_lightning.message import Message, Origin
 from lcf_lightning.models.decoding import generate
+from lcf_lightning.sending import origin_of
 from lcf_lightning.stopwatch import Stopwatch
+from lcf_lightning.wire import WIRE_DTYPES
 from lcf_lightning.writer import Writer
 
-STAGES = ("sharer_prefill", "pool", "write", "receiver_prefill", "fuse", "first_token", "rest_of_answer")
+STAGES = (
+    "sharer_prefill", "pool", "write", "receiver_prefill", "read_text", "fuse", "first_token", "rest_of_answer"
+)  # fmt: skip
 FLOOR = ("sharer_prefill", "receiver_prefill", "first_token")
-SHARER_STAGES = ("sharer_prefill", "pool")  # what can run beside the receiver's prefill
-
-
-class Spread(TypedDict):
-    """Median, least and greatest of the repeats."""
-
-    median: float
-    min: float
-    max: float
+SHARER_STAGES = ("sharer_prefill", "pool", "write")  # what can run beside the receiver's prefill
 
 
 class ArmLatency(TypedDict):
@@ -37,12 +36,13 @@ class ArmLatency(TypedDict):
     Attributes:
         stages: Each stage alone.
         ttft: Time to the first token, all stages one after the other.
-        ttft_side_by_side: The same where the sharer's prefill and pooling run beside the receiver's prefill. A text
-            must be written before the receiver can read on, so T2T gains nothing.
+        ttft_side_by_side: The same where the receiver reads its own context while the sharer reads, and pools or
+            writes; it reads a text when that is written.
         end_of_answer: Time to the end of the answer, one after the other.
         to_floor: ``ttft`` over the floor: both prefills and one decoding step of the message arm in the same repeat.
         to_floor_side_by_side: The same side by side.
-        sent_bytes: Size of what the sharer sends: message tensors, or text in UTF-8 (median); 0 where nothing is sent.
+        sent_bytes: Bytes of what the sharer sends (medians): of a message as `Message.to_bytes` gives it, header
+            included, by dtype; of a text in UTF-8. Nothing where nothing is sent.
         written_tokens: Tokens the sharer wrote (median), its end of sequence too; 0 but for T2T. It may stop early.
     """
 
@@ -52,7 +52,7 @@ class ArmLatency(TypedDict):
     end_of_answer: Spread
     to_floor: Spread
     to_floor_side_by_side: Spread
-    sent_bytes: int
+    sent_bytes: dict[str, int]
     written_tokens: int
 
 
@@ -64,6 +64,8 @@ class Latency(TypedDict):
         floor: Both prefills and one decoding step, one after the other, in milliseconds.
         floor_side_by_side: The slower prefill and one decoding step.
         ttft_vs_t2t: Per budget N, the time to first token of ``t2t_N`` over that of the message, paired by repeat.
+        ttft_vs_t2t_side_by_side: The same, both side by side.
+        writing: How fast the sharer writes; null where no text was timed, or its cache was given.
         repeats: Measurements of each arm.
         warmup: Measurements thrown away before.
         device: What it ran on.
@@ -74,6 +76,8 @@ class Latency(TypedDict):
     floor: Spread
     floor_side_by_side: Spread
     ttft_vs_t2t: dict[str, Spread]
+    ttft_vs_t2t_side_by_side: dict[str, Spread]
+    writing: Writing | None
     repeats: int
     warmup: int
     device: str
@@ -95,6 +99,7 @@ def measure(
     max_new_tokens: int,
     repeats: int,
     warmup: int = 2,
+    static_cache: bool | None = None,
 ) -> Latency:
     """Time every arm ``repeats`` times, in turn, each time on the next of the batches.
 
@@ -106,6 +111,8 @@ def measure(
         max_new_tokens: Longest answer, in receiver tokens.
         repeats: At least 1.
         warmup: Repeats thrown away first.
+        static_cache: Whether texts are written on a cache of fixed size (`write_texts`); null to find out which is
+            faster here, and to say how fast that is.
 
     Raises:
         SettingError: If a batch holds more than one example or a number is out of range.
@@ -116,47 +123,66 @@ def measure(
         raise SettingError("latency is measured on batches of one example.")
     link = link.without_prefills()  # kept ones would hide what is timed
     timed = [arm for arm in map(find_arm, dict.fromkeys(["message", *arms])) if arm.timed]
+    budgets = [arm.budget for arm in timed if arm.budget]
+    writing = None
+    if budgets and static_cache is None:
+        writing = measure_writing(link, writer, batches, min(budgets), min(repeats, 5))
+        static_cache = writing["cache"] == "static"
     runs: dict[str, list[TimedRun]] = {arm.name: [] for arm in timed}
     for repeat in range(-warmup, repeats):
         for arm in timed:
-            run = _run(link, writer, batches[repeat % len(batches)], arm, max_new_tokens)
+            run = _run(link, writer, batches[repeat % len(batches)], arm, max_new_tokens, bool(static_cache))
             if repeat >= 0:
                 runs[arm.name].append(run)
-    return _latency(runs, repeats, warmup, link.receiver.device)
+    return _latency(runs, origin_of(link.adapter), writing, repeats, warmup, link.receiver.device)
 
 
-def _run(link: Link, writer: Writer, batch: Batch, arm: Arm, max_new_tokens: int) -> TimedRun:
+def _run(
+    link: Link, writer: Writer, batch: Batch, arm: Arm, max_new_tokens: int, static_cache: bool = False
+) -> TimedRun:
     """One answer under one arm, from tokens to the last token."""
-    run = TimedRun(Stopwatch(link.receiver.device))
+    run = TimedRun(Stopwatch(link.receiver.device), static_cache)
     cache, last = arm.run(link, writer, batch, run)
     generate(link.receiver, cache, last, max_new_tokens, run.watch)
     return run
 
 
-def _latency(runs: dict[str, list[TimedRun]], repeats: int, warmup: int, device: torch.device) -> Latency:
+def _latency(
+    runs: dict[str, list[TimedRun]],
+    origin: Origin,
+    writing: Writing | None,
+    repeats: int,
+    warmup: int,
+    device: torch.device,
+) -> Latency:
     stages = {arm: [run.watch.milliseconds for run in arm_runs] for arm, arm_runs in runs.items()}
     floors = [sum(run[stage] for stage in FLOOR) for run in stages["message"]]
     beside = [max(run[FLOOR[0]], run[FLOOR[1]]) + run[FLOOR[2]] for run in stages["message"]]
     ttft = {arm: [_ttft(run) for run in times] for arm, times in stages.items()}
+    side_by_side = {arm: [_side_by_side(run) for run in times] for arm, times in stages.items()}
     figures = {
         arm: ArmLatency(
-            stages={stage: _spread([run[stage] for run in times]) for stage in STAGES if stage in times[0]},
-            ttft=_spread(ttft[arm]),
-            ttft_side_by_side=_spread([_side_by_side(run) for run in times]),
-            end_of_answer=_spread([sum(run.values()) for run in times]),
-            to_floor=_ratio(ttft[arm], floors),
-            to_floor_side_by_side=_ratio([_side_by_side(run) for run in times], beside),
-            sent_bytes=int(median(run.sent_bytes for run in runs[arm])),
+            stages={stage: spread([run[stage] for run in times]) for stage in STAGES if stage in times[0]},
+            ttft=spread(ttft[arm]),
+            ttft_side_by_side=spread(side_by_side[arm]),
+            end_of_answer=spread([sum(run.values()) for run in times]),
+            to_floor=ratio(ttft[arm], floors),
+            to_floor_side_by_side=ratio(side_by_side[arm], beside),
+            sent_bytes=_sent_bytes([run.sent for run in runs[arm]], origin),
             written_tokens=int(median(run.written_tokens for run in runs[arm])),
         )
         for arm, times in stages.items()
     }
-    budgets = {arm: find_arm(arm).budget for arm in runs if arm == f"t2t_{find_arm(arm).budget}"}
+    texts = {arm: str(find_arm(arm).budget) for arm in runs if arm == f"t2t_{find_arm(arm).budget}"}
     return Latency(
         arms=figures,
-        floor=_spread(floors),
-        floor_side_by_side=_spread(beside),
-        ttft_vs_t2t={str(budget): _ratio(ttft[arm], ttft["message"]) for arm, budget in budgets.items()},
+        floor=spread(floors),
+        floor_side_by_side=spread(beside),
+        ttft_vs_t2t={budget: ratio(ttft[arm], ttft["message"]) for arm, budget in texts.items()},
+        ttft_vs_t2t_side_by_side={
+            budget: ratio(side_by_side[arm], side_by_side["message"]) for arm, budget in texts.items()
+        },
+        writing=writing,
         repeats=repeats,
         warmup=warmup,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -164,21 +190,24 @@ def _latency(runs: dict[str, list[TimedRun]], repeats: int, warmup: int, device:
     )
 
 
+def _sent_bytes(sent: Sequence[Summaries | str | None], origin: Origin) -> dict[str, int]:
+    """Bytes on the wire, by dtype; medians."""
+    sizes = [
+        {"UTF-8": len(one.encode())}
+        if isinstance(one, str)
+        else {dtype: len(Message(*one.kv, origin).to_bytes(dtype)) for dtype in WIRE_DTYPES}
+        for one in sent
+        if one is not None
+    ]
+    return {name: int(median(size[name] for size in sizes)) for name in sizes[0]} if sizes else {}
+
+
 def _ttft(run: dict[str, float]) -> float:
     return sum(time for stage, time in run.items() if stage != "rest_of_answer")
 
 
 def _side_by_side(run: dict[str, float]) -> float:
-    """Time to first token where the two prefills overlap; only a message lets them."""
-    if "pool" not in run:
-        return _ttft(run)
-    sharer = sum(run[stage] for stage in SHARER_STAGES)
-    return max(sharer, run["receiver_prefill"]) + run["fuse"] + run["first_token"]
-
-
-def _spread(values: Sequence[float]) -> Spread:
-    return Spread(median=median(values), min=min(values), max=max(values))
-
-
-def _ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
-    return _spread([one / other for one, other in zip(above, below, strict=True)])
+    """Time to first token where the two models work at once, as far as one need not wait for the other."""
+    sharer = sum(run.get(stage, 0) for stage in SHARER_STAGES)
+    after = sum(run.get(stage, 0) for stage in ("read_text", "fuse", "first_token"))
+    return max(sharer, run.get("receiver_prefill", 0)) + after

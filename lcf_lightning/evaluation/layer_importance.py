@@ -12,7 +12,7 @@ from lcf_lightning.adapter.subset import keep_layers, open_layers
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
-from lcf_lightning.evaluation.prediction import answer_losses, answer_reading
+from lcf_lightning.evaluation.prediction import Prediction, answer_losses, answer_reading, columns
 from lcf_lightning.link import Link
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.writer import Writer
@@ -23,14 +23,14 @@ class Point(TypedDict):
 
     Attributes:
         layers: The receiver layers kept.
-        exact_match: Of the message arm, on the held-out examples.
+        exact_match: Of the message arm, on the held-out examples; null where these are open-ended.
         loss: Likewise, in nats.
         n: Examples.
         megabytes: Size of the tensors, in millions of bytes.
     """
 
     layers: list[int]
-    exact_match: float
+    exact_match: float | None
     loss: float
     n: int
     megabytes: float
@@ -93,22 +93,24 @@ def curve(
     """Scores with the ``sizes`` most important layers; 0 layers are the receiver alone."""
     ranked = _by_importance(importance)
     kept = [sorted(ranked[:size]) for size in sizes]
-    answers: list[list[tuple[float, float]]] = [[] for _ in sizes]
+    answers: list[list[Prediction]] = [[] for _ in sizes]
     for batch in batches:
         edits = _Edits(link, writer, batch)
         for found, layers in zip(answers, kept, strict=True):
-            rows = answer_reading(edits.caches, edits.reading(layers), "message", max_new_tokens)
-            found += [(row.exact_match, row.loss) for row in rows]
-    return [
-        Point(
-            layers=layers,
-            exact_match=fmean(score for score, _ in found),
-            loss=fmean(loss for _, loss in found),
-            n=len(found),
-            megabytes=_megabytes(link, layers),
+            found += answer_reading(edits.caches, edits.reading(layers), "message", max_new_tokens)
+    points = []
+    for layers, found in zip(kept, answers, strict=True):
+        exact, _, losses = columns(found)
+        points.append(
+            Point(
+                layers=layers,
+                exact_match=fmean(exact) if exact else None,
+                loss=fmean(losses),
+                n=len(found),
+                megabytes=_megabytes(link, layers),
+            )
         )
-        for layers, found in zip(kept, answers, strict=True)
-    ]
+    return points
 
 
 class _Edits:

@@ -7,14 +7,16 @@ from typing import Any
 
 from lcf_lightning.evaluation.arms import find_arm, readable
 from lcf_lightning.evaluation.audit import Audit
-from lcf_lightning.evaluation.latency import STAGES, Latency, Spread
+from lcf_lightning.evaluation.latency import STAGES, Latency
 from lcf_lightning.evaluation.layer_importance import Pruning
+from lcf_lightning.evaluation.nulls import Follow, Guess
 from lcf_lightning.evaluation.report import ArmFigures, Report
-from lcf_lightning.evaluation.statistics import RESAMPLES, format_estimate
+from lcf_lightning.evaluation.statistics import RESAMPLES, Corrected, format_estimate, format_p, format_score
+from lcf_lightning.evaluation.writing import Spread, Writing
 
 _HOW_TO_READ = f"""\
 *Listening*: Jensen–Shannon divergence of the first token's distribution from own context, in nats (≤ 0.693). Intervals:
-95 %, percentile bootstrap, {RESAMPLES:,} resamples."""
+95 %; of a rate Wilson's, of other means and of differences the percentile bootstrap, {RESAMPLES:,} resamples."""
 
 
 _OPTIMAL_ROUTING = """\
@@ -37,6 +39,8 @@ def to_markdown(report: Report) -> str:
         parts += ["## Benchmarks", _benchmarks(report), _OPTIMAL_ROUTING]
     if report["own_questions"]:
         parts += ["## Arms, on questions that the receiver can answer alone", _arms(report["own_questions"])]
+    if report["texts"]:
+        parts += ["## What the sharer was asked to write", _texts(report)]
     parts += ["## Audit, on questions that need the sharer", _audit(report["audit"])]
     if report["latency"] is not None:
         parts += ["## Latency", latency_page(report["latency"]), "![Quality against time](frontier.png)"]
@@ -44,34 +48,73 @@ def to_markdown(report: Report) -> str:
 
 
 def conclusions(report: Report) -> str:
-    """What it comes to, as a list: content-attributable gain, follow rate, time against text."""
+    """What it comes to, as a list: gain, gain over text, follow rate, guesses, time against text."""
     audit, latency = report["audit"], report["latency"]
     lines = []
     if "content_attributable_gain" in audit["comparisons"]:
         gain = audit["comparisons"]["content_attributable_gain"]
-        lines.append(
-            f"Content-attributable gain (message − mismatched, exact match, n = {gain['n']}): "
-            f"{format_estimate(gain['gain'], signed=True)}; McNemar p = {gain['mcnemar_p']:.2g} "
-            f"({gain['only_first']} questions against {gain['only_second']})."
-        )
-    if audit["follow_rate"] is not None:
-        lines.append(
-            f"Follow rate: under another example's message the receiver gives that example's answer in "
-            f"{format_estimate(audit['follow_rate'])} of {audit['follow_n']} questions whose own answer "
-            "is another and whose partner's needs the sharer."
-        )
+        lines.append(f"Content-attributable gain (message − mismatched, n = {gain['n']}): {_gain(gain)}.")
+    texts = [audit["comparisons"][name] for name in audit["over_text"].values()]
+    if texts:
+        gains = "; ".join(f"{find_arm(row['second']).label} {_difference(row)}" for row in texts)
+        lines.append(f"Message − text, each with or without form, whichever is better: {gains}.")
+    if audit["follow"] is not None:
+        lines.append(_followed(audit["follow"], audit["follow_holm"]))
+    if audit["listening_gain"] is not None:
+        gained = format_estimate(audit["listening_gain"], signed=True)
+        lines.append(f"Listening: the message moves the first token {gained} nats farther than another example's does.")
+    lines += [_guessed(name, found) for name, found in report["guesses"].items()]
     if latency is not None:
-        message = latency["arms"]["message"]
-        ratios = [
-            f"T2T-{budget} ({latency['arms'][f't2t_{budget}']['written_tokens']} tokens written) / message = "
-            f"{_spread(ratio, 2)}"
-            for budget, ratio in latency["ttft_vs_t2t"].items()
-        ]
-        lines.append(
-            f"Time to first token of the message: {_spread(message['ttft'])} ms, {_spread(message['to_floor'], 2)} × "
-            f"the floor{'; '.join(['', *ratios])}; median (least–greatest) of {latency['repeats']}."
-        )
+        lines.append(_sooner(latency))
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _difference(row: Corrected) -> str:
+    """In exact match, or in nats of loss where questions are open-ended."""
+    if row["gain"] is None:
+        return f"{format_estimate(row['gain_loss'], signed=True)} nats of loss"
+    return format_estimate(row["gain"], signed=True)
+
+
+def _gain(row: Corrected) -> str:
+    if row["gain"] is None:
+        return f"{_difference(row)}; Wilcoxon p = {format_p(row['wilcoxon_holm'])}"
+    return (
+        f"exact match {_difference(row)}; McNemar p = {format_p(row['mcnemar_holm'])} "
+        f"({row['only_first']} questions against {row['only_second']})"
+    )
+
+
+def _followed(follow: Follow, p: float | None) -> str:
+    alone = "" if follow["own_context"] is None else f", {format_estimate(follow['own_context'])} under own context"
+    return (
+        "Follow rate: under another example's message the receiver gives that example's answer in "
+        f"{format_estimate(follow['rate'])} of {follow['n']} questions whose own answer is another and whose partner's "
+        f"needs the sharer{alone}; {format_estimate(follow['permuted'])} where these answers are dealt at random "
+        f"(permutation p = {format_p(p)})."
+    )
+
+
+def _guessed(name: str, guess: Guess) -> str:
+    chance = "" if guess["chance"] is None else f"; a choice at random {guess['chance']:.3f}"
+    of = "" if name == "all" else f" of {name}"
+    return (
+        f"Guesses{of}: *{guess['answer']}* is right in {format_estimate(guess['majority'])}, the best of "
+        f"{guess['different']} answers looked up on these questions{chance}."
+    )
+
+
+def _sooner(latency: Latency) -> str:
+    message = latency["arms"]["message"]
+    ratios = [
+        f"T2T-{budget} ({latency['arms'][f't2t_{budget}']['written_tokens']} tokens written) / message = "
+        f"{_spread(ratio, 2)}, side by side {_spread(latency['ttft_vs_t2t_side_by_side'][budget], 2)}"
+        for budget, ratio in latency["ttft_vs_t2t"].items()
+    ]
+    return (
+        f"Time to first token of the message: {_spread(message['ttft'])} ms, {_spread(message['to_floor'], 2)} × "
+        f"the floor{'; '.join(['', *ratios])}; median (least–greatest) of {latency['repeats']}."
+    )
 
 
 def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -81,6 +124,18 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _facts(facts: Mapping[str, Any]) -> str:
     return "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in facts.items())
+
+
+def _texts(report: Report) -> str:
+    """The request, the budgets and how many texts these cut off."""
+    prompts = report["facts"].get("prompts", {})
+    asked = f"`{prompts.get('text_request', '')!r}`, as a turn of its chat template: {bool(prompts.get('text_chat'))}; "
+    place = f"the receiver reads the text {prompts.get('text_place')} its own context."
+    rows = [
+        [find_arm(arm).label, str(text["budget"]), format_estimate(text["cut"]), str(text["n"])]
+        for arm, text in report["texts"].items()
+    ]
+    return "\n\n".join([asked + place, _table(["arm", "budget, tokens", "share cut by the budget", "n"], rows)])
 
 
 def _arms(arms: Mapping[str, ArmFigures], audit: Audit | None = None) -> str:
@@ -120,16 +175,21 @@ def _listening(audit: Audit, arm: str) -> str:
 
 def _audit(audit: Audit) -> str:
     columns = [
-        "difference", "exact match", "F1", "n", "only first right", "only second right", "McNemar p", "Wilcoxon p (F1)",
+        "difference", "exact match", "F1", "loss saved (nats)", "n", "only first right", "only second right",
+        "McNemar p", "Wilcoxon p",
     ]  # fmt: skip
     rows = []
     for name, row in audit["comparisons"].items():
-        counts = [str(row[key]) for key in ("n", "only_first", "only_second")]
-        chances = [f"{row[key]:.2g}" for key in ("mcnemar_p", "wilcoxon_p")]
-        gains = [format_estimate(row["gain"], signed=True), format_estimate(row["gain_f1"], signed=True)]
+        gains = [format_estimate(gain, signed=True) for gain in (row["gain"], row["gain_f1"], row["gain_loss"])]
+        counts = [str(row["n"]), str(row["only_first"]), str(row["only_second"])]
         title = f"{readable(name)} ({find_arm(row['first']).label} − {find_arm(row['second']).label})"
-        rows.append([title, *gains, *counts, *chances])
-    return _table(columns, rows) + "\n\nTests are one-sided: is the first better? McNemar exact, on discordant pairs."
+        rows.append([title, *gains, *counts, format_p(row["mcnemar_holm"]), format_p(row["wilcoxon_holm"])])
+    family = (
+        "Tests are one-sided: is the first better? McNemar exact, on discordant pairs; Wilcoxon of F1, of the loss "
+        f"where answers are open-ended. The p-values are Holm's, corrected over the {audit['tests']} tests of this "
+        "report: those of this table and the permutation test of the follow rate."
+    )
+    return _table(columns, rows) + "\n\n" + family
 
 
 def _spread(spread: Spread, digits: int = 1) -> str:
@@ -142,7 +202,7 @@ def latency_page(latency: Latency) -> str:
     rows = [
         [
             find_arm(arm).label, _spread(row["ttft"]), _spread(row["ttft_side_by_side"]), _spread(row["end_of_answer"]),
-            _spread(row["to_floor"], 2), _spread(row["to_floor_side_by_side"], 2), f"{row['sent_bytes']:,}",
+            _spread(row["to_floor"], 2), _spread(row["to_floor_side_by_side"], 2), _bytes(row["sent_bytes"]),
             str(row["written_tokens"] or "–"),
         ]
         for arm, row in latency["arms"].items()
@@ -157,10 +217,24 @@ def latency_page(latency: Latency) -> str:
             f"away; batch 1, {latency['device']}, {latency['threads']} torch threads. Every prefill that "
             "an arm needs is counted, one after the other or side by side. "
             f"Floor, both prefills and one decoding step: {_spread(latency['floor'])}; side by side: "
-            f"{_spread(latency['floor_side_by_side'])}. Bytes and tokens: what the sharer sends.",
+            f"{_spread(latency['floor_side_by_side'])}. Tokenising is outside of all times. Bytes and tokens: what the "
+            "sharer sends, a message with its header, a summary for each span." + _writing(latency["writing"]),
             _table(columns, rows),
             _table(["stage", *(stage.replace("_", " ") for stage in STAGES)], stages),
         ]
+    )
+
+
+def _bytes(sent: Mapping[str, int]) -> str:
+    return ", ".join(f"{size:,} ({name})" for name, size in sent.items()) or "–"
+
+
+def _writing(writing: Writing | None) -> str:
+    if writing is None:
+        return ""
+    return (
+        f" The sharer writes {_spread(writing['tokens_per_second'])} tokens a second, its prefill included (budget "
+        f"{writing['budget']}, {writing['cache']} cache): {_spread(writing['to_generate'], 2)} × plain `generate`."
     )
 
 
@@ -169,7 +243,8 @@ def pruning_page(pruning: Pruning) -> str:
     rows = [
         [
             str(len(point["layers"])) + (" (kept)" if point["layers"] == pruning["kept"] else ""),
-            f"{point['megabytes']:.2f}", f"{point['exact_match']:.3f}", f"{point['loss']:.3f}", str(point["n"]),
+            f"{point['megabytes']:.2f}", format_score(point["exact_match"]), format_score(point["loss"]),
+            str(point["n"]),
         ]
         for point in pruning["curve"]
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import cycle
 from pathlib import Path
 
@@ -20,12 +21,16 @@ _COLOURS = {"message": "#c0392b", "control": "#95a5a6", "text": "#2c5f8a"}
 
 
 def arms_figure(arms: dict[str, ArmFigures]) -> Figure:
-    """Exact match and F1 of every arm, with 95 % intervals."""
+    """Exact match and F1 of every arm, with 95 % intervals; the loss where questions are open-ended."""
     figure = Figure(figsize=(8, 0.5 * len(arms) + 1.6), layout="constrained")
     axes: Axes = figure.subplots()
+    scored = all(figures["exact_match"] is not None for figures in arms.values())
     for place, (arm, figures) in enumerate(arms.items()):
-        for offset, name, alpha in ((-0.18, "exact_match", 1.0), (0.18, "f1", 0.45)):
-            score = figures[name]  # type: ignore[literal-required]
+        if not scored:
+            axes.barh(place, figures["loss"], height=0.7, color=_colour(arm))
+        for offset, score, alpha in ((-0.18, figures["exact_match"], 1.0), (0.18, figures["f1"], 0.45)):
+            if score is None or not scored:
+                continue
             error = [[score["value"] - score["low"]], [score["high"] - score["value"]]]
             axes.barh(
                 place + offset, score["value"], height=0.34, color=_colour(arm), alpha=alpha, xerr=error,
@@ -37,8 +42,11 @@ def arms_figure(arms: dict[str, ArmFigures]) -> Figure:
             )  # fmt: skip
     axes.set_yticks(range(len(arms)), [find_arm(arm).label for arm in arms])
     axes.set_ylim(len(arms) - 0.5, -0.5)  # the first arm on top
-    axes.set_xlim(0, 1.12)
-    axes.set_xlabel("score on questions that need the sharer: exact match (solid), F1 (pale); 95 % intervals")
+    if scored:
+        axes.set_xlim(0, 1.12)
+    what = "score" if scored else "loss in nats"
+    scores = ": exact match (solid), F1 (pale); 95 % intervals" if scored else ""
+    axes.set_xlabel(f"{what} on questions that need the sharer{scores}")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -47,16 +55,17 @@ def frontier_figure(arms: dict[str, ArmFigures], latency: Latency) -> Figure:
     """Exact match against the time to the first token; the T2T budgets as one curve."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes: Axes = figure.subplots()
-    timed = {arm: latency["arms"][arm]["ttft"] for arm in arms if arm in latency["arms"]}
+    scores = {arm: row["exact_match"] for arm, row in arms.items() if row["exact_match"] is not None}
+    timed = {arm: latency["arms"][arm]["ttft"] for arm in scores if arm in latency["arms"]}
     budgets = {arm: find_arm(arm).budget for arm in timed if find_arm(arm).budget}
     texts = sorted(budgets, key=budgets.__getitem__)
     axes.plot(
         [timed[arm]["median"] for arm in texts],
-        [arms[arm]["exact_match"]["value"] for arm in texts],
+        [scores[arm]["value"] for arm in texts],
         color=_COLOURS["text"], linewidth=1, zorder=1,
     )  # fmt: skip
     for (arm, ttft), marker in zip(timed.items(), cycle("osD^vPX")):
-        score = arms[arm]["exact_match"]
+        score = scores[arm]
         axes.errorbar(
             ttft["median"], score["value"],
             xerr=[[ttft["median"] - ttft["min"]], [ttft["max"] - ttft["median"]]],
@@ -82,7 +91,13 @@ def pruning_figure(points: list[Point], kept: list[int]) -> Figure:
     left: Axes = figure.subplots()
     right = left.twinx()
     layers = [len(point["layers"]) for point in points]
-    left.plot(layers, [point["exact_match"] for point in points], "o-", color=_COLOURS["message"], label="exact match")
+    left.plot(
+        layers,
+        [math.nan if point["exact_match"] is None else point["exact_match"] for point in points],
+        "o-",
+        color=_COLOURS["message"],
+        label="exact match",
+    )
     right.plot(layers, [point["loss"] for point in points], "s--", color=_COLOURS["text"], label="loss")
     left.axvline(len(kept), color=_COLOURS["control"], linewidth=1)
     left.annotate(

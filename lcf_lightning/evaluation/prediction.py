@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,14 +12,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lcf_lightning.data.batch import Batch
+from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.data.tokens import pad_right
 from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
-from lcf_lightning.evaluation.scoring import score
+from lcf_lightning.evaluation.scoring import Scores, score
 from lcf_lightning.likelihood import Candidate, score_candidates
 from lcf_lightning.link import Link
-from lcf_lightning.models.decoding import generate
+from lcf_lightning.models.decoding import cut, generate
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,19 @@ class Prediction:
         prediction: What the receiver said.
         answers: What would have been accepted.
         loss: Cross entropy of the first accepted answer, mean over its tokens, in nats.
-        exact_match: 0 or 1.
-        f1: In [0, 1].
+        exact_match: 0 or 1; null where the question is open-ended.
+        f1: In [0, 1]; null where the question is open-ended.
         listening: Jensen–Shannon divergence between the first token's distributions under this arm and under own
             context, in nats (at most ln 2); null where it is the sharer that answers.
         partner_answers: Where another example's message was read, what would have been accepted for that example;
             nothing where the answer is chosen, since the choices do not hold it.
         partner_needs_sharer: Likewise, whether that example's message can hold its answer at all.
         text: In the T2T arms, what the sharer wrote.
+        text_cut: In the T2T arms, whether the budget ended that text; else null.
         benchmark: The example's data set, where several are evaluated together.
+        choices: How many choices the answer was chosen from; 0 where it was not chosen.
+        example: A digest of the example, which tells it from another of the same id.
+        partner: Likewise of the example whose message was read, where it was another's.
     """
 
     id: str
@@ -49,13 +55,22 @@ class Prediction:
     prediction: str
     answers: tuple[str, ...]
     loss: float
-    exact_match: float
-    f1: float
+    exact_match: float | None
+    f1: float | None
     listening: float | None
     partner_answers: tuple[str, ...] = ()
     partner_needs_sharer: bool = True
     text: str = ""
+    text_cut: bool | None = None
     benchmark: str = ""
+    choices: int = 0
+    example: str = ""
+    partner: str = ""
+
+
+def digest(example: Example) -> str:
+    """What tells an example from any other, whatever its id."""
+    return hashlib.blake2b(repr(example).encode(), digest_size=8).hexdigest()
 
 
 def by_arm(predictions: Iterable[Prediction], needs_sharer: bool) -> dict[str, dict[str, Prediction]]:
@@ -65,6 +80,13 @@ def by_arm(predictions: Iterable[Prediction], needs_sharer: bool) -> dict[str, d
         if prediction.needs_sharer == needs_sharer:
             arms.setdefault(prediction.arm, {})[prediction.id] = prediction
     return arms
+
+
+def columns(rows: Iterable[Prediction]) -> tuple[list[float], list[float], list[float]]:
+    """Exact match and F1 of those answers that have one, and the loss of all."""
+    rows = list(rows)
+    exact = [row.exact_match for row in rows if row.exact_match is not None]
+    return exact, [row.f1 for row in rows if row.f1 is not None], [row.loss for row in rows]
 
 
 @torch.no_grad()
@@ -91,33 +113,60 @@ def answer_reading(caches: ArmCaches, reading: Reading, arm: str, max_new_tokens
         listening = jensen_shannon(logits[:, 0].log_softmax(-1), caches.first_tokens).tolist()
     texts = _texts(caches, reading, encoder, max_new_tokens)
     predictions = []
-    for row, (example, text) in enumerate(zip(batch.examples, texts, strict=True)):
-        chosen = float(text == example.answers[0])  # a choice is right or wrong, with no normalisation
-        scores = (chosen, chosen) if example.choices else score(text, example.answers)
+    for row, example in enumerate(batch.examples):
         partner = reading.partners[row] if reading.partners else None
+        in_words = not (example.choices or example.open_ended)
+        scores = _scores(example, texts[row])
         predictions.append(
             Prediction(
-                example.id, arm, example.needs_sharer, text, example.answers, losses[row], *scores, listening[row],
-                partner.answers if partner and not example.choices else (),
-                partner.needs_sharer if partner else True,
-                reading.texts[row] if reading.texts else "",
-                example.benchmark,
+                id=example.id,
+                arm=arm,
+                needs_sharer=example.needs_sharer,
+                prediction=texts[row],
+                answers=example.answers,
+                loss=losses[row],
+                exact_match=None if scores is None else scores.exact_match,
+                f1=None if scores is None else scores.f1,
+                listening=listening[row],
+                partner_answers=partner.answers if partner is not None and in_words else (),
+                partner_needs_sharer=partner is None or partner.needs_sharer,
+                text=reading.texts[row] if reading.texts else "",
+                text_cut=reading.cut[row] if reading.cut else None,
+                benchmark=example.benchmark,
+                choices=len(example.choices),
+                example=digest(example),
+                partner="" if partner is None else digest(partner),
             )
-        )  # fmt: skip
+        )
     return predictions
 
 
+def _scores(example: Example, text: str) -> Scores | None:
+    if example.open_ended:
+        return None
+    if example.choices:  # one is right or wrong, with no normalisation
+        chosen = float(text == example.answers[0])
+        return Scores(chosen, chosen)
+    return score(text, example.answers)
+
+
 def _texts(caches: ArmCaches, reading: Reading, encoder: PromptEncoder, max_new_tokens: int) -> list[str]:
-    """What is said or, where there are choices, chosen."""
+    """What is said or, where there are choices, chosen; nothing where the question is open-ended."""
     examples, said = caches.batch.examples, [""] * len(caches.batch)
-    if not all(example.choices for example in examples):
+    if not all(example.choices or example.open_ended for example in examples):
         ids = generate(caches.link.side(reading.role).model, reading.cache, reading.last, max_new_tokens)
-        said = [text.split("\n")[0].strip() for text in caches.writer.texts(ids, reading.role)]
+        stop = caches.batch.prompts.stop
+        said = [cut(text, stop) for text in caches.writer.texts(ids, reading.role)]
     scores = iter(_choice_scores(caches, reading, encoder))
     return [
-        max(((next(scores), -place, choice) for place, choice in enumerate(example.choices)), default=(0, 0, words))[2]
+        "" if example.open_ended else _best(example, scores) or words
         for example, words in zip(examples, said, strict=True)
     ]
+
+
+def _best(example: Example, scores: Iterator[float]) -> str:
+    """The choice of the highest score, of equals the first; nothing where there are none."""
+    return max(((next(scores), -place, choice) for place, choice in enumerate(example.choices)), default=(0, 0, ""))[2]
 
 
 def _choice_scores(caches: ArmCaches, reading: Reading, encoder: PromptEncoder) -> list[float]:

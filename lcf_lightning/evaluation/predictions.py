@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import DataError
 from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.caches import ArmCaches
-from lcf_lightning.evaluation.prediction import Prediction, run_arms
+from lcf_lightning.evaluation.prediction import Prediction, digest, run_arms
 from lcf_lightning.files import write_text
 from lcf_lightning.link import Link
 from lcf_lightning.writer import Writer
@@ -65,21 +66,30 @@ def predict_all(
         advance: Called with the number of answers that each step has settled.
 
     Returns:
-        The answers of these batches under these arms, whether new or read.
+        The answers of these batches under these arms, whether new or read. One that was read answers this very example,
+        with the message of this very partner; its id alone is not enough.
     """
-    known = {(answer.arm, answer.id): answer for answer in read_predictions(file)}
+    known = {(answer.arm, answer.example): answer for answer in read_predictions(file)}
     file.parent.mkdir(parents=True, exist_ok=True)
     answers = []
     for batch in batches:
-        missing = [arm for arm in arms if any((arm, id) not in known for id in batch.ids)]
+        rows = [digest(example) for example in batch.examples]
+        partners = dict(zip(rows, map(digest, batch.partners), strict=False))
+
+        stale = {
+            (arm, row)
+            for arm, row in product(arms, rows)
+            if (arm, row) not in known or known[arm, row].partner not in ("", partners.get(row))
+        }
+        missing = [arm for arm in arms if any((arm, row) in stale for row in rows)]
         caches = ArmCaches(link, writer, batch.to(link.receiver.device))
         caches.write(max((find_arm(arm).budget for arm in missing), default=0))
         for arm in arms:
             if arm in missing:
-                new = [answer for answer in run_arms(caches, [arm], max_new_tokens) if (arm, answer.id) not in known]
+                new = [row for row in run_arms(caches, [arm], max_new_tokens) if (arm, row.example) in stale]
                 with file.open("a", encoding="utf-8") as lines:
                     lines.write("".join(f"{json.dumps(asdict(answer), ensure_ascii=False)}\n" for answer in new))
-                known |= {(arm, answer.id): answer for answer in new}
-            answers += [known[arm, id] for id in batch.ids]
+                known |= {(arm, answer.example): answer for answer in new}
+            answers += [known[arm, row] for row in rows]
             advance(len(batch))
     return answers

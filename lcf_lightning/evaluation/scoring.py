@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import string
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -29,3 +31,9 @@ def score(prediction: str, answers: Sequence[str]) -> Scores:
     exact_match, f1 = float(result["exact_match"]) / 100, float(result["f1"]) / 100
     closed = any(text.strip().lower().rstrip(".") in _CLOSED for text in (prediction, *answers))
     return Scores(exact_match, exact_match if closed else f1)
+
+
+def normalised(text: str) -> str:
+    """``text`` as `score` compares it: no capitals, punctuation, articles or doubled blanks."""
+    letters = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.tokens import Tokens, split_last
@@ -24,12 +25,13 @@ def text_prompts(
     return split_last(encoded, encoder.pad_id, link.sharer.device)
 
 
-def write_texts(link: Link, cache: KVCache, last: Tensor, budget: int) -> Tensor:
+def write_texts(link: Link, cache: KVCache, last: Tensor, budget: int, static_cache: bool = False) -> Tensor:
     """The sharer's texts, decoded greedily on its prefill: ``[batch, ≤ budget]``, int64.
 
-    The first ``n`` tokens are what a budget of ``n`` would have given.
+    The first ``n`` tokens are what a budget of ``n`` would have given. ``static_cache`` decodes on a cache of fixed
+    size, see `generate`.
     """
-    return generate(link.sharer, cache, last, budget)
+    return generate(link.sharer, cache, last, budget, static_cache=static_cache)
 
 
 def reading_prompts(
@@ -45,3 +47,19 @@ def reading_prompts(
         for example, text in zip(examples, texts, strict=True)
     ]
     return split_last(encoded, encoder.pad_id, link.receiver.device)
+
+
+def read_ahead(batch: Batch, told: Tokens) -> int:
+    """How many tokens of a prompt with a text the receiver can read while that text is being written.
+
+    Those that its prompt without the text begins with too; none where the text stands before its own context.
+
+    Args:
+        batch: One example.
+        told: What `reading_prompts` gives for it.
+    """
+    if batch.prompts.text_place == "before":
+        return 0
+    width = min(told.ids.shape[1] - 1, batch.receiver.ids.shape[1])  # something is left to read with the text
+    differ = (told.ids[0, :width] != batch.receiver.ids[0, :width]).nonzero()
+    return int(differ[0]) if len(differ) else width

@@ -172,9 +172,33 @@ def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Ten
     return _forward(model, to_transformers(model, cache), ids, full, positions, keep=0)
 
 
-def to_transformers(model: PreTrainedModel, cache: KVCache) -> Cache:
-    """A cache that ``model`` may append to; ``cache`` stays as it is."""
-    return family_of(model.config.get_text_config(decoder=True)).filled_cache(cache.keys, cache.values)
+@torch.no_grad()
+def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor) -> KVCache:
+    """Read more tokens on top of a cache, which stays as it is; what came out of it remembers both.
+
+    Args:
+        model: The model that made the cache.
+        cache: The cache of the tokens so far.
+        ids: ``[batch, tokens]``, int64, none of them padding.
+    """
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    _check_tokens(ids, mask)
+    full = torch.cat([cache.mask, mask], dim=1)
+    past = to_transformers(model, cache)
+    with torch.autocast(ids.device.type, enabled=False):
+        _forward(model, past, ids, full, positions_of(full)[:, cache.mask.shape[1] :], keep=1)
+    return KVCache(*family_of(model.config.get_text_config(decoder=True)).keys_values(past), full)
+
+
+def to_transformers(model: PreTrainedModel, cache: KVCache, room: int | None = None) -> Cache:
+    """A cache that ``model`` may append to; ``cache`` stays as it is.
+
+    Where ``room`` is given, one of fixed size with a place for so many more tokens, if the model's family has it.
+    """
+    config = model.config.get_text_config(decoder=True)
+    family = family_of(config)
+    static = None if room is None else family.static_cache(config, cache.keys, cache.values, room)
+    return family.filled_cache(cache.keys, cache.values) if static is None else static
 
 
 def _forward(model: PreTrainedModel, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:

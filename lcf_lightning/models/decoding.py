@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ class Answer:
     """What a receiver answered; ``str(answer)`` is its text.
 
     Attributes:
-        text: All that was generated, without special tokens and the blanks around it.
+        text: What was generated up to `PromptSettings.stop`, without special tokens and the blanks around it.
         prompt_tokens: Tokens of the receiver's own prompt, without those that a message puts before it (pooler=prefix).
         new_tokens: Tokens generated, the end of sequence included.
         milliseconds: By stage, of the whole batch: ``receiver_prefill``, ``fuse``, ``first_token``, ``rest_of_answer``.
@@ -55,15 +55,17 @@ class Decoding:
         others: The rest of them.
         names: Those that were asked for.
         pad_id: What fills the rows of a batch that have ended; no token that ends one.
+        stop: The text that ends an answer; None where nothing but a token does.
     """
 
     config: GenerationConfig
     others: dict[str, Any]
     names: list[str]
     pad_id: int
+    stop: str | None = None
 
     @classmethod
-    def of(cls, reader: FrozenModel, max_new_tokens: int, options: dict[str, Any]) -> Decoding:
+    def of(cls, reader: FrozenModel, max_new_tokens: int, options: dict[str, Any], stop: str | None = None) -> Decoding:
         """Decoding options of transformers' ``generate``; greedy where they ask for nothing else.
 
         Raises:
@@ -88,7 +90,7 @@ class Decoding:
         except (ValueError, TypeError) as error:
             raise SettingError(f"decoding options {sorted(options)}: {reason(error)}") from error
         others = {name: value for name, value in options.items() if name not in known}
-        return cls(config, others, sorted(options), pad_id)
+        return cls(config, others, sorted(options), pad_id, stop)
 
 
 class Decoder:
@@ -141,7 +143,7 @@ class Decoder:
             future = thread.submit(self._generate, progress, streamer)
             future.add_done_callback(lambda _: streamer.on_finalized_text("", stream_end=True))  # also after an error
             try:
-                yield from (piece for piece in streamer if piece)
+                yield from _until(streamer, self.decoding.stop)
             finally:
                 progress.stopped.set()
         return self._answers(future.result())[0]
@@ -165,14 +167,43 @@ class Decoder:
         for row, prompt_tokens in zip(ids.tolist(), self.prompt_tokens, strict=True):
             while row and row[-1] == self.decoding.pad_id:  # others of the batch went on
                 row.pop()
-            text = str(self.reader.tokenizer.decode(row, skip_special_tokens=True)).strip()
-            answers.append(Answer(text, prompt_tokens, len(row), dict(self.watch.milliseconds)))
+            text = str(self.reader.tokenizer.decode(row, skip_special_tokens=True))
+            answers.append(
+                Answer(cut(text, self.decoding.stop), prompt_tokens, len(row), dict(self.watch.milliseconds))
+            )
         return answers
+
+
+def cut(text: str, stop: str | None) -> str:
+    """What a model generated, up to ``stop`` where there is one, and without the blanks around it: its answer."""
+    text = text.strip()
+    return text if stop is None else text.partition(stop)[0].strip()
+
+
+def _until(pieces: Iterable[str], stop: str | None) -> Iterator[str]:
+    """``pieces`` as they come, up to ``stop``; as many characters are held back as may be a part of it."""
+    text, given, held = "", 0, len(stop or " ") - 1
+    for piece in pieces:
+        text = text + piece if text else piece.lstrip()
+        end = -1 if stop is None else text.find(stop)
+        ready = len(text) - held if end < 0 else end
+        if ready > given:
+            yield text[given:ready]
+            given = ready
+        if end >= 0:
+            return
+    if text[given:]:
+        yield text[given:]
 
 
 @torch.no_grad()
 def generate(
-    reader: FrozenModel, cache: KVCache, last: Tensor, max_new_tokens: int, watch: Stopwatch | None = None
+    reader: FrozenModel,
+    cache: KVCache,
+    last: Tensor,
+    max_new_tokens: int,
+    watch: Stopwatch | None = None,
+    static_cache: bool = False,
 ) -> Tensor:
     """Decode a batch greedily on a cache, which stays as it is.
 
@@ -182,6 +213,8 @@ def generate(
         last: ``[batch, 1]``, int64: the last prompt token.
         max_new_tokens: At least 1.
         watch: Notes the stages ``first_token`` and ``rest_of_answer``.
+        static_cache: Decode on a copy of the cache that has room for all tokens from the start: on a GPU transformers
+            compiles its decoding step then. Has no effect on models with layers that slide.
 
     Returns:
         ``[batch, ≤ max_new_tokens]``, int64; all after a row's end is the tokenizer's end of sequence.
@@ -193,7 +226,8 @@ def generate(
     ids = last.expand(-1, cache.mask.shape[1] + 1)  # one for each token of the cache: they are counted, not read
     mask = torch.cat([cache.mask, torch.ones_like(last, dtype=torch.bool)], dim=1)
     progress = _Progress(watch or Stopwatch(reader.device))
-    return _generate(reader, cache, ids, mask, config, progress, stopping_criteria=[progress])
+    room = max_new_tokens if static_cache else None
+    return _generate(reader, cache, ids, mask, config, progress, room, stopping_criteria=[progress])
 
 
 def _generate(
@@ -203,14 +237,18 @@ def _generate(
     mask: Tensor,
     config: GenerationConfig,
     progress: _Progress,
+    room: int | None = None,
     **options: Any,
 ) -> Tensor:
-    """The new tokens of transformers' ``generate``; ``ids`` and ``mask`` are of the cache's tokens and one more."""
+    """The new tokens of transformers' ``generate``; ``ids`` and ``mask`` are of the cache's tokens and one more.
+
+    ``room``: for how many new tokens the cache has a place from the start.
+    """
     generated: Tensor = reader.model.generate(  # type: ignore[operator]
         ids,
         attention_mask=mask.long(),
         generation_config=config,
-        **{cache_argument(type(reader.model)): to_transformers(reader.model, cache)},
+        **{cache_argument(type(reader.model)): to_transformers(reader.model, cache, room)},
         **options,
     )
     progress.end()

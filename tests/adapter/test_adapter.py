@@ -224,10 +224,11 @@ def test_a_fingerprint_is_what_earlier_releases_found(adapter: Callable[..., Cac
         assert module.fingerprint() == "8bfb3fabe839c5927543391ed926d061"
 
 
-def test_where_both_read_the_same_text_there_is_nothing_to_summarise(adapter: Callable[..., CacheAdapter]) -> None:
-    shared = adapter(pooler=None)
-    with pytest.raises(GeometryError, match="pooler=null: where both models read the same text"):
-        shared.summarise(random_kv(5, SHARER, 1, 4), torch.zeros(1, 4).long())
+def test_where_both_read_the_same_text_aligned_tokens_are_sent(adapter: Callable[..., CacheAdapter]) -> None:
+    shared, cache = adapter(pooler=None), random_kv(5, SHARER, 1, 4)
+    sent = shared.summarise(cache, torch.tensor([[3, 0, 0]]))
+    assert torch.equal(sent.kv.keys, cache.keys[:, :, :, [3, 0, 0]])
+    assert torch.equal(shared.merge(sent).kv.keys, sent.kv.keys)
     with pytest.raises(GeometryError, match="sharer keys have shape"):
         adapter().merge(random_summaries(5, RECEIVER, 1, 4))
 

@@ -47,7 +47,19 @@ def test_single_examples_of_the_first_batch_are_timed(
     )
     first = next(iter(data.val_dataloader()))
     assert seen["ids"] == [[id] for id in first.ids[:3]]
-    assert seen["args"] == (["t2t_2"], 16, 3, 2)
+    assert seen["args"] == (["t2t_2"], 16, 3, 2, None)
+
+
+def test_the_faster_way_to_write_is_found_once(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[bool] = []
+    plain = speedup.measure
+    monkeypatch.setattr(speedup, "measure", lambda *args: found.append(args[-1]) or plain(*args))
+    pair, callback = (spec("llama"), spec("qwen3")), Speedup([2], repeats=1, warmup=0)
+    trainer = small_trainer(tmp_path, callback, limit_val_batches=1, val_check_interval=2)
+    trainer.fit(small_module(*pair), datamodule=small_data(*pair))
+    assert found[0] is None
+    assert len(found) == 2
+    assert isinstance(found[1], bool)
 
 
 def test_the_sanity_check_is_not_timed(spec: Spec, tmp_path: Path) -> None:

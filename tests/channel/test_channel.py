@@ -19,11 +19,6 @@ from tests.channel.conftest import FACTS, Spec, edited
 from tests.pairs import small_data, small_module
 
 
-def first_line(text: str) -> str:
-    """What an evaluation counts of an answer."""
-    return text.split("\n")[0].strip()
-
-
 def test_four_lines_answer_as_the_evaluation_does(spec: Spec, channel: Channel) -> None:
     data = small_data(spec("llama"), spec("qwen3"), eval_batch_size=1)
     data.setup("test")
@@ -33,8 +28,29 @@ def test_four_lines_answer_as_the_evaluation_does(spec: Spec, channel: Channel) 
         message = channel.send([passage[0] for passage in example.sharer], question=example.question)
         answer = channel.receive(message, example.question, [p[0] for p in example.receiver], max_new_tokens=6)
         expected = run_arms(ArmCaches(channel.link, channel.writer, batch), ["message"], 6)[0]
-        assert first_line(answer.text) == expected.prediction
+        assert answer.text == expected.prediction
     assert len(batches) == 12
+
+
+def test_an_answer_ends_where_the_evaluation_ends_it(spec: Spec, channel: Channel) -> None:
+    """At `stop`, streamed too; with null only at the end of sequence."""
+    data = small_data(spec("llama"), spec("qwen3"), eval_batch_size=1)
+    data.setup("test")
+    (batch, *_) = data.test_dataloader()
+    (example,) = batch.examples
+    message = channel.send([passage[0] for passage in example.sharer], question=example.question)
+    own = [passage[0] for passage in example.receiver]
+    channel.prompts = replace(channel.prompts, stop=None)
+    whole = channel.receive(message, example.question, own, max_new_tokens=12).text
+    stop = next(letter for letter in whole[2:] if letter not in whole[:2] and letter.strip())
+    channel.prompts = replace(channel.prompts, stop=stop)
+    answer = channel.receive(message, example.question, own, max_new_tokens=12)
+    assert 0 < len(answer.text) < len(whole)
+    assert answer.text == whole[: whole.index(stop)].strip()
+    assert "".join(channel.receive(message, example.question, own, max_new_tokens=12, stream=True)) == answer.text
+    cut = replace(batch, prompts=replace(batch.prompts, stop=stop))
+    (evaluated,) = run_arms(ArmCaches(channel.link, channel.writer, cut), ["message"], 12)
+    assert evaluated.prediction == answer.text
 
 
 def test_a_message_has_a_summary_for_each_span_or_one_for_all(channel: Channel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +15,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lcf_lightning import ModelSpec
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.datamodule import ContextMismatchDataModule, ResumableLoader
+from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
-from lcf_lightning.data.sources import World
+from lcf_lightning.data.sources import Source, World
+from lcf_lightning.data.sources.source import Split
 
 
 @pytest.fixture
@@ -49,6 +51,16 @@ def epoch_of(loader: ResumableLoader, epoch: int) -> Iterable[Batch]:
 
 def ids_of(batches: Iterable[Batch]) -> list[list[str]]:
     return [batch.ids for batch in batches]
+
+
+class Listed(Source):
+    """Examples as given, the same for every split."""
+
+    def __init__(self, *examples: Example) -> None:
+        self.listed = examples
+
+    def examples(self, split: Split, seed: int) -> Sequence[Example]:
+        return self.listed
 
 
 PASSAGES = (("Mary moved.", " She sat down."), ("John ran.",), ("The cat, the dog.", " Both slept.", " All night."))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from lcf_lightning.data.alignment import Layout, align, by_position
+from lcf_lightning.data.alignment import Layout, align, align_places, by_position
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
 from lcf_lightning.errors import GeometryError
@@ -51,9 +51,12 @@ def tokenizers() -> dict[str, PreTrainedTokenizerFast]:
     return found
 
 
+def encoder(name: str, chat: bool = False) -> PromptEncoder:
+    return PromptEncoder(tokenizers()[name], PromptSettings(chat=chat, question="{question}"), "max_sharer_tokens")
+
+
 def layout(name: str, example: Example, chat: bool = False) -> tuple[list[int], Layout]:
-    encoder = PromptEncoder(tokenizers()[name], PromptSettings(chat=chat, question="{question}"), "max_sharer_tokens")
-    encoded, found = encoder.shared_prompt(example)
+    encoded, found = encoder(name, chat).shared_prompt(example)
     return encoded.ids, found
 
 
@@ -197,3 +200,79 @@ def test_of_tokens_that_cover_as_much_the_first_is_taken() -> None:
     sharer, receiver = layout([0, 2, 4, 5], [2, 4, 5, 8]), layout([0, 4], [4, 8])
     assert align(sharer, receiver, "longest").tolist() == [0, 3]
     assert align(sharer, receiver, "first").tolist() == [0, 2]
+
+
+# Different texts
+
+
+def placed(theirs: tuple[str, Example], own: tuple[str, Example], chat: bool = False) -> tuple[list[int], list[int]]:
+    """The index, and of each receiver token the line that it and its sharer token stand in, as pairs' differences."""
+    (_, sharer), (_, receiver) = (layout(name, row, chat) for name, row in (theirs, own))
+    said, read = (encoder(name, chat).contents(row) for name, row in (theirs, own))
+    index = align_places(sharer, said, receiver, read)
+    assert len(index) == len(receiver.pieces)
+    assert ((index >= 0) & (index < len(sharer.pieces))).all()
+    assert (np.diff(index) >= 0).all()
+    lines = [
+        [(piece, line_of(texts, piece, end)) for piece, end in zip(at.pieces, at.ends, strict=True)]
+        for at, texts in ((sharer, said), (receiver, read))
+    ]
+    there = set(lines[0])
+    differing = [at for at, mine in enumerate(lines[1]) if mine in there and lines[0][index[at]] != mine]
+    return index.tolist(), differing
+
+
+def line_of(contents: list[str], piece: int, end: int) -> int:
+    return contents[piece // 2][: max(end - 1, 0)].count("\n") if piece % 2 else 0
+
+
+lines = st.lists(st.text(st.sampled_from("ab Mé🧪 .?"), min_size=1, max_size=12).map(str.strip), min_size=4, max_size=4)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=" to ".join)
+@pytest.mark.parametrize("chat", [False, True])
+@settings(max_examples=40, deadline=None)
+@given(theirs=lines, own=lines)
+def test_of_different_texts_a_line_goes_to_the_same_line(
+    pair: tuple[str, str], chat: bool, theirs: list[str], own: list[str]
+) -> None:
+    rows = [example("\n".join(["Who?", *text, "Answer."])) for text in (theirs, own)]
+    _, differing = placed((pair[0], rows[0]), (pair[1], rows[1]), chat)
+    assert not differing
+
+
+@pytest.mark.parametrize("name", ["bytes", "words", "characters"])
+@pytest.mark.parametrize("chat", [False, True])
+@settings(max_examples=40, deadline=None)
+@given(text=texts.filter(str.strip), said=texts.filter(str.strip))
+def test_a_text_in_its_own_place_is_itself(name: str, chat: bool, text: str, said: str) -> None:
+    row = example(f"{text}\n{said}", (said, text))
+    index, _ = placed((name, row), (name, row), chat)
+    assert index == list(range(len(index)))
+
+
+def test_within_a_line_tokens_go_by_relative_place() -> None:
+    said, read = ("x", example("ab\nabcde\nabc")), ("x", example("abcd\nabc\nabc"))
+    theirs, own = ("characters", said[1]), ("characters", read[1])
+    # Lines with their breaks: 3, 6 and 3 characters there, 5, 4 and 3 here.
+    assert placed(theirs, own)[0] == [0, 0, 1, 2, 2, 3, 5, 6, 8, 9, 10, 11]
+
+
+def test_contents_of_another_number_of_lines_go_by_relative_place() -> None:
+    theirs, own = ("characters", example("ab\nab\nabc")), ("characters", example("abcd"))
+    assert placed(theirs, own)[0] == [0, 3, 5, 8]
+
+
+def test_of_chats_of_different_length_the_last_turns_correspond() -> None:
+    short, long = example("And now?"), example("And then?", ("Hello", "Hi there"), ("Well", "Yes"))
+    for own, other in ((short, long), (long, short)):
+        (_, sharer), (_, receiver) = (layout("bytes", row, True) for row in (other, own))
+        index = align_places(
+            sharer, encoder("bytes", True).contents(other), receiver, encoder("bytes", True).contents(own)
+        )
+        assert (np.diff(index) >= 0).all()
+        for back in range(3):  # the last question and what stands around it
+            rows = receiver.pieces == receiver.pieces[-1] - back
+            if receiver.pieces[-1] > back:
+                assert set(sharer.pieces[index[rows]]) == {sharer.pieces[-1] - back}
+        assert set(sharer.pieces[index[receiver.pieces == 0]]) == {0}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from lcf_lightning.data.sources import World
 from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.models.spec import load_tokenizer
-from tests.data.conftest import SIZES, Make, on_rank
+from tests.data.conftest import SIZES, Listed, Make, on_rank
 
 
 def real(tokens: Tokens) -> list[list[int]]:
@@ -84,19 +85,62 @@ def test_evaluation_batches_name_the_example_whose_message_is_wrong(make: Make) 
     assert [len(batch) for batch in batches] == [3, 3, 1]
     assert [id for batch in batches for id in batch.ids] == [example.id for example in examples]
     partners = [partner for batch in batches for partner in batch.partners]
-    assert sorted(partner.id for partner in partners) == sorted(example.id for example in examples)
+    assert {partner.id for partner in partners} <= {example.id for example in examples}
     assert all(example.sharer != partner.sharer for example, partner in zip(examples, partners, strict=True))
 
 
-def test_a_limited_evaluation_is_the_beginning_of_the_whole(make: Make) -> None:
+@pytest.mark.parametrize("sharers", [1, 2])
+@pytest.mark.parametrize("share", [True, False])
+def test_a_wrong_message_is_the_nearest_in_tokens_that_the_sharer_reads(make: Make, share: bool, sharers: int) -> None:
+    world = World(**SIZES | {"test_size": 30})
+    module = make("test", source=world, prompts=PromptSettings(share_question=share, sharers=sharers))
+    lengths: dict[str, int] = {}
+    partners: dict[str, str] = {}
+    for batch in module.evaluation_loader("test"):
+        tokens = batch.sharer.mask.sum(1).reshape(len(batch), sharers).sum(1).tolist()
+        lengths |= dict(zip(batch.ids, tokens, strict=True))
+        partners |= {row.id: partner.id for row, partner in zip(batch.examples, batch.partners, strict=True)}
+    assert len(set(lengths.values())) > 5
+    for id, partner in partners.items():
+        nearest = min(abs(lengths[id] - length) for other, length in lengths.items() if other != id)
+        assert abs(lengths[id] - lengths[partner]) == nearest
+
+
+def test_a_limited_evaluation_is_a_sample_of_the_whole(make: Make) -> None:
     """Partners too, so that an evaluation can be extended."""
-    module = make("test")
-    whole, first = (
+    module = make("test", source=World(**SIZES | {"test_size": 30}))
+    whole, some, few = (
         [pair for batch in module.evaluation_loader("test", limit) for pair in zip(batch.examples, batch.partners)]  # noqa: B905
-        for limit in (None, 4)
+        for limit in (None, 12, 4)
     )
-    assert len(whole) == 5
-    assert first == whole[:4]
+    assert (len(whole), len(some), len(few)) == (30, 12, 4)
+    assert some == [pair for pair in whole if pair in some] != whole[:12]
+    assert few == [pair for pair in some if pair in few]
+
+
+def test_a_limit_takes_of_every_benchmark_in_proportion(make: Make) -> None:
+    rows = [(f"{n}", "big" if n < 40 else "small") for n in range(50)]
+    examples = [Example(id, id, ("a",), ((id,),), benchmark=name) for id, name in rows]
+    module = make("test", source=Listed(*examples))
+    (batch, *more) = module.evaluation_loader("test", 5)
+    taken = [example.benchmark for part in (batch, *more) for example in part.examples]
+    assert taken == ["big"] * 4 + ["small"]
+
+
+# Ids
+
+
+@pytest.mark.parametrize(("stage", "split"), [("validate", "validation"), ("test", "test"), ("fit", "validation")])
+def test_an_id_that_occurs_twice_in_an_evaluation_is_refused(make: Make, stage: str, split: str) -> None:
+    rows = [Example(id, id, ("a",), ((f"{at}",),)) for at, id in enumerate(["x", "y", "z", "y", "x"])]
+    with pytest.raises(DataError, match=f"{split} split: ids must differ; 'y' is the id of example 2 and of example 4"):
+        make(stage, source=Listed(*rows))
+    named = [replace(row, benchmark="arc" if at < 3 else "mmlu") for at, row in enumerate(rows)]
+    with pytest.raises(
+        DataError, match="'y' is the id of example 2 of benchmark 'arc' and of example 1 of benchmark 'mm"
+    ):
+        make(stage, source=Listed(*named))
+    assert len(make(stage, source=Listed(*rows[:3]))._examples[split]) == 3  # type: ignore[index]
 
 
 @pytest.mark.parametrize("world_size", [2, 3])

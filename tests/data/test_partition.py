@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import random
-from statistics import median
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,11 +22,6 @@ def halves(seed: int) -> tuple[tuple[Passage, ...], tuple[Passage, ...]]:
 def example(index: int, length: int) -> Example:
     text = f"{index:03d}" + "x" * length
     return Example(id=str(index), question="q", answers=("a",), sharer=((text,),), receiver=())
-
-
-def many_examples(count: int = 60) -> list[Example]:
-    rng = random.Random(0)
-    return [example(index, rng.randrange(2000)) for index in range(count)]
 
 
 def length_of(example: Example) -> int:
@@ -107,9 +102,13 @@ def test_shuffling_depends_on_the_seed_only() -> None:
     assert sorted(shuffled(items, "a")) == items == list(range(30))
 
 
-def test_partners_are_a_derangement() -> None:
+def partners_of(examples: list[Example], seed: int = 0, **given: Any) -> list[int]:
+    return mismatched_partners(examples, [length_of(example) for example in examples], seed, **given)
+
+
+def test_of_equal_lengths_each_message_is_used_once() -> None:
     for count in (2, 3, 60):
-        partners = mismatched_partners(many_examples(count), seed=1)
+        partners = partners_of([example(index, 5) for index in range(count)], seed=1)
         assert sorted(partners) == list(range(count))
         assert all(partner != index for index, partner in enumerate(partners))
 
@@ -117,32 +116,67 @@ def test_partners_are_a_derangement() -> None:
 def test_partners_hold_other_texts_even_among_twins() -> None:
     examples = [example(index % 3, 10) for index in range(30)]
     for seed in range(20):
-        partners = mismatched_partners(examples, seed)
+        partners = partners_of(examples, seed)
         assert len(partners) == 30
         assert all(examples[p].sharer != examples[i].sharer for i, p in enumerate(partners))
 
 
-def test_partners_are_of_similar_length() -> None:
-    """All but the longest, which wraps around, take the next longer text."""
-    examples = many_examples()
-    lengths = sorted(map(length_of, examples))
-    pairs = [(length_of(examples[i]), length_of(examples[p])) for i, p in enumerate(mismatched_partners(examples, 3))]
-    wrapped = [pair for pair in pairs if pair[1] < pair[0]]
-    assert wrapped == [(lengths[-1], lengths[0])]
-    assert median(abs(a - b) for a, b in pairs) < 100  # of lengths up to 2000
+@settings(max_examples=200, deadline=None)
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(0, 3), st.integers(0, 9), st.sampled_from("ab"), st.integers(0, 2)), min_size=1
+    ),
+    seed=st.integers(0, 3),
+)
+def test_a_partner_is_of_the_benchmark_and_form_and_the_nearest(
+    rows: list[tuple[int, int, str, int]], seed: int
+) -> None:
+    """Text, length, benchmark and form of each example are drawn; a plain search says what is right."""
+    examples = [replace(example(text, 5), id=str(id), benchmark=name) for id, (text, _, name, _) in enumerate(rows)]
+    lengths, forms = [row[1] for row in rows], [row[3] for row in rows]
+    others = [
+        [at for at in range(len(rows)) if rows[at][2] == name and rows[at][0] != text] for text, _, name, _ in rows
+    ]
+    if not all(others):
+        with pytest.raises(DataError, match="benchmark '[ab]' holds one and the same text"):
+            mismatched_partners(examples, lengths, seed, forms=forms)
+        return
+    for index, partner in enumerate(mismatched_partners(examples, lengths, seed, forms=forms)):
+        allowed = [at for at in others[index] if forms[at] == forms[index]] or others[index]
+        nearest = min(abs(lengths[at] - lengths[index]) for at in allowed)
+        assert partner in allowed
+        assert abs(lengths[partner] - lengths[index]) == nearest
+
+
+def test_the_given_lengths_decide_and_not_the_characters() -> None:
+    examples = [example(0, 10), example(1, 11), example(2, 500)]
+    assert mismatched_partners(examples, [7, 90, 8], 0) == [2, 2, 0]
 
 
 def test_partners_are_fixed_under_the_seed() -> None:
     examples = [example(index, 5) for index in range(20)]  # equal lengths: the seed decides
-    assert mismatched_partners(examples, 1) == mismatched_partners(examples, 1)
-    assert mismatched_partners(examples, 1) != mismatched_partners(examples, 2)
+    assert partners_of(examples, 1) == partners_of(examples, 1)
+    assert partners_of(examples, 1) != partners_of(examples, 2)
+
+
+def test_between_a_shorter_and_a_longer_one_equally_near_the_seed_decides() -> None:
+    examples = [example(index, 5 + index) for index in range(3)]
+    assert {partners_of(examples, seed)[1] for seed in range(20)} == {0, 2}
 
 
 def test_partners_need_two_texts_that_differ() -> None:
     for examples in ([example(0, 5)] * 3, [example(0, 5)]):
-        with pytest.raises(DataError, match=f"{len(examples)} examples hold the same sharer text"):
-            mismatched_partners(examples, 0)
-    assert mismatched_partners([example(0, 5), example(1, 5)], 0) == [1, 0]
+        with pytest.raises(
+            DataError, match=f"the split holds one and the same text in all of its {len(examples)} exam"
+        ):
+            partners_of(examples)
+    assert partners_of([example(0, 5), example(1, 5)]) == [1, 0]
+    for alone in ([example(2, 5)], [example(2, 5)] * 4):
+        named = [replace(row, benchmark="arc") for row in alone] + [example(0, 5), example(1, 5)]
+        with pytest.raises(
+            DataError, match=f"benchmark 'arc' holds one and the same text in all of its {len(alone)} ex"
+        ):
+            partners_of(named)
 
 
 def test_an_example_needs_an_answer() -> None:

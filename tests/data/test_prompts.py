@@ -91,8 +91,15 @@ def test_templates_are_written_as_given(tokenizer: PreTrainedTokenizerBase) -> N
     assert span_texts(tokenizer, prompt)[-1] == "[[]]"  # the tokens around the passages, put together
 
 
-def test_a_text_enters_before_the_context(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_text_enters_after_the_context(tokenizer: PreTrainedTokenizerBase) -> None:
     prompts = encoder(tokenizer, text="They say: {text}\n")
+    told = text_of(tokenizer, prompts.prompt(PASSAGES, QUESTION, "Mary left.").ids)
+    context, question = text_of(tokenizer, prompts.prompt(PASSAGES, None).ids), "Question: Where is Mary?\nAnswer:"
+    assert told == f"{context}They say: Mary left.\n{question}"
+
+
+def test_a_text_may_enter_before_the_context(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompts = encoder(tokenizer, text="They say: {text}\n", text_place="before")
     plain, told = prompts.prompt(PASSAGES, QUESTION), prompts.prompt(PASSAGES, QUESTION, "Mary left.")
     assert text_of(tokenizer, told.ids) == "They say: Mary left.\n" + text_of(tokenizer, plain.ids)
     assert span_texts(tokenizer, told) == span_texts(tokenizer, plain) | {-1: "They say: Mary left.\n\n"}  # in no span

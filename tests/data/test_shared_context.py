@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
 from lcf_lightning import ModelSpec, SharedContextDataModule
-from lcf_lightning.data.batch import Batch, SharedCollator, _kept
+from lcf_lightning.data.batch import Batch, _kept
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
-from lcf_lightning.data.sources import Source
-from lcf_lightning.data.sources.source import Split
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.models.spec import load_tokenizer
+from tests.data.conftest import Listed
 
 Make = Callable[..., SharedContextDataModule]
-
-
-class Listed(Source):
-    """Examples as given, the same for every split."""
-
-    def __init__(self, *examples: Example) -> None:
-        self.listed = examples
-
-    def examples(self, split: Split, seed: int) -> Sequence[Example]:
-        return self.listed
 
 
 def example(id: str, question: str, **fields: Any) -> Example:
@@ -130,42 +119,6 @@ def test_the_benchmarks_together_are_the_test_split(make: Make) -> None:
     assert [row.benchmark for row in examples] == ["one"] * 3 + ["two"] * 2
 
 
-def test_a_wrong_message_is_of_another_text_of_like_length(make: Make) -> None:
-    rows = [example(f"{n}", "Where is Mary? " * n) for n in (1, 2, 8, 9)]
-    batch = next(iter(make(*rows, eval_batch_size=4).evaluation_loader("test")))
-    partners = {row.id: partner.id for row, partner in zip(batch.examples, batch.partners, strict=True)}
-    assert partners == {"1": "2", "2": "8", "8": "9", "9": "1"}
-    with pytest.raises(DataError, match="2 examples hold the same sharer text"):
-        batch_of(make(example("x", "Who?"), example("y", "Who?")))
-
-
-def test_another_examples_message_is_spread_over_the_receivers_tokens(make: Make) -> None:
-    data = make(*EXAMPLES)
-    batch, collator = batch_of(data), data._collator
-    assert isinstance(collator, SharedCollator)
-    tokens, index = collator.message_of(batch.partners, lambda row: row.sharer, batch.receiver)
-    assert index.shape == batch.receiver.ids.shape
-    for row in range(3):
-        places = index[row][batch.receiver.mask[row]]
-        real = tokens.mask[row].nonzero().flatten()
-        assert int(places[0]) == int(real[0])
-        assert 0.8 * len(real) < int(places[-1] - places[0]) < len(real)
-        assert (places.diff() >= 0).all()
-
-
-def test_a_wrong_message_of_equal_length_stands_where_the_right_one_would(spec: Callable[[str], ModelSpec]) -> None:
-    """So that message and mismatched differ in content alone."""
-    rows = [example("x", "Who is Bob?"), example("y", "Who is Tim?")]
-    data = SharedContextDataModule(Listed(*rows), spec("llama"), spec("llama"), eval_batch_size=2)
-    data.setup("test")
-    batch, collator = batch_of(data), data._collator
-    assert isinstance(collator, SharedCollator)
-    assert batch.sharer.mask.all()  # equally many tokens, or this test says nothing
-    tokens, index = collator.message_of(batch.partners, lambda row: row.sharer, batch.receiver)
-    assert index.tolist() == batch.index.tolist()
-    assert int(index.max()) == tokens.ids.shape[1] - 2  # the last prompt token's place is nobody's
-
-
 def test_prompts_are_encoded_once(make: Make) -> None:
     data = make(*EXAMPLES)
     batch_of(data)
@@ -179,9 +132,12 @@ def test_prompts_are_encoded_once(make: Make) -> None:
 def test_an_evaluation_may_put_like_lengths_together(make: Make) -> None:
     rows = [example(f"{n}", "Where is Mary? " * n) for n in (9, 1, 8, 2, 7)]
     data = make(*rows, eval_batch_size=2)
-    in_order, by_length = ([batch.ids for batch in data.evaluation_loader("test", 4, order)] for order in (False, True))
-    assert in_order == [["9", "1"], ["8", "2"]]
-    assert by_length == [["1", "2"], ["8", "9"]]  # of the first four
+    in_order, by_length = (
+        [id for batch in data.evaluation_loader("test", 4, order) for id in batch.ids] for order in (False, True)
+    )
+    assert len(in_order) == 4
+    assert in_order == [row.id for row in rows if row.id in in_order]
+    assert by_length == sorted(in_order)
     partners = [
         {row.id: partner.id for batch in data.evaluation_loader("test", 4, order)
          for row, partner in zip(batch.examples, batch.partners, strict=True)}

@@ -7,8 +7,8 @@ from typing import Any
 from lcf_lightning.evaluation.prediction import Prediction
 
 
-def answer(id: str, arm: str, exact_match: float, **changes: Any) -> Prediction:
-    """An answer that is right or wrong; anything else can be changed."""
+def answer(id: str, arm: str, exact_match: float | None, **changes: Any) -> Prediction:
+    """An answer that is right or wrong, or, of None, to an open-ended question; anything else can be changed."""
     given = {
         "needs_sharer": True,
         "prediction": "tea" if exact_match else "no idea",

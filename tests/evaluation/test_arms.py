@@ -51,7 +51,11 @@ def answers_of(caches: ArmCaches, *arms: str) -> dict[str, list[Prediction]]:
     """The answers by arm, without the arms' names, so that they can be compared."""
     rows = run_arms(caches, arms, 4)
     return {
-        arm: [replace(row, arm="", partner_answers=(), partner_needs_sharer=True) for row in rows if row.arm == arm]
+        arm: [
+            replace(row, arm="", partner="", partner_answers=(), partner_needs_sharer=True)
+            for row in rows
+            if row.arm == arm
+        ]
         for arm in arms
     }
 

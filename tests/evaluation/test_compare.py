@@ -16,6 +16,8 @@ def test_answers_are_paired_by_id_whatever_their_order() -> None:
     assert (found["n"], found["only_first"], found["only_second"]) == (40, 20, 10)
     assert found["gain"]["value"] == pytest.approx(0.25)
     assert found["mcnemar_p"] == pytest.approx(binomtest(20, 30, alternative="greater").pvalue)
+    assert found["wilcoxon_p"] < (found["mcnemar_p"] or 0)
+    assert found["mcnemar_holm"] == pytest.approx(2 * found["wilcoxon_p"])  # the family's other test
     back = compare_reports(second, first, "message")["all"]
     assert back["gain"]["value"] == pytest.approx(-0.25)
     assert back["mcnemar_p"] > 0.9
@@ -39,7 +41,11 @@ def test_other_questions_and_missing_arms_are_refused() -> None:
         compare_reports(first, [answer("a", "message", 1.0), answer("c", "message", 1.0)], "message")
     with pytest.raises(DataError, match="arm='noise' must be one that both evaluations have: message, zero"):
         compare_reports(first, first, "noise")
-    with pytest.raises(DataError, match="accept other answers to 1 questions, such as 'b'"):
+    with pytest.raises(DataError, match="1 ids name another question or answer .*, such as 'b'"):
         compare_reports(first, [answer("a", "message", 1.0), answer("b", "message", 1.0, answers=("B",))], "message")
     with pytest.raises(DataError, match="they share none"):
         compare_reports(first, [answer("a", "self", 1.0)], "message")
+    with pytest.raises(DataError, match="1 ids name another question or answer"):  # of one id, and answered alike
+        compare_reports(
+            [answer("a", "message", 1.0, example="x")], [answer("a", "message", 1.0, example="y")], "message"
+        )

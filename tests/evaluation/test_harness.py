@@ -29,7 +29,15 @@ from lm_eval.tasks import TaskManager  # noqa: E402
 from lcf_lightning.evaluation.harness import Fields, HarnessModel  # noqa: E402
 
 Spec = Callable[[str], ModelSpec]
-CHOICES = ["tea", "owl", "far", "inn", "sky", "hut"]
+# Of the same letters, or nearly: what random models find about equally probable.
+CHOICES = [
+    "in the red boat",
+    "the red boat, in",
+    "red, in the boat",
+    "boat: in the red",
+    "the boat in red",
+    "in red, the boat",
+]
 NAMES = ["Mary", "the sharer", "John", "it", "the cat", "ada", "everyone else", "bob"]
 ROWS = [
     {"id": f"{name}{shift}", "question": f"Where is {name}?", "choices": CHOICES[shift : shift + 3],
@@ -50,7 +58,7 @@ def saved(spec: Spec, folder: Path, prompts: dict[str, Any] | None = None, **set
     with torch.no_grad():
         for last in module.adapter.fuser.last_maps:
             for parameter in last.parameters():
-                parameter.mul_(30)
+                parameter.mul_(100)
     module.adapter.save_pretrained(folder)
     config = folder / "adapter_config.json"
     found = json.loads(config.read_text())

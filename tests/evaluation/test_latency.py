@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import lcf_lightning.evaluation.latency as latency
+import lcf_lightning.evaluation.writing as writing
 from lcf_lightning import LCFModule, ModelSpec
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
@@ -15,14 +17,21 @@ from lcf_lightning.evaluation.arms import find_arm, text_to_text
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.latency import Latency, measure
 from lcf_lightning.evaluation.prediction import run_arms
+from lcf_lightning.evaluation.text_baseline import write_texts
+from lcf_lightning.evaluation.writing import Spread, Writing
 from lcf_lightning.link import Link
+from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.decoding import generate
 from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.stopwatch import Stopwatch
-from tests.pairs import ARMS, small_data, small_module
+from lcf_lightning.writer import Writer
+from tests.pairs import ARMS, channel_of, small_data, small_module
 
-DELAYS = {"read_sharer": 30.0, "pool": 2.0, "write_texts": 200.0, "read_receiver": 40.0, "fuse": 1.0, "token": 5.0}
+DELAYS = {
+    "read_sharer": 30.0, "summarise": 2.0, "write_texts": 200.0, "read_receiver": 40.0, "read_on": 7.0, "fuse": 1.0,
+    "token": 5.0,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -65,12 +74,25 @@ def clocked(module: LCFModule, monkeypatch: pytest.MonkeyPatch) -> LCFModule:
         finally:
             hook.remove()
 
-    for name in ("read_sharer", "pool", "read_receiver", "fuse"):
+    for name in ("read_sharer", "summarise", "read_receiver", "read_on", "fuse"):
         monkeypatch.setattr(module.link, name, taking(name, getattr(module.link, name)))
     monkeypatch.setattr(text_to_text, "write_texts", taking("write_texts", text_to_text.write_texts))
     monkeypatch.setattr(latency, "generate", decode)
+    for texts in (Writer.texts, Writer.encoder):  # what tokenizers do is outside of all times
+        monkeypatch.setattr(Writer, texts.__name__, slow_tokenizer(now, texts))
+    speed = Spread(median=1.0, min=1.0, max=1.0)
+    measured = Writing(budget=4, cache="dynamic", tokens_per_second=speed, to_generate=speed)
+    monkeypatch.setattr(latency, "measure_writing", lambda *_: measured)
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     return module
+
+
+def slow_tokenizer(now: list[float], call: Callable[..., Any]) -> Callable[..., Any]:
+    def slowly(*args: Any) -> Any:
+        now[0] += 1.0
+        return call(*args)
+
+    return slowly
 
 
 def medians(found: Latency, arm: str) -> dict[str, float]:
@@ -90,7 +112,14 @@ def test_each_stage_is_timed_where_it_happens(clocked: LCFModule, batches: list[
         {"receiver_prefill": 40, "first_token": 5, "rest_of_answer": 0}
     )
     assert medians(found, "t2t_4") | {"rest_of_answer": 0} == pytest.approx(
-        {"sharer_prefill": 30, "write": 200, "receiver_prefill": 40, "first_token": 5, "rest_of_answer": 0}
+        {
+            "sharer_prefill": 30,
+            "write": 200,
+            "receiver_prefill": 40,
+            "read_text": 7,
+            "first_token": 5,
+            "rest_of_answer": 0,
+        }
     )
 
 
@@ -104,22 +133,64 @@ def test_sums_floor_and_ratios(clocked: LCFModule, batches: list[Batch]) -> None
     assert found["floor_side_by_side"]["median"] == pytest.approx(40 + 5)
     assert message["to_floor"]["median"] == pytest.approx(78 / 75)
     assert message["to_floor_side_by_side"]["median"] == pytest.approx(46 / 45)
-    assert text["ttft"]["median"] == pytest.approx(30 + 200 + 40 + 5)
-    assert text["ttft"] == text["ttft_side_by_side"]  # a text must be there before it is read
-    assert found["ttft_vs_t2t"]["4"]["median"] == pytest.approx(275 / 78)
+    assert text["ttft"]["median"] == pytest.approx(30 + 200 + 40 + 7 + 5)
+    assert text["ttft_side_by_side"]["median"] == pytest.approx(30 + 200 + 7 + 5)  # its own context is read meanwhile
+    assert found["ttft_vs_t2t"]["4"]["median"] == pytest.approx(282 / 78)
+    assert found["ttft_vs_t2t_side_by_side"]["4"]["median"] == pytest.approx(242 / 46)
 
 
-@pytest.mark.parametrize("module", ["span", "prefix"], indirect=True)
-def test_what_is_timed_is_what_answers(
+def test_a_text_before_the_own_context_is_read_first(clocked: LCFModule, batches: list[Batch]) -> None:
+    before = [replace(batch, prompts=replace(batch.prompts, text_place="before")) for batch in batches]
+    found = measure(clocked.link, clocked.writer, before, ["t2t_4"], max_new_tokens=1, repeats=1, warmup=0)
+    text = found["arms"]["t2t_4"]
+    assert text["ttft"]["median"] == text["ttft_side_by_side"]["median"] == pytest.approx(30 + 200 + 40 + 5)
+    assert set(text["stages"]) == {"sharer_prefill", "write", "read_text", "first_token", "rest_of_answer"}
+
+
+def test_the_writer_is_timed_beside_plain_generate(
     module: LCFModule, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    now, plain = [0.0], writing._plain
+
+    def taking(seconds: float, call: Callable[..., Any]) -> Callable[..., Any]:
+        def slowly(*args: Any) -> Any:
+            now[0] += seconds
+            return call(*args)
+
+        return slowly
+
+    def write(link: Link, cache: KVCache, last: torch.Tensor, budget: int, static_cache: bool = False) -> torch.Tensor:
+        now[0] += 1.0 if static_cache else 2.0
+        ids = write_texts(link, cache, last, budget, static_cache)
+        assert torch.equal(ids, plain(link, torch.cat([written["ids"], last], 1), budget))
+        return ids
+
+    written: dict[str, torch.Tensor] = {}
+    read = module.link.read_sharer
+    monkeypatch.setattr(module.link, "read_sharer", lambda tokens: written.update(ids=tokens.ids) or read(tokens))
+    monkeypatch.setattr(writing, "write_texts", write)
+    monkeypatch.setattr(writing, "_plain", taking(4.0, plain))
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    found = writing.measure_writing(module.link, module.writer, batches, 6, repeats=3)
+    assert found["cache"] == "static"  # the faster one here
+    assert found["tokens_per_second"]["median"] == pytest.approx(6)
+    assert found["to_generate"]["median"] == pytest.approx(4)
+
+
+@pytest.mark.parametrize(
+    ("module", "place", "static"), [("span", "after", False), ("prefix", "before", True)], indirect=["module"]
+)
+def test_what_is_timed_is_what_answers(
+    module: LCFModule, batches: list[Batch], monkeypatch: pytest.MonkeyPatch, place: str, static: bool
+) -> None:
     """The timed path yields the arm's own answer."""
+    batches = [replace(batch, prompts=replace(batch.prompts, text_place=place)) for batch in batches]
     said: list[int] = []
     monkeypatch.setattr(latency, "generate", lambda *args: said.extend(generate(*args)[0].tolist()))
     arms = ["message", "question_only", "own_context", "full_context", "t2t_5"]
     for arm in arms:
         said.clear()
-        latency._run(module.link, module.writer, batches[0], find_arm(arm), 6)
+        latency._run(module.link, module.writer, batches[0], find_arm(arm), 6, static)
         (answer,) = run_arms(ArmCaches(module.link, module.writer, batches[0]), [arm], 6)
         text = module.link.receiver.tokenizer.decode(said, skip_special_tokens=True)
         assert text.strip().split("\n")[0].strip() == answer.prediction
@@ -133,16 +204,21 @@ def test_kept_prefills_are_not_used(module: LCFModule, batches: list[Batch], tmp
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("module", "sent"), [("span", 1), ("prefix", 3)], indirect=["module"])
-def test_spread_repeats_and_sizes(module: LCFModule, batches: list[Batch], sent: int) -> None:
-    """Two facts and the question are sent as one key and value a head, or as one for each."""
+@pytest.mark.parametrize("module", ["span", "prefix"], indirect=True)
+def test_spread_repeats_and_sizes(module: LCFModule, batches: list[Batch]) -> None:
     found = measure(module.link, module.writer, batches, ["t2t_4", "mismatched"], max_new_tokens=2, repeats=4, warmup=1)
     assert (found["repeats"], found["warmup"], found["device"]) == (4, 1, "cpu")
     assert set(found["arms"]) == {"message", "t2t_4"}  # mismatched costs what message costs
     for spread in (found["floor"], found["arms"]["message"]["ttft"], found["ttft_vs_t2t"]["4"]):
         assert 0 < spread["min"] <= spread["median"] <= spread["max"]
-    geometry, layers = module.link.sharer.geometry, len(module.adapter.config.receiver_layers)
-    assert found["arms"]["message"]["sent_bytes"] == 2 * layers * geometry.kv_heads * geometry.head_dim * 4 * sent
+    channel = channel_of(module)
+    (example,) = batches[0].examples
+    message = channel.send([fact for (fact,) in example.sharer], example.question)
+    wire = {dtype: len(message.to_bytes(dtype)) for dtype in ("float32", "bfloat16", "float16", "int8")}
+    assert found["arms"]["message"]["sent_bytes"] == wire
+    assert set(found["arms"]["t2t_4"]["sent_bytes"]) == {"UTF-8"}
+    assert found["writing"] is not None
+    assert (found["writing"]["budget"], found["writing"]["to_generate"]["min"] > 0) == (4, True)
     assert (found["arms"]["message"]["written_tokens"], found["arms"]["t2t_4"]["written_tokens"]) == (0, 4)
     assert [arm for arm in ARMS if find_arm(arm).timed] == [
         "question_only",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -11,11 +12,13 @@ from matplotlib.text import Text
 from rich.console import Console
 
 from lcf_lightning.evaluation.arms import find_arm
-from lcf_lightning.evaluation.latency import ArmLatency, Latency, Spread
+from lcf_lightning.evaluation.latency import ArmLatency, Latency
 from lcf_lightning.evaluation.markdown import to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
 from lcf_lightning.evaluation.prediction import Prediction
-from lcf_lightning.evaluation.report import Report, arms_table, build_report, summarise
+from lcf_lightning.evaluation.report import Report, build_report, summarise
+from lcf_lightning.evaluation.tables import arms_table
+from lcf_lightning.evaluation.writing import Spread, Writing
 from tests.evaluation.answers import answer as made
 
 
@@ -60,12 +63,14 @@ def latency() -> Latency:
         slower = Spread(median=ttft, min=ttft * 0.9, max=ttft * 1.2)
         return ArmLatency(
             stages=stages, ttft=slower, ttft_side_by_side=slower, end_of_answer=slower, to_floor=spread,
-            to_floor_side_by_side=spread, sent_bytes=2048, written_tokens=50,
+            to_floor_side_by_side=spread, sent_bytes={"float16": 2048, "int8": 1100}, written_tokens=50,
         )  # fmt: skip
 
     return Latency(
         arms={"message": arm(20), "own_context": arm(10), "t2t_50": arm(80), "t2t_200": arm(300)},
         floor=spread, floor_side_by_side=spread, ttft_vs_t2t={"50": Spread(median=4.0, min=3.5, max=4.5)},
+        ttft_vs_t2t_side_by_side={"50": Spread(median=3.0, min=2.5, max=3.5)},
+        writing=Writing(budget=50, cache="static", tokens_per_second=spread, to_generate=spread),
         repeats=7, warmup=2, device="cpu", threads=1,
     )  # fmt: skip
 
@@ -75,7 +80,11 @@ def report() -> Report:
     for arm, right in (("own_context", 1), ("t2t_50", 6), ("t2t_200", 8), ("message", 9), ("mismatched", 2)):
         rows += [made(str(i), arm, float(i < right), partner_answers=("coffee",)) for i in range(10)]
         rows += [made("own", arm, 1.0, needs_sharer=False, partner_answers=("coffee",))]
-    return build_report(rows, latency(), {"command": "python -m lcf_lightning evaluate", "seed": 42})
+    rows = [replace(row, text_cut=row.id in "012") if row.arm.startswith("t2t") else row for row in rows]
+    prompts = {"text_request": "Tell me.", "text_chat": True, "text_place": "after"}
+    return build_report(
+        rows, latency(), {"command": "python -m lcf_lightning evaluate", "seed": 42, "prompts": prompts}
+    )
 
 
 def test_a_report_has_intervals_around_the_summarys_means() -> None:
@@ -102,13 +111,24 @@ def test_the_page_shows_every_figure() -> None:
         assert f"[{figures['exact_match']['low']:.3f}, {figures['exact_match']['high']:.3f}]" in row
     gain = found["audit"]["comparisons"]["content_attributable_gain"]
     assert "| content attributable gain (message − mismatched) | +0.700" in page
-    assert f"McNemar p = {gain['mcnemar_p']:.2g} (7 questions against 0)" in page
+    assert f"McNemar p = {gain['mcnemar_holm']:.2g} (7 questions against 0)" in page
+    assert gain["mcnemar_holm"] > gain["mcnemar_p"]
+    assert f"corrected over the {found['audit']['tests']} tests of this report" in page
+    assert "Message − text, each with or without form, whichever is better: T2T-50 +0.300" in page
+    assert "; T2T-200 +0.100 [" in page
+    assert "dealt at random" in page
+    assert "*tea* is right in 1.000 [0.722, 1.000], the best of 1 answers" in page
+    assert "2,048 (float16), 1,100 (int8)" in page
+    assert "side by side 3.00 (2.50–3.50)" in page
+    assert "10.00 (9.00–12.00) × plain `generate`" in page
+    assert "| T2T-50 | 50 | 0.273 [0.097, 0.566] | 11 |" in page  # of own questions too
+    assert "`'Tell me.'`, as a turn of its chat template: True" in page
     assert "T2T-50 (50 tokens written) / message = 4.00 (3.50–4.50)" in page
     assert "Follow rate" in page
     assert "- command: python -m lcf_lightning evaluate" in page
     assert "questions that the receiver can answer alone" in page
     widths = [{line.count("|") for line in block.splitlines()} for block in page.split("\n\n") if block.startswith("|")]
-    assert len(widths) == 5
+    assert len(widths) == 6
     assert all(len(width) == 1 for width in widths)  # no row of any table lacks a cell
 
 

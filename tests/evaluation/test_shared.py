@@ -138,7 +138,7 @@ def test_every_arm_has_its_own_cache(module: LCFModule, spec: Spec) -> None:
     assert len(set(losses.values())) == len(SHARED_ARMS)
     assert all(row.partner_answers == () for row in rows)
     found = audit(rows)
-    assert found["follow_rate"] is None
+    assert found["follow"] is None
     assert set(found["listening"]) == set(SHARED_ARMS) - {"sharer_alone"}
     assert "gain_over_sharer_alone" in found["comparisons"]
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,12 +61,17 @@ def test_a_smaller_budget_is_the_beginning_of_a_larger_one(module: LCFModule, ba
     assert find_arm("t2t_9").reading(short).texts == nine
 
 
-def test_the_receiver_reads_the_text_before_its_own_context(module: LCFModule, batch: Batch) -> None:
-    read, last = reading_prompts(module.link, module.writer, batch.prompts, batch.examples, ["Told."] * len(batch))
+@pytest.mark.parametrize("place", ["after", "before"])
+def test_the_receiver_reads_the_text_beside_its_own_context(module: LCFModule, batch: Batch, place: str) -> None:
+    """After it by default: a receiver can read its own context while the text is being written."""
+    assert batch.prompts.text_place == "after"
+    prompts = replace(batch.prompts, text_place=place)
+    read, last = reading_prompts(module.link, module.writer, prompts, batch.examples, ["Told."] * len(batch))
     tokenizer = module.link.receiver.tokenizer
     for row, example in enumerate(batch.examples):
         own = "".join(f"{fact[0]}\n" for fact in example.receiver)
-        whole = tokenizer(f"Told.\n{own}\n {example.question}")["input_ids"]
+        context = f"{own}\nTold.\n" if place == "after" else f"Told.\n{own}\n"
+        whole = tokenizer(f"{context} {example.question}")["input_ids"]
         assert read.ids[row][read.mask[row]].tolist() + last[row].tolist() == whole
 
 

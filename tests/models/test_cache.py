@@ -8,7 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from lcf_lightning import ModelSpec
 from lcf_lightning.errors import GeometryError
-from lcf_lightning.models.cache import KVCache, continue_from, positions_of, prefill
+from lcf_lightning.models.cache import KVCache, continue_from, extend, positions_of, prefill
 from lcf_lightning.models.decoding import generate
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.loading import FrozenModel, load_frozen
@@ -235,3 +235,21 @@ def test_a_window_that_has_slid_on_sees_nothing_put_before_the_text(spec: Callab
         changed[own] = float((sliding - everywhere).abs().max())
     assert changed[2] > 1e-3
     assert changed[13] < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_what_is_read_on_a_cache_is_remembered_as_if_read_at_once(
+    spec: Callable[[str], ModelSpec], family: str
+) -> None:
+    model = load_frozen(spec(family)).model
+    ids = torch.randint(3, 250, (2, 11), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[0, :3] = False
+    whole, first = prefill(model, ids, mask), prefill(model, ids[:, :6], mask[:, :6])
+    kept = [tensor.clone() for tensor in first.keys]
+    both = extend(model, first, ids[:, 6:])
+    for one, other in zip((*both.keys, *both.values), (*whole.keys, *whole.values), strict=True):
+        torch.testing.assert_close(one[1], other[1])
+        torch.testing.assert_close(one[0, :, 3:], other[0, :, 3:])
+    assert torch.equal(both.mask, mask)
+    assert all(torch.equal(one, other) for one, other in zip(first.keys, kept, strict=True))

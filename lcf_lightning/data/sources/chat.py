@@ -51,6 +51,7 @@ class Chat(RowSource):
             answers=(said[-1],),
             shared=passages,
             history=tuple(zip(said[:-2:2], said[1:-2:2], strict=True)),
+            open_ended=True,
         )
 
 

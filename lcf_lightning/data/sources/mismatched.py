@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.partition import mismatched_partners
+from lcf_lightning.data.partition import mismatched_partners, sharer_text
 from lcf_lightning.data.sources.source import Source, Split
 
 
@@ -36,7 +36,8 @@ class Mismatched(Source):
         if split != "train":
             return examples
         examples = list(examples)  # some sources make each when it is asked for
-        partners = mismatched_partners(examples, seed)
+        words = [sum(len(sentence.split()) for sentence in sharer_text(example)) for example in examples]
+        partners = mismatched_partners(examples, words, seed)
         return [
             replace(example, shared=(), sharer=examples[at].sharer_reads, receiver=example.receiver_reads)
             for example, at in zip(examples, partners, strict=True)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.partition import shuffled
 from lcf_lightning.errors import DataError, SettingError, reason
@@ -110,10 +112,12 @@ class RowSource(Source):
             places = places[: self.test_limit] if split == "test" else places
         if not places:
             raise DataError(f"{split} split of {type(self).__name__} is empty; give more rows.")
-        examples = RowExamples(table.select(places), self, seed)
-        for _ in examples:  # a row that cannot be understood is named now, not in the middle of a fit
-            pass
-        return examples
+        rows = table.select(places)
+        kept = self._distinct(rows, seed)  # a row that cannot be understood is named now, not in the middle of a fit
+        if split == "train" or len(kept) == len(rows):
+            return RowExamples(rows, self, seed)
+        rank_zero_info(f"{split} split of {self}: {len(rows) - len(kept)} rows without an id repeat others; left out.")
+        return RowExamples(rows.select(kept), self, seed)
 
     def __str__(self) -> str:
         locations = dict.fromkeys(at for at in (self.train, self.test) if at is not None)
@@ -130,6 +134,17 @@ class RowSource(Source):
     def read(self, row: dict[str, Any], seed: int) -> Example:
         """The example of one row, or a DataError that names the row."""
         return self._understood(row, lambda row: _complete(self.to_example(row, seed)))
+
+    def _distinct(self, rows: datasets.Dataset, seed: int) -> list[int]:
+        """Places of rows, but for those without an id of their own that ask what one before them asks."""
+        seen: dict[str, int] = {}
+        kept = []
+        for place, row in enumerate(rows):
+            example = self.read(row, seed)
+            first = seen.setdefault(example.id, place)
+            if first == place or _own_id(row) is not None or _asks(self.read(rows[first], seed)) != _asks(example):
+                kept.append(place)
+        return kept
 
     def _kept_rows(self, setting: str, location: str | None, hub_split: str) -> tuple[datasets.Dataset, list[int]]:
         """All rows, memory-mapped, and which of them belong to the data set as configured.
@@ -173,8 +188,17 @@ class RowSource(Source):
 
 def row_id(row: dict[str, Any], *content: Any) -> str:
     """The row's own ``id`` or ``question_id``; where it has none, a digest of its ``content``."""
-    own = next((row[name] for name in ("id", "question_id") if row.get(name) is not None), None)
+    own = _own_id(row)
     return str(own) if own is not None else hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _own_id(row: dict[str, Any]) -> Any:
+    return next((row[name] for name in ("id", "question_id") if row.get(name) is not None), None)
+
+
+def _asks(example: Example) -> tuple[Any, ...]:
+    """All that is read of an example before it is answered."""
+    return example.question, example.choices, example.history, example.shared, example.sharer, example.receiver
 
 
 def _complete(example: Example) -> Example:

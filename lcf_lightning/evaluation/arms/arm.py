@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
@@ -25,10 +26,18 @@ FAMILIES = ("message", "control", "text")
 
 @dataclass
 class TimedRun:
-    """One answer under one arm: its stages, the bytes that were sent and the tokens that were written for it."""
+    """One answer under one arm, as it is timed.
+
+    Attributes:
+        watch: Its stages. What a tokenizer does is outside of all of them, in every arm.
+        static_cache: Whether a text is to be written on a cache of fixed size (`write_texts`).
+        sent: What the sharer sends: a message, or a text.
+        written_tokens: Tokens that were written for it.
+    """
 
     watch: Stopwatch
-    sent_bytes: int = 0
+    static_cache: bool = False
+    sent: Summaries | str | None = None
     written_tokens: int = 0
 
 
@@ -42,7 +51,8 @@ class Arm(ABC):
         place: Where it stands among the others in reports; smaller first.
         needs_different_texts: Whether it means nothing where both models read the same text.
         timed: Whether its latency is worth measuring: what differs from the message only in what is sent is not.
-        budget: N of T2T-N; 0 for all other arms.
+        budget: N where the sharer writes a text of up to N tokens; 0 elsewhere.
+        without_form: The text arm that this one is, but for the form of answers that the adapter teaches (`WithForm`).
         comparisons: Differences of interest, over examples answered under both: what it is called, the first arm, and
             the one whose score is taken off.
         note: What a reader of the report must know of it.
@@ -54,6 +64,7 @@ class Arm(ABC):
     needs_different_texts: bool = False
     timed: bool = False
     budget: int = 0
+    without_form: str = ""
     comparisons: tuple[tuple[str, str, str], ...] = ()
     note: str = ""
 
@@ -117,4 +128,5 @@ class Arm(ABC):
 
 def readable(name: str) -> str:
     """A name as people read it."""
-    return re.sub(r"t2t_(\d+)", r"T2T-\1", name).replace("_", " ")
+    name = re.sub(r"t2t_(\d+)", r"T2T-\1", name)
+    return re.sub("_form$", " + form", name).replace("_", " ")

@@ -27,9 +27,8 @@ class MessageArm(Arm):
         with run.watch("sharer_prefill"):
             sharer = link.read_sharer(batch.sharer)
         with run.watch("pool"):
-            summaries = link.pool(sharer, batch.index)
-        run.sent_bytes = sum(tensor.numel() * tensor.element_size() for tensor in summaries.kv)
+            run.sent = link.summarise(sharer, batch.index)
         with run.watch("receiver_prefill"):
             receiver = link.read_receiver(batch.receiver)
         with run.watch("fuse"):
-            return link.fuse(receiver, summaries), batch.last
+            return link.fuse(receiver, link.merge(run.sent)), batch.last

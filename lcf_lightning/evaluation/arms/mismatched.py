@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms.arm import Arm
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 
 
 class MismatchedArm(Arm):
-    """The message of the example's partner, of like length."""
+    """The message of the example's partner: of the same data set, and of the nearest length in tokens."""
 
     name = "mismatched"
     family = "control"
@@ -23,8 +22,4 @@ class MismatchedArm(Arm):
     )
 
     def read(self, caches: ArmCaches) -> Reading:
-        partners = caches.batch.partners
-        if not partners:
-            raise SettingError("batch.partners is missing: the mismatched arm needs batches of the evaluation loaders.")
-        summaries = caches.message_of(partners, lambda example: example.sharer_reads)
-        return caches.receives(summaries)._replace(partners=partners)
+        return caches.receives_partners()

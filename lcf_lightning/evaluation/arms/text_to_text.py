@@ -1,4 +1,4 @@
-"""T2T-N: the sharer writes up to N tokens, which the receiver reads before its own context."""
+"""T2T-N: the sharer writes up to N tokens, which the receiver reads beside its own context."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.evaluation.arms.arm import Arm, TimedRun
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
-from lcf_lightning.evaluation.text_baseline import reading_prompts, text_prompts, write_texts
+from lcf_lightning.evaluation.text_baseline import read_ahead, reading_prompts, text_prompts, write_texts
 from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.writer import Writer
@@ -29,9 +29,8 @@ class TextToText(Arm):
     place = 40
     timed = True
     note = (
-        "*T2T-N*: the sharer writes up to N tokens, which the receiver reads before its own context. Text arms are "
-        "answered by the untuned receiver: where the adapter has taught it a form of answer, only the "
-        "content-attributable gain is free of that."
+        "*T2T-N*: the sharer writes up to N tokens, which the receiver reads beside its own context. It is answered by "
+        "the untuned receiver; the arms *+ form* give it the form of answer that the adapter teaches."
     )
 
     def __init__(self, budget: int) -> None:
@@ -54,13 +53,19 @@ class TextToText(Arm):
         return caches.reads_text(self.budget)
 
     def run(self, link: Link, writer: Writer, batch: Batch, run: TimedRun) -> tuple[KVCache, Tensor]:
-        tokens, last = text_prompts(link, writer, batch.prompts, batch.examples)
+        request, last = text_prompts(link, writer, batch.prompts, batch.examples)
         with run.watch("sharer_prefill"):
-            sharer = link.read_sharer(tokens)
+            sharer = link.read_sharer(request)
         with run.watch("write"):
-            ids = write_texts(link, sharer, last, self.budget)
-            texts = writer.texts(ids[:, : self.budget], "sharer")
-            tokens, last = reading_prompts(link, writer, batch.prompts, batch.examples, texts)
-        run.sent_bytes, run.written_tokens = len(texts[0].encode()), ids.shape[1]
+            ids = write_texts(link, sharer, last, self.budget, run.static_cache)
+        texts = writer.texts(ids[:, : self.budget], "sharer")
+        run.sent, run.written_tokens = texts[0], ids.shape[1]
+        told, last = reading_prompts(link, writer, batch.prompts, batch.examples, texts)
+        ahead = read_ahead(batch, told)
+        if not ahead:
+            with run.watch("read_text"):
+                return link.read_receiver(told), last
         with run.watch("receiver_prefill"):
-            return link.read_receiver(tokens), last
+            receiver = link.read_receiver(told.until(ahead))
+        with run.watch("read_text"):
+            return link.read_on(receiver, told.ids[:, ahead:]), last

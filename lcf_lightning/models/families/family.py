@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import Cache, DynamicCache, PreTrainedModel, StaticCache
 
 from lcf_lightning.errors import GeometryError, ModelError
 from lcf_lightning.models.geometry import Geometry
@@ -76,6 +76,20 @@ class Family:
         """
         # No config: every layer is a plain one that keeps all tokens. `update` concatenates.
         return DynamicCache(list(zip(keys, values, strict=True)))
+
+    def static_cache(
+        self, config: Any, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], room: int
+    ) -> Cache | None:
+        """A copy of these layers with a place for ``room`` more tokens; None where a layer slides."""
+        if "sliding_attention" in (getattr(config, "layer_types", None) or ()) or getattr(
+            config, "sliding_window", None
+        ):
+            return None  # its layer of fixed size forgets what left its window, and left padding is in it
+        size = keys[0].shape[2] + 1 + room
+        cache = StaticCache(config=config, max_cache_len=-(-size // 64) * 64)  # few sizes, so few compilations
+        for layer, pair in enumerate(zip(keys, values, strict=True)):
+            cache.update(*pair, layer)
+        return cache
 
     def keys_values(self, cache: Cache) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         """The keys and the values of a cache, a tensor ``[batch, kv_heads, tokens, head_dim]`` a layer.

@@ -1,0 +1,103 @@
+"""How fast the sharer writes a text, beside transformers' own ``generate``: no baseline may be slower than it must."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.evaluation.text_baseline import text_prompts, write_texts
+from lcf_lightning.link import Link
+from lcf_lightning.stopwatch import Stopwatch
+from lcf_lightning.writer import Writer
+
+
+class Spread(TypedDict):
+    """Median, least and greatest of the repeats."""
+
+    median: float
+    min: float
+    max: float
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median, least and greatest."""
+    return Spread(median=median(values), min=min(values), max=max(values))
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Spread:
+    """Of ratios, paired by position."""
+    return spread([one / other for one, other in zip(above, below, strict=True)])
+
+
+class Writing(TypedDict):
+    """How fast the sharer writes, its prefill included, batch 1.
+
+    Attributes:
+        budget: Tokens that it may write.
+        cache: ``static`` where a cache of fixed size was faster here, else ``dynamic``; T2T is timed with the faster.
+        tokens_per_second: Tokens written in a second.
+        to_generate: These over those of a plain ``generate`` of the same prompt, which writes the same tokens; paired
+            by repeat.
+    """
+
+    budget: int
+    cache: str
+    tokens_per_second: Spread
+    to_generate: Spread
+
+
+@torch.no_grad()
+def measure_writing(
+    link: Link, writer: Writer, batches: Sequence[Batch], budget: int, repeats: int, warmup: int = 1
+) -> Writing:
+    """Time the sharer's texts with either cache, and plain ``generate`` beside them, in turn, ``repeats`` times.
+
+    Args:
+        link: The pair.
+        writer: Its prompts.
+        batches: Batches of one example.
+        budget: Tokens that the sharer may write.
+        repeats: At least 1, each on the next of the batches.
+        warmup: Repeats thrown away first.
+    """
+    speeds: dict[str, list[float]] = {"dynamic": [], "static": [], "plain": []}
+    for repeat in range(-warmup, repeats):
+        batch = batches[repeat % len(batches)]
+        tokens, last = text_prompts(link, writer, batch.prompts, batch.examples)
+        ways: dict[str, Callable[[], Tensor]] = {
+            "dynamic": lambda: write_texts(link, link.read_sharer(tokens), last, budget),  # noqa: B023 - called at once
+            "static": lambda: write_texts(link, link.read_sharer(tokens), last, budget, True),  # noqa: B023
+            "plain": lambda: _plain(link, torch.cat([tokens.ids, last], 1), budget),  # noqa: B023
+        }
+        for name, write in ways.items():
+            watch = Stopwatch(link.sharer.device)
+            with watch("write"):
+                ids = write()
+            if repeat >= 0:
+                speeds[name].append(ids.shape[1] / watch.milliseconds["write"] * 1e3)
+    cache = max(("dynamic", "static"), key=lambda name: median(speeds[name]))
+    return Writing(
+        budget=budget,
+        cache=cache,
+        tokens_per_second=spread(speeds[cache]),
+        to_generate=ratio(speeds[cache], speeds["plain"]),
+    )
+
+
+def _plain(link: Link, prompt: Tensor, budget: int) -> Tensor:
+    """What transformers' ``generate`` writes after a prompt ``[1, tokens]``, with nothing of ours around it."""
+    stops = list(link.sharer.stop_ids)
+    ids: Tensor = link.sharer.model.generate(  # type: ignore[operator]
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=budget,
+        eos_token_id=stops,
+        pad_token_id=stops[0],
+    )
+    return ids[:, prompt.shape[1] :]

@@ -1,0 +1,105 @@
+"""What is written down of an evaluation, and for which examples it holds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lcf_lightning import LCFModule, ModelSpec, SharedContextDataModule
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.sources import Chat
+from lcf_lightning.evaluation.caches import ArmCaches
+from lcf_lightning.evaluation.markdown import to_markdown
+from lcf_lightning.evaluation.plots import arms_figure
+from lcf_lightning.evaluation.prediction import Prediction, run_arms
+from lcf_lightning.evaluation.predictions import predict_all, read_predictions
+from lcf_lightning.evaluation.report import build_report, summarise
+from tests.pairs import small_data, small_module
+
+Spec = Callable[[str], ModelSpec]
+
+
+@pytest.fixture
+def module(spec: Spec) -> LCFModule:
+    module = small_module(spec("llama"), spec("qwen3"))
+    module.configure_model()
+    module.adapter.eval()
+    return module
+
+
+@pytest.fixture
+def batch(spec: Spec) -> Batch:
+    data = small_data(spec("llama"), spec("qwen3"))
+    data.setup("test")
+    return next(iter(data.test_dataloader()))
+
+
+def test_an_answer_is_read_for_its_own_example_only(module: LCFModule, batch: Batch, tmp_path: Path) -> None:
+    """Rows with equal ids, of another version of the data say, never answer for each other."""
+    file = tmp_path / "predictions.jsonl"
+
+    def answered(batch: Batch) -> list[Prediction]:
+        return predict_all(module.link, module.writer, [batch], ["message"], 3, file)
+
+    first = answered(batch)
+    assert answered(batch) == first
+    assert len(read_predictions(file)) == len(batch)
+    changed = (replace(batch.examples[0], question="hides ada"), *batch.examples[1:])
+    collator = module.writer.collator(batch.prompts)
+    other = replace(collator.train(changed), partners=batch.partners)
+    again = answered(other)
+    assert again[0].id == first[0].id
+    assert again[0].loss != first[0].loss
+    assert again[1:] == first[1:]
+    assert len(read_predictions(file)) == len(batch) + 1
+    assert answered(batch) == first  # both stay
+
+
+def test_a_mismatched_answer_holds_for_its_partner_only(module: LCFModule, batch: Batch, tmp_path: Path) -> None:
+    file, arms = tmp_path / "predictions.jsonl", ["message", "mismatched"]
+    first = predict_all(module.link, module.writer, [batch], arms, 3, file)
+    others = {row.id: row for row in (*batch.examples, *batch.partners)}.values()
+    turned = replace(batch, partners=tuple(
+        next(other for other in others if other.id not in (row.id, partner.id))
+        for row, partner in zip(batch.examples, batch.partners, strict=True)
+    ))  # fmt: skip
+    again = predict_all(module.link, module.writer, [turned], arms, 3, file)
+    assert again[: len(batch)] == first[: len(batch)]
+    fresh = run_arms(ArmCaches(module.link, module.writer, turned), ["mismatched"], 3)
+    assert [row.loss for row in again[len(batch) :]] == pytest.approx([row.loss for row in fresh], abs=1e-5)
+    assert len(read_predictions(file)) == 3 * len(batch)
+
+
+@pytest.fixture
+def chats(spec: Spec, tmp_path: Path) -> Batch:
+    rows = [
+        {"instruction": f"Say {word}.", "response": f"{word}!\nAnd {word} again."} for word in ("tea", "a lamp", "ruby")
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = Chat(str(tmp_path / "chats.jsonl"), str(tmp_path / "chats.jsonl"), validation_size=1)
+    prompts = PromptSettings(chat=True, question="{question}", stop=None)
+    data = SharedContextDataModule(source, spec("llama"), spec("qwen3"), prompts=prompts)
+    data.setup("test")
+    return next(iter(data.test_dataloader()))
+
+
+def test_chats_have_a_loss_and_are_not_matched(spec: Spec, chats: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = small_module(spec("llama"), spec("qwen3"), pooler=None, unrotate_keys=False)
+    module.configure_model()
+    module.adapter.eval()
+    monkeypatch.setattr("lcf_lightning.evaluation.prediction.generate", None)  # nothing is decoded for them
+    rows = run_arms(ArmCaches(module.link, module.writer, chats), ["message", "mismatched", "own_context"], 16)
+    assert {(row.exact_match, row.f1, row.prediction, row.partner_answers) for row in rows} == {(None, None, "", ())}
+    summary, found = summarise(rows), build_report(rows, None, {})
+    assert summary["arms"]["message"]["exact_match"] is None
+    assert summary["arms"]["message"]["loss"] > 0
+    assert (found["guesses"], found["audit"]["follow"]) == ({}, None)
+    page = to_markdown(found)
+    assert "| message | – | – | " in page
+    assert "nats of loss; Wilcoxon p" in page
+    assert arms_figure(found["arms"]).axes[0].get_xlabel().startswith("loss in nats")

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from lcf_lightning.errors import DataError
+from lcf_lightning.evaluation.prediction import Prediction
+from lcf_lightning.evaluation.seeds import summarise_seeds
+from tests.evaluation.answers import answer
+
+
+def run(seed: int, message: int, mismatched: int, n: int = 50) -> list[Prediction]:
+    """Answers of one seed, to questions of its own."""
+    rights = {"message": message, "mismatched": mismatched}
+    rows = [answer(f"{seed}/{i}", arm, float(i < right)) for arm, right in rights.items() for i in range(n)]
+    return [*rows, answer(f"{seed}/own", "message", 1.0, needs_sharer=False)]
+
+
+def test_each_seed_counts_alike_and_gains_are_paired_within_it() -> None:
+    found = summarise_seeds([run(1, 40, 10), run(2, 30, 5), run(3, 10, 5, n=10)])
+    assert found["arms"]["message"]["each"] == pytest.approx([0.8, 0.6, 1.0])
+    assert found["arms"]["message"]["mean"]["value"] == pytest.approx(0.8)
+    gain = found["comparisons"]["content_attributable_gain"]
+    assert gain["each"] == pytest.approx([0.6, 0.5, 0.5])
+    assert gain["mean"]["value"] == pytest.approx(1.6 / 3)
+    assert gain["mean"]["low"] < 0.5 < 0.6 < gain["mean"]["high"]
+
+
+def test_the_interval_knows_seeds_and_examples() -> None:
+    alike = summarise_seeds([run(seed, 25, 0) for seed in range(3)])["arms"]["message"]["mean"]
+    apart = summarise_seeds([run(0, 5, 0), run(1, 25, 0), run(2, 45, 0)])["arms"]["message"]["mean"]
+    assert alike["high"] - alike["low"] < (apart["high"] - apart["low"]) / 2
+    assert alike["low"] < 0.5 < alike["high"]
+
+
+def test_only_what_all_runs_have_is_shown() -> None:
+    without = [row for row in run(2, 30, 5) if row.arm == "message"]
+    assert set(summarise_seeds([run(1, 40, 10), without])["arms"]) == {"message"}
+    with pytest.raises(DataError, match="seeds need at least two"):
+        summarise_seeds([without])
+    with pytest.raises(DataError, match="share no arm"):
+        summarise_seeds([without, [answer("a", "zero", 1.0)]])
+
+
+def test_open_ended_questions_have_a_loss_only() -> None:
+    rows = [answer(str(i), arm, None, loss=loss) for i in range(4)
+            for arm, loss in (("message", 1.0), ("mismatched", 1.5))]  # fmt: skip
+    found = summarise_seeds([rows, rows])
+    assert found["arms"]["mismatched"]["each"] == [1.5, 1.5]
+    assert found["comparisons"]["content_attributable_gain"]["each"] == [0.5, 0.5]
