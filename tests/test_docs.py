@@ -172,6 +172,19 @@ def script(module: str | None, name: str, text: str) -> None:
         call(runpy.run_path, str(file), run_name="__main__")
 
 
+def harness(text: str) -> None:
+    """The command of lm-evaluation-harness, on a few rows of ARC's shape."""
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+    prepare(text)
+    rows = [{"question": f"{i}?", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"}
+            for i in range(9)]  # fmt: skip
+    splits = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name in ("train", "validation", "test")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", lambda **_: splits)
+        patch.setattr(sys, "argv", ["lm_eval", *shlex.split(text), "--limit", "2"])
+        call(runpy.run_module, "lcf_lightning.evaluation", run_name="__main__")
+
+
 def python(item: Item, desk: Desk) -> None:
     """A block, in one session with those above it on its page."""
     above = [each for each in items() if each.python and each.page == item.page]
@@ -232,6 +245,7 @@ def submit(options: str, job: str, text: str) -> None:
 
 HOW: list[tuple[str, Callable[..., None]]] = [
     (r"python -m lcf_lightning (\w+) ?(.*)", package),
+    (r"python -m lcf_lightning\.evaluation (.+)", harness),
     (r"python (-m )?((?:benchmarks|docs|examples)/\S+\.py|tests\.\S+) ?(.*)", script),
     (r"pip install (.+)", install),
     (r"(\w+)=(\$\(python .+)", variable),

@@ -67,7 +67,8 @@ class HarnessModel(LM):  # type: ignore[misc]
         question: Likewise, the field with the question that it is shown, if it was in training. With ``none`` neither
             is read.
         batch_size: Prompts that are read at once, at least 1.
-        device: Where the models of an adapter folder go.
+        device: Where the models of an adapter folder go; the CPU where there is no CUDA, which the harness's command
+            line asks for by default.
         revision: Branch, tag or commit of an adapter on the hub.
 
     Raises:
@@ -95,6 +96,7 @@ class HarnessModel(LM):  # type: ignore[misc]
             raise SettingError(f"batch_size={batch_size!r} must be a whole number of at least 1.")
         if not isinstance(adapter, Channel):
             sides: Literal["receiver", "both"] = "receiver" if messages == "none" else "both"
+            device = "cpu" if device.startswith("cuda") and not torch.cuda.is_available() else device
             adapter = Channel.from_pretrained(adapter, device, revision, sides)
         self.batch_size = int(batch_size)
         self.sharer, self.receiver = adapter, _verbatim(adapter)
