@@ -45,8 +45,9 @@ def test_rows_held_out_for_validation_are_looked_through_too(tmp_path: Path) -> 
         assert len(Chat(file, validation_size=4).examples(split, 0)) == 3  # type: ignore[arg-type]
 
 
-def test_ids_of_their_own_that_repeat_are_refused(tmp_path: Path, spec: Callable[[str], ModelSpec]) -> None:
-    file = write(tmp_path / "rows.jsonl", [choice_row(number, id=f"{number % 2}") for number in (1, 2, 3)])
+@pytest.mark.parametrize("last", [3, 1], ids=["another question", "the same"])
+def test_ids_of_their_own_that_repeat_are_refused(tmp_path: Path, spec: Callable[[str], ModelSpec], last: int) -> None:
+    file = write(tmp_path / "rows.jsonl", [choice_row(number, id=f"{number % 2}") for number in (1, 2, last)])
     data = SharedContextDataModule(
         MultipleChoice(), spec("llama"), spec("qwen3"), benchmarks={"arc": MultipleChoice(test=file)}
     )
