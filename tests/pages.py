@@ -19,8 +19,6 @@ CONFIGS["runs/my_run"] = "my_run.yaml"  # of docs/extend.md
 """By run folder, the config that writes it."""
 NOT_RUN = {
     "python -m lcf_lightning.assets.make_tiny_models": "trains the embedded models for minutes and writes over them",
-    "python -m lcf_lightning.evaluation run --model lcf --model_args adapter=runs/quickstart_shared/adapter,"
-    "messages=own --tasks arc_challenge": "reads a task and its rows from the hub",
 }
 STAND_INS = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": "llama", "google/gemma-3-270m": "gemma3_text",

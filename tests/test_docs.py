@@ -76,6 +76,11 @@ def load_dataset(location: str, *args: str, load: Callable[..., Any] = datasets.
     return datasets.Dataset.from_list([shaped(index) for index in range(600)])
 
 
+def load_anything(*args: Any, load: Callable[..., Any] = datasets.load_dataset, **options: Any) -> Any:
+    """As `load_dataset`; what lm_eval asks for, which names its path, is a local file and read as it is."""
+    return load(**options) if "path" in options else load_dataset(*args, **options)
+
+
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of small random models, each at its hub id."""
@@ -115,7 +120,7 @@ def desk(item: Item, desks: dict[str, Desk], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(desks[item.page].clone)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.syspath_prepend(str(desks[item.page].clone))  # a page's own files, as python does
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(datasets, "load_dataset", load_anything)
     for name in () if " params " in item.text else STAND_INS:  # params counts the real ones
         monkeypatch.setitem(KNOWN_GEOMETRIES, name, Geometry(layers=3, kv_heads=2, head_dim=8))
     return desks[item.page]
@@ -170,6 +175,19 @@ def script(module: str | None, name: str, text: str) -> None:
         patch.setattr(sys, "argv", [str(file), *shlex.split(text), *shlex.split(SHORT[name])])
         patch.syspath_prepend("." if module else str(file.parent))  # as python does
         call(runpy.run_path, str(file), run_name="__main__")
+
+
+def harness(text: str) -> None:
+    """The command of lm-evaluation-harness, on a few rows of ARC's shape."""
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+    prepare(text)
+    rows = [{"question": f"{i}?", "choices": {"text": ["one", "two"], "label": ["A", "B"]}, "answerKey": "B"}
+            for i in range(9)]  # fmt: skip
+    splits = datasets.DatasetDict({name: datasets.Dataset.from_list(rows) for name in ("train", "validation", "test")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", lambda **_: splits)
+        patch.setattr(sys, "argv", ["lm_eval", *shlex.split(text), "--limit", "2"])
+        call(runpy.run_module, "lcf_lightning.evaluation", run_name="__main__")
 
 
 def python(item: Item, desk: Desk) -> None:
@@ -232,6 +250,7 @@ def submit(options: str, job: str, text: str) -> None:
 
 HOW: list[tuple[str, Callable[..., None]]] = [
     (r"python -m lcf_lightning (\w+) ?(.*)", package),
+    (r"python -m lcf_lightning\.evaluation (.+)", harness),
     (r"python (-m )?((?:benchmarks|docs|examples)/\S+\.py|tests\.\S+) ?(.*)", script),
     (r"pip install (.+)", install),
     (r"(\w+)=(\$\(python .+)", variable),

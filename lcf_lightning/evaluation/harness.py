@@ -67,8 +67,8 @@ class HarnessModel(LM):  # type: ignore[misc]
         question: Likewise, the field with the question that it is shown, if it was in training. With ``none`` neither
             is read.
         batch_size: Prompts that are read at once, at least 1.
-        device: Where the models of an adapter folder go. Where there is no GPU, ``cuda:0``, which the harness' command
-            line says of itself, is the CPU, as it is for the harness's own models.
+        device: Where the models of an adapter folder go; the CPU where there is no CUDA, which the harness's command
+            line asks for by default.
         revision: Branch, tag or commit of an adapter on the hub.
 
     Raises:
