@@ -153,7 +153,7 @@ FAULTS = [
         ("groups = [np.flatnonzero(benchmarks == name) for name in np.unique(benchmarks)]", "groups = [np.arange(len(rows))]"),
         ("(1 + (dealt >=", "(1 + (dealt >"),
         ("return bool(answer.partner_answers) and answer.partner_needs_sharer and apart", "return bool(answer.partner_answers) and apart"),
-        ("cut = (~torch.isin(ids, stops).any(1)).tolist()", "cut = [ids.shape[1] == budget] * len(ids)"),
+        ("_replace(cut=tuple((~torch.isin(ids, stops).any(1)).tolist()))", "_replace(cut=(ids.shape[1] == budget,) * len(ids))"),
         ('known[arm, row].partner not in ("", partners.get(row))', "False"),
         ("known = {(answer.arm, answer.example): answer", "known = {(answer.arm, digest(batches[0].examples[0])): answer"),
         ("run.sent = link.summarise(sharer, batch.index)", "run.sent = link.pool(sharer, batch.index)"),

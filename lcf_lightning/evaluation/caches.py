@@ -56,6 +56,7 @@ class ArmCaches:
         self.link, self.writer, self.batch = link, writer, batch
         self.collator = writer.collator(batch.prompts)
         self._budget, self._text_ids = 0, torch.empty(len(batch), 0, dtype=torch.long)  # the longest text so far
+        self._read: tuple[object, Reading] | None = None  # the last text and its reading, which the next arm may share
 
     @cached_property
     def own_context(self) -> Reading:
@@ -111,8 +112,18 @@ class ArmCaches:
 
     def reads(self, passages: Reads) -> Reading:
         """The receiver reads ``passages`` of each example as text, however long."""
-        tokens, last = passages_prompts(self.link, self.writer, self.batch, passages)
-        return Reading(self.link.read_receiver(tokens), last)
+
+        def read() -> Reading:
+            tokens, last = passages_prompts(self.link, self.writer, self.batch, passages)
+            return Reading(self.link.read_receiver(tokens), last)
+
+        return self._once(passages, read)
+
+    def _once(self, text: object, read: Callable[[], Reading]) -> Reading:
+        """The reading of a text, which is not read again where it was the last one."""
+        if self._read is None or self._read[0] != text:
+            self._read = (text, read())
+        return self._read[1]
 
     def write(self, budget: int) -> Tensor:
         """The sharer's text, ``budget`` tokens of it or more; a smaller budget's is the beginning of a larger's."""
@@ -126,10 +137,13 @@ class ArmCaches:
         """The receiver reads up to ``budget`` tokens of the sharer's text, and its own passages."""
         ids = self.write(budget)[:, :budget]
         stops = torch.tensor(self.link.sharer.stop_ids, device=ids.device)
-        texts = self.writer.texts(ids, "sharer")
-        tokens, last = reading_prompts(self.link, self.writer, self.batch.prompts, self.batch.examples, texts)
-        cut = (~torch.isin(ids, stops).any(1)).tolist()
-        return Reading(self.link.read_receiver(tokens), last, tuple(texts), tuple(cut))
+        texts = tuple(self.writer.texts(ids, "sharer"))
+
+        def read() -> Reading:
+            tokens, last = reading_prompts(self.link, self.writer, self.batch.prompts, self.batch.examples, texts)
+            return Reading(self.link.read_receiver(tokens), last, texts)
+
+        return self._once(texts, read)._replace(cut=tuple((~torch.isin(ids, stops).any(1)).tolist()))
 
 
 def passages_prompts(link: Link, writer: Writer, batch: Batch, passages: Reads) -> tuple[Tokens, Tensor]:

@@ -109,3 +109,23 @@ def test_the_tiny_pair_talks_in_words() -> None:
     assert texts[0].split() == " ".join(passage[0] for passage in batch.examples[0].sharer).split()
     ids = module.link.sharer.tokenizer("likes ada tea", return_tensors="pt")["input_ids"]
     assert module.writer.texts(ids[:, :3], "sharer")[0] in "likes ada tea"
+
+
+def test_a_text_is_read_once_for_arms_that_follow_each_other(
+    module: LCFModule, batch: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With form and without, and under a larger budget where the texts end before the smaller one."""
+    module.adapter.eval()
+    caches, read = ArmCaches(module.link, module.writer, batch), []
+    plain = module.link.read_receiver
+    ids = caches.write(6)
+    caches._text_ids = ids.index_fill(1, torch.tensor([3, 4, 5]), module.link.sharer.stop_ids[0])
+    assert caches.own_context is not None  # read before the count begins
+    monkeypatch.setattr(module.link, "read_receiver", lambda tokens: read.append(tokens) or plain(tokens))
+    arms = ["t2t_4", "t2t_4_form", "t2t_6", "t2t_6_form", "t2t_2", "full_context", "full_context_form"]
+    losses = {row.arm: row.loss for row in run_arms(caches, arms, 2) if row.id == batch.ids[0]}
+    assert len(read) == 3
+    assert losses["t2t_4"] == losses["t2t_6"] != losses["t2t_2"]
+    fresh = ArmCaches(module.link, module.writer, batch)
+    (alone, *_) = run_arms(fresh, ["full_context_form"], 2)
+    assert alone.loss == pytest.approx(losses["full_context_form"], abs=1e-5)

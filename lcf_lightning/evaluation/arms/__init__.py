@@ -37,7 +37,7 @@ def known_arms() -> list[str]:
     """Names of the arms of this package, in the order of reports; of ``t2t_N`` the usual ones."""
     inside = [kind for kind in subclasses(Arm) if in_package(kind)]
     usual = [arm for kind in inside for arm in kind.usual()]
-    return [arm.name for arm in sorted(usual, key=lambda arm: arm.place)]
+    return [arm.name for arm in sorted(usual, key=lambda arm: (arm.place, arm.budget))]
 
 
 def default_arms(shared: bool, prompts: PromptSettings, examples: Iterable[Example]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ class WithForm(Arm):
 
     def __init__(self, text: Arm) -> None:
         self.text, self.without_form = text, text.name
-        self.name, self.budget, self.place = f"{text.name}_form", text.budget, text.place + 1
+        self.name, self.budget, self.place = f"{text.name}_form", text.budget, text.place
         own = {text.name: self.name}
         self.comparisons = tuple(
             (f"{name}_form", own.get(first, first), own.get(second, second)) for name, first, second in text.comparisons
