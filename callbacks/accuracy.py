@@ -29,8 +29,9 @@ class CommunicationAccuracy(pl.Callback):
     whatever the sampler pads, and all ranks log the same figures.
 
     Args:
-        arms: Arms of a validation: any of ``question_only``, ``own_context``, ``full_context``, ``t2t_N``, ``message``,
-            ``mismatched``, ``zero``, ``self``, ``noise``, ``sharer_alone``, or the class path of an `Arm` of your own.
+        arms: Arms of a validation: any of ``question_only``, ``own_context``, ``full_context``, ``full_context_form``,
+            ``t2t_N``, ``t2t_N_form``, ``message``, ``mismatched``, ``permuted``, ``zero``, ``self``, ``noise``,
+            ``sharer_alone``, or the class path of an `Arm` of your own.
         test_arms: Arms of a test; null for those and ``full_context``, or, where both models read the same text,
             ``sharer_alone``.
         max_new_tokens: Longest answer, in receiver tokens; null for the module's.
