@@ -45,7 +45,7 @@ def test_other_questions_and_missing_arms_are_refused() -> None:
         compare_reports(first, [answer("a", "message", 1.0), answer("b", "message", 1.0, answers=("B",))], "message")
     with pytest.raises(DataError, match="they share none"):
         compare_reports(first, [answer("a", "self", 1.0)], "message")
+    one, other, old = ([answer("a", "message", 1.0, example=digest)] for digest in ("x", "y", ""))
     with pytest.raises(DataError, match="1 ids name another question or answer"):  # of one id, and answered alike
-        one, other, old = ([answer("a", "message", 1.0, example=digest)] for digest in ("x", "y", ""))
         compare_reports(one, other, "message")
     assert compare_reports(one, old, "message")["all"]["n"] == 1  # 0.1.0 kept no digest
