@@ -163,17 +163,17 @@ def test_the_writer_is_timed_beside_plain_generate(
         now[0] += 1.0 if static_cache else 2.0
         ids = write_texts(link, cache, last, budget, static_cache)
         assert torch.equal(ids, plain(link, torch.cat([written["ids"], last], 1), budget))
-        return ids
+        return ids[:, :3]  # as if it ended early
 
     written: dict[str, torch.Tensor] = {}
     read = module.link.read_sharer
     monkeypatch.setattr(module.link, "read_sharer", lambda tokens: written.update(ids=tokens.ids) or read(tokens))
     monkeypatch.setattr(writing, "write_texts", write)
-    monkeypatch.setattr(writing, "_plain", taking(4.0, plain))
+    monkeypatch.setattr(writing, "_plain", taking(4.0, lambda *args: plain(*args)[:, :3]))
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     found = writing.measure_writing(module.link, module.writer, batches, 6, repeats=3)
     assert found["cache"] == "static"  # the faster one here
-    assert found["tokens_per_second"]["median"] == pytest.approx(6)
+    assert found["tokens_per_second"]["median"] == pytest.approx(3)
     assert found["to_generate"]["median"] == pytest.approx(4)
 
 

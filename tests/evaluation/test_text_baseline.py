@@ -13,8 +13,9 @@ from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import World
 from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.caches import ArmCaches
+from lcf_lightning.evaluation.latency import batches_of_one
 from lcf_lightning.evaluation.prediction import run_arms
-from lcf_lightning.evaluation.text_baseline import reading_prompts, text_prompts, write_texts
+from lcf_lightning.evaluation.text_baseline import read_ahead, reading_prompts, text_prompts, write_texts
 from tests.pairs import small_data, small_module
 
 TINY = ModelSpec("tiny-sharer"), ModelSpec("tiny-receiver")
@@ -129,3 +130,14 @@ def test_a_text_is_read_once_for_arms_that_follow_each_other(
     fresh = ArmCaches(module.link, module.writer, batch)
     (alone, *_) = run_arms(fresh, ["full_context_form"], 2)
     assert alone.loss == pytest.approx(losses["full_context_form"], abs=1e-5)
+
+
+def test_what_is_read_ahead_is_the_own_context_and_no_more(module: LCFModule, batch: Batch) -> None:
+    for example in batch.examples:
+        (single,) = batches_of_one(module.link, module.writer, batch.prompts, [example])
+        told, _ = reading_prompts(module.link, module.writer, batch.prompts, [example], ["Told."])
+        ahead = read_ahead(single, told)
+        context = "".join(f"{fact[0]}\n" for fact in example.receiver)
+        assert ahead == len(module.link.receiver.tokenizer(f"{context}\n")["input_ids"])
+        before = replace(single, prompts=replace(batch.prompts, text_place="before"))
+        assert read_ahead(before, told) == 0
