@@ -246,6 +246,8 @@ class Channel:
 
 def _prompts_of(adapter: CacheAdapter) -> PromptSettings:
     try:
-        return PromptSettings(**adapter.config.metadata.get("prompts", {}))
+        prompts = adapter.config.metadata.get("prompts", {})
+        # Release 0.1.0 knew no `stop`: its adapters answer as they did, to the end.
+        return PromptSettings(**({"stop": None} | prompts if prompts else {}))
     except (TypeError, AttributeError, SettingError) as error:
         raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error}") from error

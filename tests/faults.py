@@ -170,14 +170,31 @@ FAULTS = [
         ("            open_ended=True,\n", "            open_ended=False,\n"),
     ),
     *faults(
-        "evaluation", "tests/evaluation/test_latency.py",
-        ("run.sent = link.summarise(sharer, batch.index)", "run.sent = link.pool(sharer, batch.index)"),
-        ('SHARER_STAGES = ("sharer_prefill", "pool", "write")', 'SHARER_STAGES = ("sharer_prefill", "pool")'),
-        ("return int(differ[0]) if len(differ) else width", "return width"),
+        "evaluation", "tests/evaluation/test_writing.py",
         ("speeds[name].append(ids.shape[1] /", "speeds[name].append(budget /"),
+        ('static_cache = writing["cache"] == "static"', 'static_cache = writing["cache"] != "static"'),
+        ("return max(tokens.ids.shape[1] for tokens in prompts) + 1 + budget", "return min(tokens.ids.shape[1] for tokens in prompts) + 99 + budget"),
+    ),
+    *faults(
+        "evaluation", "tests/evaluation/test_nulls.py",
+        ("counted = ~meets[own, deal]", "counted = ~meets[own, deal] | True"),
+    ),
+    *faults(
+        "evaluation", "tests/evaluation/test_seeds.py",
+        ("return OverSeeds(mean=over_seeds(values, same),", "return OverSeeds(mean=over_seeds(values),"),
+    ),
+    *faults(
+        "evaluation", "tests/evaluation/test_latency.py",
+        ("run.sent = [summaries] if link.shared else by_sharer(summaries, batch.sharer.spans)", "run.sent = [summaries]"),
+        ("run.prompt = digests(batch.receiver)[0] if link.shared else None", "run.prompt = None"),
+        ("apart -= max(0.0,", "apart -= min(0.0,"),
+        ('SHARER_STAGES = ("sharer_prefill", "pool", "write")', 'SHARER_STAGES = ("sharer_prefill", "pool")'),
+        
+        
     ),
     *faults(
         "evaluation", "tests/evaluation/test_text_baseline.py tests/data/test_prompts.py",
+        ("return int(differ[0]) if len(differ) else width", "return width"),
         ('return [*own, *told, *ending] if self.settings.text_place == "after"', 'return [*own, *told, *ending] if self.settings.text_place == "before"'),
     ),
     *faults(

@@ -196,8 +196,9 @@ def test_compare_pairs_two_evaluations(run: Path, tmp_path: Path, capsys: pytest
     seeds = json.loads(capsys.readouterr().out)
     assert list(seeds["arms"]) == ["message"]
     assert seeds["arms"]["message"]["each"][0] == seeds["arms"]["message"]["mean"]["value"]
-    main(["compare", one, two, one, "--seeds"])
-    assert "3 seeds" in capsys.readouterr().out
+    main(["compare", one, two, "--seeds"])
+    assert "2 seeds" in capsys.readouterr().out
+    assert "hold the same answers" in refused(capsys, "compare", one, two, one, "--seeds")
     assert "must be two evaluations, or with --seeds two or more" in refused(capsys, "compare", one, two, one)
     assert "arm='zero' must be one that both evaluations have: message" in refused(
         capsys, "compare", one, two, "--arm", "zero"

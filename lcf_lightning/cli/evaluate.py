@@ -82,8 +82,9 @@ def evaluate(args: list[str]) -> None:
     predictions = _predictions(config, link, writer, loader, arms, output / PREDICTIONS)
     latency = None
     if options.repeats:
-        spread = examples[:: max(1, len(examples) // options.repeats)]  # they stand by length: short and long ones
-        batches = batches_of_one(link, writer, data.prompts, spread[: options.repeats])
+        count = min(options.repeats, len(examples))
+        spread = [examples[place * len(examples) // count] for place in range(count)]  # by length: short and long ones
+        batches = batches_of_one(link, writer, data.prompts, spread)
         latency = measure(link, writer, batches, arms, config.max_new_tokens, options.repeats)
     facts = {"command": COMMAND.line(args), **_facts(config, folder, adapter, data, link)}
     _report(predictions, latency, facts, output)

@@ -56,7 +56,9 @@ class Audit(TypedDict):
 def audit(predictions: Iterable[Prediction]) -> Audit:
     """The audit of answers under any arms; an example that occurs twice counts once."""
     arms = by_arm(predictions, needs_sharer=True)
-    pairs = pairs_of(arms)
+    pairs = {
+        name: (one, other) for name, (one, other) in pairs_of(arms).items() if arms[one].keys() & arms[other].keys()
+    }
     found = {name: paired(arms[first], arms[second]) for name, (first, second) in pairs.items()}
     followed = follow(arms.get("mismatched", {}), arms.get("own_context", {}))
     rows, follow_holm = corrected(found, *([followed["p"]] if followed else []))
@@ -65,7 +67,7 @@ def audit(predictions: Iterable[Prediction]) -> Audit:
         comparisons={
             name: ArmComparison(first=pairs[name][0], second=pairs[name][1], **row) for name, row in rows.items()
         },
-        over_text=_over_text(arms, pairs),
+        over_text=over_text(arms, pairs),
         listening={arm: estimate(values) for arm, values in heard.items() if values},
         listening_gain=_listening_gain(arms.get("message", {}), arms.get("mismatched", {})),
         follow=followed,
@@ -82,7 +84,7 @@ def pairs_of(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {name: pair for name, pair in pairs.items() if known.issuperset(pair)}
 
 
-def _over_text(arms: Mapping[str, Rows], pairs: Mapping[str, tuple[str, str]]) -> dict[str, str]:
+def over_text(arms: Mapping[str, Rows], pairs: Mapping[str, tuple[str, str]]) -> dict[str, str]:
     """For each text of the sharer's the comparison of the message with it or with it and form: the better one."""
     texts = {arm: [arm] for arm in arms if find_arm(arm).budget and not find_arm(arm).without_form}
     for arm in arms:
@@ -105,15 +107,6 @@ def paired(first: Rows, second: Rows) -> Comparison:
     ids = [id for id in first if id in second]
     sides = (columns(side[id] for id in ids) for side in (first, second))
     return compare(*zip(*sides, strict=True))
-
-
-def paired_values(first: Rows, second: Rows) -> list[float]:
-    """By how much the first arm does better, for each id that both have: exact match, or the loss it saves."""
-    return [
-        second[id].loss - row.loss if row.exact_match is None else row.exact_match - (second[id].exact_match or 0)
-        for id, row in first.items()
-        if id in second
-    ]
 
 
 def _listening_gain(message: Rows, mismatched: Rows) -> Estimate | None:

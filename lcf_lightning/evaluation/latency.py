@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from statistics import median
 from typing import TypedDict
 
 import torch
 
-from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
-from lcf_lightning.errors import SettingError
+from lcf_lightning.errors import MessageError, SettingError
 from lcf_lightning.evaluation.arms import Arm, TimedRun, find_arm
-from lcf_lightning.evaluation.writing import Spread, Writing, measure_writing, ratio, spread
+from lcf_lightning.evaluation.writing import Spread, Writing, measure_writing, ratio, spread, static_size
 from lcf_lightning.link import Link
 from lcf_lightning.message import Message, Origin
 from lcf_lightning.models.decoding import generate
@@ -24,7 +24,8 @@ from lcf_lightning.wire import WIRE_DTYPES
 from lcf_lightning.writer import Writer
 
 STAGES = (
-    "sharer_prefill", "pool", "write", "receiver_prefill", "read_text", "fuse", "first_token", "rest_of_answer"
+    "sharer_prefill", "pool", "write", "receiver_prefill", "read_text", "read_at_once", "fuse", "first_token",
+    "rest_of_answer",
 )  # fmt: skip
 FLOOR = ("sharer_prefill", "receiver_prefill", "first_token")
 SHARER_STAGES = ("sharer_prefill", "pool", "write")  # what can run beside the receiver's prefill
@@ -34,7 +35,8 @@ class ArmLatency(TypedDict):
     """One arm's times in milliseconds, every prefill that it needs included.
 
     Attributes:
-        stages: Each stage alone.
+        stages: Each stage alone. A text that stands after the receiver's own context is read in two parts
+            (``receiver_prefill``, ``read_text``), as side by side, and once more as one (``read_at_once``).
         ttft: Time to the first token, all stages one after the other.
         ttft_side_by_side: The same where the receiver reads its own context while the sharer reads, and pools or
             writes; it reads a text when that is written.
@@ -124,24 +126,27 @@ def measure(
     link = link.without_prefills()  # kept ones would hide what is timed
     timed = [arm for arm in map(find_arm, dict.fromkeys(["message", *arms])) if arm.timed]
     budgets = [arm.budget for arm in timed if arm.budget]
+    size = static_size(link, writer, batches, max(budgets)) if budgets else None
     writing = None
-    if budgets and static_cache is None:
-        writing = measure_writing(link, writer, batches, min(budgets), min(repeats, 5))
+    if size is not None and static_cache is None:
+        writing = measure_writing(link, writer, batches, max(budgets), size, min(repeats, 3))
         static_cache = writing["cache"] == "static"
     runs: dict[str, list[TimedRun]] = {arm.name: [] for arm in timed}
     for repeat in range(-warmup, repeats):
         for arm in timed:
-            run = _run(link, writer, batches[repeat % len(batches)], arm, max_new_tokens, bool(static_cache))
+            run = _run(
+                link, writer, batches[repeat % len(batches)], arm, max_new_tokens, size if static_cache else None
+            )
             if repeat >= 0:
                 runs[arm.name].append(run)
     return _latency(runs, origin_of(link.adapter), writing, repeats, warmup, link.receiver.device)
 
 
 def _run(
-    link: Link, writer: Writer, batch: Batch, arm: Arm, max_new_tokens: int, static_cache: bool = False
+    link: Link, writer: Writer, batch: Batch, arm: Arm, max_new_tokens: int, static_size: int | None = None
 ) -> TimedRun:
     """One answer under one arm, from tokens to the last token."""
-    run = TimedRun(Stopwatch(link.receiver.device), static_cache)
+    run = TimedRun(Stopwatch(link.receiver.device), static_size)
     cache, last = arm.run(link, writer, batch, run)
     generate(link.receiver, cache, last, max_new_tokens, run.watch)
     return run
@@ -165,10 +170,10 @@ def _latency(
             stages={stage: spread([run[stage] for run in times]) for stage in STAGES if stage in times[0]},
             ttft=spread(ttft[arm]),
             ttft_side_by_side=spread(side_by_side[arm]),
-            end_of_answer=spread([sum(run.values()) for run in times]),
+            end_of_answer=spread([_ttft(run) + run["rest_of_answer"] for run in times]),
             to_floor=ratio(ttft[arm], floors),
             to_floor_side_by_side=ratio(side_by_side[arm], beside),
-            sent_bytes=_sent_bytes([run.sent for run in runs[arm]], origin),
+            sent_bytes=_sent_bytes(runs[arm], origin),
             written_tokens=int(median(run.written_tokens for run in runs[arm])),
         )
         for arm, times in stages.items()
@@ -190,20 +195,30 @@ def _latency(
     )
 
 
-def _sent_bytes(sent: Sequence[Summaries | str | None], origin: Origin) -> dict[str, int]:
+def _sent_bytes(runs: Sequence[TimedRun], origin: Origin) -> dict[str, int]:
     """Bytes on the wire, by dtype; medians."""
-    sizes = [
-        {"UTF-8": len(one.encode())}
-        if isinstance(one, str)
-        else {dtype: len(Message(*one.kv, origin).to_bytes(dtype)) for dtype in WIRE_DTYPES}
-        for one in sent
-        if one is not None
-    ]
-    return {name: int(median(size[name] for size in sizes)) for name in sizes[0]} if sizes else {}
+    sizes = [_sizes(run, origin) for run in runs]
+    return {name: int(median(size[name] for size in sizes)) for name in sizes[0] if all(name in size for size in sizes)}
+
+
+def _sizes(run: TimedRun, origin: Origin) -> dict[str, int]:
+    """Of what one run has sent; without the dtypes that cannot hold it."""
+    if isinstance(run.sent, str):
+        return {"UTF-8": len(run.sent.encode())}
+    messages = [Message(*sent.kv, origin, prompt=run.prompt) for sent in run.sent]
+    sizes = {}
+    for dtype in WIRE_DTYPES if messages else ():
+        with suppress(MessageError):
+            sizes[dtype] = sum(len(message.to_bytes(dtype)) for message in messages)
+    return sizes
 
 
 def _ttft(run: dict[str, float]) -> float:
-    return sum(time for stage, time in run.items() if stage != "rest_of_answer")
+    """Time to first token, all stages one after the other; a text is read at once then, if that is faster."""
+    apart = sum(time for stage, time in run.items() if stage not in ("rest_of_answer", "read_at_once"))
+    if "read_at_once" in run:
+        apart -= max(0.0, run["receiver_prefill"] + run["read_text"] - run["read_at_once"])
+    return apart
 
 
 def _side_by_side(run: dict[str, float]) -> float:

@@ -43,7 +43,8 @@ class Follow(TypedDict):
         rate: Under that message.
         own_context: How often it gives that answer under its own context alone; null where that arm was not run.
         permuted: The same under that message where the answers are another partner's, dealt at random within the
-            benchmark: mean, and the range of 95 % of the deals.
+            benchmark: mean, and the range of 95 % of the deals. Here too an example counts only where these are not its
+            own answer.
         p: How rarely a deal reaches ``rate``.
         n: How many examples were counted.
     """
@@ -105,9 +106,14 @@ def _dealt(rows: Sequence[Prediction]) -> NDArray[np.float64]:
     """The follow rate of each of many deals of the partners' answers, within each benchmark."""
     said = {text: place for place, text in enumerate({normalised(row.prediction) for row in rows})}
     partners = {answers: place for place, answers in enumerate({row.partner_answers for row in rows})}
+    owned = {answers: place for place, answers in enumerate({row.answers for row in rows})}
     says = np.zeros((len(said), len(partners)), dtype=bool)  # whether a prediction is among a partner's answers
+    meets = np.zeros((len(owned), len(partners)), dtype=bool)  # whether own answers and a partner's share one
     for answers, place in partners.items():
-        says[[said[text] for text in map(normalised, answers) if text in said], place] = True
+        texts = {normalised(text) for text in answers}
+        says[[said[text] for text in texts if text in said], place] = True
+        meets[[at for own, at in owned.items() if texts & {normalised(text) for text in own}], place] = True
+    own = np.array([owned[row.answers] for row in rows])
     prediction = np.array([said[normalised(row.prediction)] for row in rows])
     partner = np.array([partners[row.partner_answers] for row in rows])
     benchmarks = np.array([row.benchmark for row in rows])
@@ -117,5 +123,6 @@ def _dealt(rows: Sequence[Prediction]) -> NDArray[np.float64]:
         deal = partner.copy()
         for group in groups:
             deal[group] = rng.permutation(deal[group])
-        rates.append(says[prediction, deal].mean())
+        counted = ~meets[own, deal]
+        rates.append(says[prediction, deal][counted].mean() if counted.any() else 0.0)
     return np.array(rates)

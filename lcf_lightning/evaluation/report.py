@@ -15,7 +15,10 @@ from lcf_lightning.evaluation.statistics import Estimate, rate
 
 
 class Figures(TypedDict):
-    """One arm's scores: means over ``n`` distinct examples; loss in nats. Open-ended questions have no other score."""
+    """One arm's scores: means over ``n`` distinct examples; loss in nats, of all.
+
+    Open-ended questions have no other score; ``n`` counts those that have, or all where none has.
+    """
 
     exact_match: float | None
     f1: float | None
@@ -31,7 +34,7 @@ class Summary(TypedDict):
 
 
 class ArmFigures(TypedDict):
-    """One arm's scores with their 95 % intervals; loss in nats. Open-ended questions have no other score."""
+    """One arm's scores with their 95 % intervals; otherwise as `Figures`."""
 
     exact_match: Estimate | None
     f1: Estimate | None
@@ -104,7 +107,7 @@ def _figures(answers: list[Prediction], needs_sharer: bool) -> dict[str, ArmFigu
             exact_match=rate(exact) if exact else None,
             f1=rate(f1) if f1 else None,
             loss=fmean(losses),
-            n=len(rows),
+            n=len(exact) or len(rows),
         )
     return found
 
@@ -148,7 +151,7 @@ def summarise(answers: Iterable[Prediction]) -> Summary:
                 exact_match=fmean(exact) if exact else None,
                 f1=fmean(f1) if f1 else None,
                 loss=fmean(losses),
-                n=len(rows),
+                n=len(exact) or len(rows),
             )
         return found
 

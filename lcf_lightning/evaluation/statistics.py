@@ -26,7 +26,7 @@ class Comparison(TypedDict):
     """One arm against another, over the same examples.
 
     Attributes:
-        n: Examples answered under both.
+        n: Examples scored under both: those with an exact match, or all where none has one.
         gain: Mean difference in exact match; null where answers are open-ended.
         gain_f1: Mean difference in F1, likewise.
         gain_loss: By how many nats the first arm's loss is smaller.
@@ -77,16 +77,22 @@ def estimate(values: ArrayLike, seed: int = 0) -> Estimate:
     return Estimate(value=mean, low=float(interval.low), high=float(interval.high))
 
 
-def over_seeds(runs: Sequence[ArrayLike]) -> Estimate:
+def over_seeds(runs: Sequence[ArrayLike], same_examples: bool = False) -> Estimate:
     """Mean over seeds of each seed's mean, and a bootstrap interval: seeds are drawn, then examples of each.
 
     Three seeds show little of how much seeds differ, so the interval is rather too narrow; look at each seed too.
+
+    Args:
+        runs: The scores of each seed's examples.
+        same_examples: Whether all runs scored the same examples, in one order: they are drawn once for all seeds then,
+            since the same questions thrice are not three times as many.
     """
-    rng = np.random.default_rng(0)
     samples = [np.asarray(run, dtype=float) for run in runs]
-    means = np.stack([_resampled(sample, rng) for sample in samples])
-    size = (RESAMPLES, len(runs))
-    drawn = means[rng.integers(len(runs), size=size), rng.integers(RESAMPLES, size=size)]
+    rngs = [np.random.default_rng((0, 0 if same_examples else place)) for place in range(len(runs))]
+    means = np.stack([_resampled(sample, rng) for sample, rng in zip(samples, rngs, strict=True)])
+    rng, size = np.random.default_rng(0), (RESAMPLES, len(runs))
+    columns = np.arange(RESAMPLES)[:, None] if same_examples else rng.integers(RESAMPLES, size=size)
+    drawn = means[rng.integers(len(runs), size=size), columns]
     low, high = np.percentile(drawn.mean(1), [2.5, 97.5])
     return Estimate(value=fmean(sample.mean() for sample in samples), low=float(low), high=float(high))
 
@@ -158,7 +164,7 @@ def compare(
     discordant = wins + losses
     mcnemar_p = float(stats.binomtest(wins, discordant, 0.5, alternative="greater").pvalue) if discordant else 1.0
     return Comparison(
-        n=len(saved),
+        n=len(gain) or len(saved),
         gain=estimate(gain) if len(gain) else None,
         gain_f1=estimate(gain_f1) if len(gain_f1) else None,
         gain_loss=estimate(saved),

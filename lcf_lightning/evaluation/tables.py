@@ -41,7 +41,7 @@ def comparison_table(comparisons: dict[str, Corrected], first: str, second: str,
 
 def seeds_table(seeds: Seeds, folders: Sequence[str]) -> Table:
     """Several seeds, as one table for the terminal."""
-    caption = f"exact match on questions that need the sharer; 95 % over seeds and examples; {', '.join(folders)}"
+    caption = f"{seeds['score']}, questions that need the sharer; 95 % over seeds and examples; {', '.join(folders)}"
     table = Table(title=f"{len(folders)} seeds", caption=caption)
     for column in ("", "mean", "each seed"):
         table.add_column(column)

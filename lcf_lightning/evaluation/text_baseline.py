@@ -25,13 +25,12 @@ def text_prompts(
     return split_last(encoded, encoder.pad_id, link.sharer.device)
 
 
-def write_texts(link: Link, cache: KVCache, last: Tensor, budget: int, static_cache: bool = False) -> Tensor:
+def write_texts(link: Link, cache: KVCache, last: Tensor, budget: int, static_size: int | None = None) -> Tensor:
     """The sharer's texts, decoded greedily on its prefill: ``[batch, ≤ budget]``, int64.
 
-    The first ``n`` tokens are what a budget of ``n`` would have given. ``static_cache`` decodes on a cache of fixed
-    size, see `generate`.
+    The first ``n`` tokens are what a budget of ``n`` would have given. ``static_size``: see `generate`.
     """
-    return generate(link.sharer, cache, last, budget, static_cache=static_cache)
+    return generate(link.sharer, cache, last, budget, static_size=static_size)
 
 
 def reading_prompts(

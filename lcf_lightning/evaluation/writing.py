@@ -51,9 +51,15 @@ class Writing(TypedDict):
     to_generate: Spread
 
 
+def static_size(link: Link, writer: Writer, batches: Sequence[Batch], budget: int) -> int:
+    """One size of cache for all texts of some examples, so that what is compiled for it is compiled once."""
+    prompts = [text_prompts(link, writer, batch.prompts, batch.examples)[0] for batch in batches]
+    return max(tokens.ids.shape[1] for tokens in prompts) + 1 + budget
+
+
 @torch.no_grad()
 def measure_writing(
-    link: Link, writer: Writer, batches: Sequence[Batch], budget: int, repeats: int, warmup: int = 1
+    link: Link, writer: Writer, batches: Sequence[Batch], budget: int, size: int, repeats: int, warmup: int = 1
 ) -> Writing:
     """Time the sharer's texts with either cache, and plain ``generate`` beside them, in turn, ``repeats`` times.
 
@@ -62,6 +68,7 @@ def measure_writing(
         writer: Its prompts.
         batches: Batches of one example.
         budget: Tokens that the sharer may write.
+        size: Of the cache that does not grow, see `static_size`.
         repeats: At least 1, each on the next of the batches.
         warmup: Repeats thrown away first.
     """
@@ -71,7 +78,7 @@ def measure_writing(
         tokens, last = text_prompts(link, writer, batch.prompts, batch.examples)
         ways: dict[str, Callable[[], Tensor]] = {
             "dynamic": lambda: write_texts(link, link.read_sharer(tokens), last, budget),  # noqa: B023 - called at once
-            "static": lambda: write_texts(link, link.read_sharer(tokens), last, budget, True),  # noqa: B023
+            "static": lambda: write_texts(link, link.read_sharer(tokens), last, budget, size),  # noqa: B023
             "plain": lambda: _plain(link, torch.cat([tokens.ids, last], 1), budget),  # noqa: B023
         }
         for name, write in ways.items():

@@ -190,14 +190,14 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor) -> KVCache:
     return KVCache(*family_of(model.config.get_text_config(decoder=True)).keys_values(past), full)
 
 
-def to_transformers(model: PreTrainedModel, cache: KVCache, room: int | None = None) -> Cache:
+def to_transformers(model: PreTrainedModel, cache: KVCache, size: int | None = None) -> Cache:
     """A cache that ``model`` may append to; ``cache`` stays as it is.
 
-    Where ``room`` is given, one of fixed size with a place for so many more tokens, if the model's family has it.
+    Where ``size`` is given, one with room for so many tokens in all, which does not grow, if the model's family has it.
     """
     config = model.config.get_text_config(decoder=True)
     family = family_of(config)
-    static = None if room is None else family.static_cache(config, cache.keys, cache.values, room)
+    static = None if size is None else family.static_cache(config, cache.keys, cache.values, size)
     return family.filled_cache(cache.keys, cache.values) if static is None else static
 
 

@@ -203,7 +203,7 @@ def generate(
     last: Tensor,
     max_new_tokens: int,
     watch: Stopwatch | None = None,
-    static_cache: bool = False,
+    static_size: int | None = None,
 ) -> Tensor:
     """Decode a batch greedily on a cache, which stays as it is.
 
@@ -213,8 +213,9 @@ def generate(
         last: ``[batch, 1]``, int64: the last prompt token.
         max_new_tokens: At least 1.
         watch: Notes the stages ``first_token`` and ``rest_of_answer``.
-        static_cache: Decode on a copy of the cache that has room for all tokens from the start: on a GPU transformers
-            compiles its decoding step then. Has no effect on models with layers that slide.
+        static_size: Decode on a copy of the cache that has room for so many tokens from the start, at least as many as
+            prompt and answer have: on a GPU transformers compiles its decoding step then, once for each size. Null for
+            a cache that grows. Has no effect on models with layers that slide.
 
     Returns:
         ``[batch, ≤ max_new_tokens]``, int64; all after a row's end is the tokenizer's end of sequence.
@@ -226,8 +227,7 @@ def generate(
     ids = last.expand(-1, cache.mask.shape[1] + 1)  # one for each token of the cache: they are counted, not read
     mask = torch.cat([cache.mask, torch.ones_like(last, dtype=torch.bool)], dim=1)
     progress = _Progress(watch or Stopwatch(reader.device))
-    room = max_new_tokens if static_cache else None
-    return _generate(reader, cache, ids, mask, config, progress, room, stopping_criteria=[progress])
+    return _generate(reader, cache, ids, mask, config, progress, static_size, stopping_criteria=[progress])
 
 
 def _generate(
@@ -237,18 +237,15 @@ def _generate(
     mask: Tensor,
     config: GenerationConfig,
     progress: _Progress,
-    room: int | None = None,
+    static_size: int | None = None,
     **options: Any,
 ) -> Tensor:
-    """The new tokens of transformers' ``generate``; ``ids`` and ``mask`` are of the cache's tokens and one more.
-
-    ``room``: for how many new tokens the cache has a place from the start.
-    """
+    """The new tokens of transformers' ``generate``; ``ids`` and ``mask`` are of the cache's tokens and one more."""
     generated: Tensor = reader.model.generate(  # type: ignore[operator]
         ids,
         attention_mask=mask.long(),
         generation_config=config,
-        **{cache_argument(type(reader.model)): to_transformers(reader.model, cache, room)},
+        **{cache_argument(type(reader.model)): to_transformers(reader.model, cache, static_size)},
         **options,
     )
     progress.end()

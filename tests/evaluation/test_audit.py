@@ -6,6 +6,7 @@ import pytest
 
 from lcf_lightning.evaluation.audit import audit
 from lcf_lightning.evaluation.prediction import Prediction
+from lcf_lightning.evaluation.report import build_report, summarise
 from tests.evaluation.answers import answer
 
 
@@ -78,6 +79,17 @@ def test_the_family_of_a_report_is_all_that_it_tests() -> None:
     assert gain["mcnemar_p"] is not None
     assert gain["mcnemar_holm"] is not None
     assert gain["mcnemar_p"] * 3 < gain["mcnemar_holm"] <= gain["mcnemar_p"] * 7
+
+
+def test_arms_without_a_common_question_are_not_compared() -> None:
+    rows = [answer("a", "message", 1.0), answer("b", "mismatched", 0.0)]
+    assert audit(rows)["comparisons"] == {}
+
+
+def test_n_counts_what_was_scored() -> None:
+    rows = [answer(str(i), arm, 1.0 if i < 3 else None) for i in range(9) for arm in ("message", "mismatched")]
+    assert audit(rows)["comparisons"]["content_attributable_gain"]["n"] == 3
+    assert build_report(rows, None, {})["arms"]["message"]["n"] == summarise(rows)["arms"]["message"]["n"] == 3
 
 
 def test_listening_stands_beside_that_of_another_message() -> None:

@@ -81,6 +81,8 @@ def test_permuted_spans_hold_the_same_tokens(batch: Batch) -> None:
         assert row.sort().values.tolist() == other.sort().values.tolist()  # each span keeps its size
         assert torch.equal(row < 0, other < 0)  # and what is in none stays out
     assert torch.equal(dealt(index[2:], batch.ids[2:]), moved[2:])  # whatever the batch
+    places = torch.arange(7)[None]
+    assert not (dealt(places, ["x"]) == places).any()  # nobody keeps its own
     assert not torch.equal(dealt(index[:1], ["another id"]), moved[:1])
 
 
@@ -98,6 +100,7 @@ def test_where_one_span_is_all_nothing_can_be_permuted(batch: Batch) -> None:
     assert "permuted" in default_arms(False, batch.prompts, single)  # the question is the other one
     assert "permuted" not in default_arms(False, hidden, single)
     assert "permuted" in default_arms(False, hidden, batch.examples)
+    assert "permuted" in default_arms(False, replace(hidden, spans="sentence"), single)  # a passage has several
 
 
 def test_where_both_read_the_same_text_tokens_change_places(spec: Spec) -> None:

@@ -9,19 +9,20 @@ import pytest
 import torch
 
 import lcf_lightning.evaluation.latency as latency
-import lcf_lightning.evaluation.writing as writing
 from lcf_lightning import LCFModule, ModelSpec
+from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
+from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.sources import Knowledge
 from lcf_lightning.errors import SettingError
-from lcf_lightning.evaluation.arms import find_arm, text_to_text
+from lcf_lightning.evaluation.arms import TimedRun, find_arm, text_to_text
 from lcf_lightning.evaluation.caches import ArmCaches
-from lcf_lightning.evaluation.latency import Latency, measure
+from lcf_lightning.evaluation.latency import Latency, batches_of_one, measure
 from lcf_lightning.evaluation.prediction import run_arms
-from lcf_lightning.evaluation.text_baseline import write_texts
 from lcf_lightning.evaluation.writing import Spread, Writing
 from lcf_lightning.link import Link
-from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.decoding import generate
+from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.stopwatch import Stopwatch
@@ -117,6 +118,7 @@ def test_each_stage_is_timed_where_it_happens(clocked: LCFModule, batches: list[
             "write": 200,
             "receiver_prefill": 40,
             "read_text": 7,
+            "read_at_once": 40,
             "first_token": 5,
             "rest_of_answer": 0,
         }
@@ -133,9 +135,10 @@ def test_sums_floor_and_ratios(clocked: LCFModule, batches: list[Batch]) -> None
     assert found["floor_side_by_side"]["median"] == pytest.approx(40 + 5)
     assert message["to_floor"]["median"] == pytest.approx(78 / 75)
     assert message["to_floor_side_by_side"]["median"] == pytest.approx(46 / 45)
-    assert text["ttft"]["median"] == pytest.approx(30 + 200 + 40 + 7 + 5)
+    assert text["ttft"]["median"] == pytest.approx(30 + 200 + 40 + 5)  # at once, which is faster than 40 + 7
+    assert text["end_of_answer"] == text["ttft"]
     assert text["ttft_side_by_side"]["median"] == pytest.approx(30 + 200 + 7 + 5)  # its own context is read meanwhile
-    assert found["ttft_vs_t2t"]["4"]["median"] == pytest.approx(282 / 78)
+    assert found["ttft_vs_t2t"]["4"]["median"] == pytest.approx(275 / 78)
     assert found["ttft_vs_t2t_side_by_side"]["4"]["median"] == pytest.approx(242 / 46)
 
 
@@ -145,36 +148,6 @@ def test_a_text_before_the_own_context_is_read_first(clocked: LCFModule, batches
     text = found["arms"]["t2t_4"]
     assert text["ttft"]["median"] == text["ttft_side_by_side"]["median"] == pytest.approx(30 + 200 + 40 + 5)
     assert set(text["stages"]) == {"sharer_prefill", "write", "read_text", "first_token", "rest_of_answer"}
-
-
-def test_the_writer_is_timed_beside_plain_generate(
-    module: LCFModule, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    now, plain = [0.0], writing._plain
-
-    def taking(seconds: float, call: Callable[..., Any]) -> Callable[..., Any]:
-        def slowly(*args: Any) -> Any:
-            now[0] += seconds
-            return call(*args)
-
-        return slowly
-
-    def write(link: Link, cache: KVCache, last: torch.Tensor, budget: int, static_cache: bool = False) -> torch.Tensor:
-        now[0] += 1.0 if static_cache else 2.0
-        ids = write_texts(link, cache, last, budget, static_cache)
-        assert torch.equal(ids, plain(link, torch.cat([written["ids"], last], 1), budget))
-        return ids[:, :3]  # as if it ended early
-
-    written: dict[str, torch.Tensor] = {}
-    read = module.link.read_sharer
-    monkeypatch.setattr(module.link, "read_sharer", lambda tokens: written.update(ids=tokens.ids) or read(tokens))
-    monkeypatch.setattr(writing, "write_texts", write)
-    monkeypatch.setattr(writing, "_plain", taking(4.0, lambda *args: plain(*args)[:, :3]))
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
-    found = writing.measure_writing(module.link, module.writer, batches, 6, repeats=3)
-    assert found["cache"] == "static"  # the faster one here
-    assert found["tokens_per_second"]["median"] == pytest.approx(3)
-    assert found["to_generate"]["median"] == pytest.approx(4)
 
 
 @pytest.mark.parametrize(
@@ -190,7 +163,7 @@ def test_what_is_timed_is_what_answers(
     arms = ["message", "question_only", "own_context", "full_context", "t2t_5"]
     for arm in arms:
         said.clear()
-        latency._run(module.link, module.writer, batches[0], find_arm(arm), 6, static)
+        latency._run(module.link, module.writer, batches[0], find_arm(arm), 6, 200 if static else None)
         (answer,) = run_arms(ArmCaches(module.link, module.writer, batches[0]), [arm], 6)
         text = module.link.receiver.tokenizer.decode(said, skip_special_tokens=True)
         assert text.strip().split("\n")[0].strip() == answer.prediction
@@ -227,6 +200,40 @@ def test_spread_repeats_and_sizes(module: LCFModule, batches: list[Batch]) -> No
         *(f"t2t_{n}" for n in (50, 100, 150, 200)),
         "message",
     ]
+
+
+def test_bytes_are_those_of_every_sharers_message(spec: Callable[[str], ModelSpec]) -> None:
+    prompts = PromptSettings(question=" {question}", sharers=2)
+    module = small_module(spec("llama"), spec("qwen3"))
+    module.configure_model()
+    data = small_data(spec("llama"), spec("qwen3"), prompts=prompts)
+    data.setup("test")
+    example = next(iter(data.test_dataloader())).examples[0]
+    single = batches_of_one(module.link, module.writer, prompts, [example])
+    found = measure(module.link, module.writer, single, [], max_new_tokens=2, repeats=1, warmup=0)
+    channel = channel_of(module)
+    channel.prompts = prompts
+    sent = [channel.send([fact], example.question) for (fact,) in example.sharer]
+    wire = {dtype: sum(len(one.to_bytes(dtype)) for one in sent) for dtype in found["arms"]["message"]["sent_bytes"]}
+    assert found["arms"]["message"]["sent_bytes"] == wire
+    assert len(sent) == 2
+
+
+def test_bytes_of_aligned_tokens_and_of_values_that_a_dtype_cannot_hold(spec: Callable[[str], ModelSpec]) -> None:
+    prompts = PromptSettings(question="{question}?")
+    module = small_module(spec("llama"), spec("qwen3"), pooler=None, unrotate_keys=False)
+    module.configure_model()
+    example = Knowledge(test_size=2).examples("test", 42)[0]
+    single = batches_of_one(module.link, module.writer, prompts, [example])
+    found = measure(module.link, module.writer, single, [], max_new_tokens=2, repeats=1, warmup=0)
+    channel = channel_of(module)
+    channel.prompts = prompts
+    message = channel.send((), example.question)
+    sizes = found["arms"]["message"]["sent_bytes"]
+    assert sizes == {dtype: len(message.to_bytes(dtype)) for dtype in sizes}
+    run = TimedRun(Stopwatch(torch.device("cpu")), sent=[Summaries(KV(message.keys * 1e6, message.values), None)])
+    assert "float16" not in latency._sizes(run, channel.origin)
+    assert "float32" in latency._sizes(run, channel.origin)
 
 
 def test_the_device_is_synchronised_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:

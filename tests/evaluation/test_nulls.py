@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -73,3 +74,18 @@ def test_answers_are_dealt_within_a_benchmark() -> None:
 def test_texts_are_normalised_as_they_are_scored(text: str) -> None:
     for other in ("the beatles", "ab", "apple day", "theory of it", "usa", "", "dont", "beatles"):
         assert (normalised(text) == normalised(other)) == bool(score(text, [other]).exact_match)
+
+
+def test_a_right_answer_is_no_deal_that_was_followed() -> None:
+    """Yes and no: a receiver that follows every second wrong message and else answers right."""
+    rows = {}
+    for i in range(200):
+        own, theirs = ("yes", "no") if i % 2 else ("no", "yes")
+        said = theirs if i % 4 < 2 else own
+        rows[str(i)] = answer(str(i), "mismatched", 0.0, prediction=said, answers=(own,), partner_answers=(theirs,))
+    found = follow(rows, {})
+    assert found is not None
+    assert found["rate"]["value"] == 0.5
+    assert found["permuted"]["value"] == pytest.approx(0.5, abs=0.02)  # of two answers, the other one is the partner's
+    always = {id: replace(row, prediction=row.partner_answers[0]) for id, row in rows.items()}
+    assert (follow(always, {}) or {})["permuted"]["value"] == 1.0

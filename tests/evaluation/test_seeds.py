@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from lcf_lightning.errors import DataError
@@ -44,6 +46,37 @@ def test_only_what_all_runs_have_is_shown() -> None:
 def test_open_ended_questions_have_a_loss_only() -> None:
     rows = [answer(str(i), arm, None, loss=loss) for i in range(4)
             for arm, loss in (("message", 1.0), ("mismatched", 1.5))]  # fmt: skip
-    found = summarise_seeds([rows, rows])
+    found = summarise_seeds([rows, rows[::-1]])
+    assert found["score"] == "loss, nats"
     assert found["arms"]["mismatched"]["each"] == [1.5, 1.5]
     assert found["comparisons"]["content_attributable_gain"]["each"] == [0.5, 0.5]
+    mixed = summarise_seeds([[*rows, answer("own", "message", 1.0)], [*rows, answer("own", "message", 0.0)]])
+    assert (mixed["score"], mixed["arms"]["message"]["each"]) == ("exact match", [1.0, 0.0])  # nats are no part of it
+    assert "mismatched" not in mixed["arms"]
+
+
+def test_the_same_questions_thrice_are_not_three_times_as_many() -> None:
+    first = [answer(str(i), "message", float(i < 50)) for i in range(100)]
+    again = [first[1:] + first[:1], first[2:] + first[:2]]
+    others = [[replace(row, id=f"{seed}/{row.id}") for row in first] for seed in range(3)]
+    same, other = (summarise_seeds(runs)["arms"]["message"]["mean"] for runs in ([first, *again], others))
+    assert same["high"] - same["low"] == pytest.approx(2 * 1.96 * 0.05, rel=0.1)
+    assert other["high"] - other["low"] < 0.7 * (same["high"] - same["low"])
+
+
+def test_a_message_is_compared_with_the_better_text_of_each_run() -> None:
+    def texts(seed: int, plain: int, form: int) -> list[Prediction]:
+        rights = {"message": 30, "t2t_50": plain, "t2t_50_form": form}
+        return [answer(f"{seed}/{i}", arm, float(i < right)) for arm, right in rights.items() for i in range(50)]
+
+    found = summarise_seeds([texts(1, 10, 20), texts(2, 25, 5)])["comparisons"]
+    assert found["gain_over_t2t_50_at_its_better"]["each"] == pytest.approx([0.2, 0.1])
+
+
+def test_arms_that_nobody_knows_here_are_shown_and_not_compared() -> None:
+    runs = [[*run(seed, 20, 5), answer(f"{seed}/x", "halved", 1.0)] for seed in range(2)]
+    found = summarise_seeds(runs)
+    assert found["arms"]["halved"]["each"] == [1.0, 1.0]
+    assert list(found["comparisons"]) == ["content_attributable_gain"]
+    with pytest.raises(DataError, match="two of the evaluations hold the same answers"):
+        summarise_seeds([runs[0], runs[1], runs[0]])

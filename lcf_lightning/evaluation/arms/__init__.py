@@ -12,7 +12,7 @@ from lcf_lightning.evaluation.arms.arm import Arm, TimedRun, readable
 
 import_modules(__name__)
 
-__all__ = ["Arm", "TimedRun", "default_arms", "find_arm", "known_arms", "readable", "require_arms"]
+__all__ = ["Arm", "TimedRun", "default_arms", "find_arm", "is_known", "known_arms", "readable", "require_arms"]
 
 
 def find_arm(name: str) -> Arm:
@@ -29,8 +29,13 @@ def find_arm(name: str) -> Arm:
     raise SettingError(f"arm {name!r} must be {_allowed()}.")
 
 
+def is_known(name: str) -> bool:
+    """Whether there is an arm of that name, among those that have been imported."""
+    return any(arm.named(name) is not None for arm in subclasses(Arm))
+
+
 def _allowed() -> str:
-    return f"one or more of {', '.join(known_arms())}, t2t_N, or class paths of your own"
+    return f"one or more of {', '.join(known_arms())}, t2t_N, t2t_N_form, or class paths of your own"
 
 
 def known_arms() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -30,14 +30,16 @@ class TimedRun:
 
     Attributes:
         watch: Its stages. What a tokenizer does is outside of all of them, in every arm.
-        static_cache: Whether a text is to be written on a cache of fixed size (`write_texts`).
-        sent: What the sharer sends: a message, or a text.
+        static_size: The size of the cache that a text is to be written on, or null for one that grows (`generate`).
+        sent: What the sharer sends: messages, one of each sharer, or a text.
+        prompt: Where both models read the same text, the digest of the receiver's that travels with a message.
         written_tokens: Tokens that were written for it.
     """
 
     watch: Stopwatch
-    static_cache: bool = False
-    sent: Summaries | str | None = None
+    static_size: int | None = None
+    sent: Sequence[Summaries] | str = ()
+    prompt: str | None = None
     written_tokens: int = 0
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from torch import Tensor
 
+from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.evaluation.arms.arm import Arm, TimedRun
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
+from lcf_lightning.models.geometry import KV
+from lcf_lightning.sending import digests
 from lcf_lightning.writer import Writer
 
 
@@ -27,8 +32,26 @@ class MessageArm(Arm):
         with run.watch("sharer_prefill"):
             sharer = link.read_sharer(batch.sharer)
         with run.watch("pool"):
-            run.sent = link.summarise(sharer, batch.index)
+            summaries = link.summarise(sharer, batch.index)
         with run.watch("receiver_prefill"):
             receiver = link.read_receiver(batch.receiver)
         with run.watch("fuse"):
-            return link.fuse(receiver, link.merge(run.sent)), batch.last
+            cache = link.fuse(receiver, link.merge(summaries))
+        run.sent = [summaries] if link.shared else by_sharer(summaries, batch.sharer.spans)
+        run.prompt = digests(batch.receiver)[0] if link.shared else None
+        return cache, batch.last
+
+
+def by_sharer(summaries: Summaries, spans: Tensor) -> list[Summaries]:
+    """The summaries of one example, a part for each of its sharers.
+
+    Args:
+        summaries: Of one example; its spans are counted over all sharers.
+        spans: ``[sharers, tokens]``, int64: the span of each token of each sharer, -1 for none.
+    """
+    bounds = [0, *(spans.amax(1) + 1).cummax(0).values.tolist()]
+    return [
+        Summaries(KV(*(part[:, :, :, start:end] for part in summaries.kv)), summaries.present[:, start:end])
+        for start, end in pairwise(bounds)
+        if end > start  # who has read nothing sends nothing
+    ]

@@ -31,7 +31,9 @@ class Permuted(Arm):
     )
 
     def applies(self, shared: bool, prompts: PromptSettings, examples: Iterable[Example]) -> bool:
-        return shared or all(len(row.sharer_reads) + prompts.share_question > 1 for row in examples)  # one span is none
+        if shared or prompts.spans != "paragraph":  # a passage may hold several spans
+            return True
+        return all(len(row.sharer_reads) + prompts.share_question > 1 for row in examples)  # one span is none
 
     def read(self, caches: ArmCaches) -> Reading:
         batch, ids = caches.batch, caches.batch.ids
@@ -52,6 +54,6 @@ def dealt(index: Tensor, ids: Sequence[str]) -> Tensor:
     rows = index.clone()
     for row, id in zip(rows, ids, strict=True):
         places = torch.nonzero(row >= 0)[:, 0]
-        order = shuffled(range(len(places)), f"permuted/{id}")
-        row[places] = row[places[torch.tensor(order, dtype=torch.long, device=row.device)]]
+        order = places[torch.tensor(shuffled(range(len(places)), f"permuted/{id}"), dtype=torch.long).to(row.device)]
+        row[order] = row[order.roll(1)]  # none keeps its own
     return rows

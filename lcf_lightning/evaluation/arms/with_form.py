@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lcf_lightning.errors import GeometryError, SettingError
 from lcf_lightning.evaluation.arms.arm import Arm
 from lcf_lightning.evaluation.arms.text_to_text import TextToText
 from lcf_lightning.evaluation.arms.texts import FullContext
@@ -42,4 +43,7 @@ class WithForm(Arm):
         return [cls(text) for kind in (FullContext, TextToText) for text in kind.usual()]
 
     def read(self, caches: ArmCaches) -> Reading:
-        return caches.receives_partners(self.text.read(caches))
+        try:
+            return caches.receives_partners(self.text.read(caches))
+        except GeometryError as error:  # text and message together may be too long
+            raise SettingError(f"arm {self.name!r} must be left out (--arms): {error}") from error

@@ -78,15 +78,14 @@ class Family:
         return DynamicCache(list(zip(keys, values, strict=True)))
 
     def static_cache(
-        self, config: Any, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], room: int
+        self, config: Any, keys: tuple[Tensor, ...], values: tuple[Tensor, ...], size: int
     ) -> Cache | None:
-        """A copy of these layers with a place for ``room`` more tokens; None where a layer slides."""
+        """A copy of these layers in a cache of ``size`` tokens, which does not grow; None where a layer slides."""
         if "sliding_attention" in (getattr(config, "layer_types", None) or ()) or getattr(
             config, "sliding_window", None
         ):
             return None  # its layer of fixed size forgets what left its window, and left padding is in it
-        size = keys[0].shape[2] + 1 + room
-        cache = StaticCache(config=config, max_cache_len=-(-size // 64) * 64)  # few sizes, so few compilations
+        cache = StaticCache(config=config, max_cache_len=size)
         for layer, pair in enumerate(zip(keys, values, strict=True)):
             cache.update(*pair, layer)
         return cache
