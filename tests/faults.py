@@ -189,8 +189,8 @@ FAULTS = [
         ("run.prompt = digests(batch.receiver)[0] if link.shared else None", "run.prompt = None"),
         ("apart -= max(0.0,", "apart -= min(0.0,"),
         ('SHARER_STAGES = ("sharer_prefill", "pool", "write")', 'SHARER_STAGES = ("sharer_prefill", "pool")'),
-        
-        
+
+
     ),
     *faults(
         "evaluation", "tests/evaluation/test_text_baseline.py tests/data/test_prompts.py",

@@ -52,26 +52,30 @@ def arms_figure(arms: dict[str, ArmFigures]) -> Figure:
 
 
 def frontier_figure(arms: dict[str, ArmFigures], latency: Latency) -> Figure:
-    """Exact match against the time to the first token; the T2T budgets as one curve."""
+    """Exact match against the time to the first token; the T2T budgets as one curve, with form where that is better."""
     figure = Figure(figsize=(8, 4.8), layout="constrained")
     axes: Axes = figure.subplots()
     scores = {arm: row["exact_match"] for arm, row in arms.items() if row["exact_match"] is not None}
     timed = {arm: latency["arms"][arm]["ttft"] for arm in scores if arm in latency["arms"]}
+    shown = dict.fromkeys(timed, "")  # by arm, the one whose score and name are drawn at its time
+    for arm in scores:
+        shown |= {find_arm(arm).without_form: arm} if find_arm(arm).without_form in timed else {}
+    shown = {arm: form if form and scores[form]["value"] > scores[arm]["value"] else arm for arm, form in shown.items()}
     budgets = {arm: find_arm(arm).budget for arm in timed if find_arm(arm).budget}
     texts = sorted(budgets, key=budgets.__getitem__)
     axes.plot(
         [timed[arm]["median"] for arm in texts],
-        [scores[arm]["value"] for arm in texts],
+        [scores[shown[arm]]["value"] for arm in texts],
         color=_COLOURS["text"], linewidth=1, zorder=1,
     )  # fmt: skip
     for (arm, ttft), marker in zip(timed.items(), cycle("osD^vPX")):
-        score = scores[arm]
+        score = scores[shown[arm]]
         axes.errorbar(
             ttft["median"], score["value"],
             xerr=[[ttft["median"] - ttft["min"]], [ttft["max"] - ttft["median"]]],
             yerr=[[score["value"] - score["low"]], [score["high"] - score["value"]]],
             fmt="*" if arm == "message" else marker, markersize=12 if arm == "message" else 7, color=_colour(arm),
-            markeredgecolor="white", elinewidth=0.8, capsize=2, label=find_arm(arm).label,
+            markeredgecolor="white", elinewidth=0.8, capsize=2, label=find_arm(shown[arm]).label,
         )  # fmt: skip
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

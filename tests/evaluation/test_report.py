@@ -175,3 +175,12 @@ def test_plots_are_labelled_and_nothing_overlaps(kind: str, tmp_path: Path) -> N
     save(figure, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_text_with_form_stands_at_its_own_score_where_it_is_better() -> None:
+    rights = {"message": 9, "t2t_50": 3, "t2t_50_form": 7, "t2t_200": 6, "t2t_200_form": 2}
+    rows = [made(str(i), arm, float(i < right)) for i in range(10) for arm, right in rights.items()]
+    figure = frontier_figure(build_report(rows, None, {})["arms"], latency())
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == ["message", "T2T-50 + form", "T2T-200"]
+    assert list(figure.axes[0].lines[0].get_ydata()) == [0.7, 0.6]
