@@ -86,7 +86,11 @@ def evaluate(args: list[str]) -> None:
         spread = [examples[place * len(examples) // count] for place in range(count)]  # by length: short and long ones
         batches = batches_of_one(link, writer, data.prompts, spread)
         latency = measure(link, writer, batches, arms, config.max_new_tokens, options.repeats)
-    facts = {"command": COMMAND.line(args), **_facts(config, folder, adapter, data, link)}
+    facts = {
+        "command": COMMAND.line(args),
+        "examples": f"{len(examples)} of {data.size('test')}",
+        **_facts(config, folder, adapter, data, link),
+    }
     _report(predictions, latency, facts, output)
 
 

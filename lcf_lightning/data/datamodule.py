@@ -146,6 +146,10 @@ class PairDataModule(pl.LightningDataModule):
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader("test")
 
+    def size(self, split: Split) -> int:
+        """How many examples a split has that has been set up."""
+        return len(self._examples[split])
+
     def evaluation_loader(self, split: Split, limit: int | None = None, by_length: bool = False) -> DataLoader[Any]:
         """Batches of ``limit`` examples of a split, a sample by the seed (null for all); see `sample`.
 

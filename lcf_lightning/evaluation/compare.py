@@ -9,7 +9,10 @@ from lcf_lightning.evaluation.statistics import Corrected, corrected
 
 
 def compare_reports(first: list[Prediction], second: list[Prediction], arm: str) -> dict[str, Corrected]:
-    """One arm of two evaluations, paired by id; under ``all`` and each benchmark, which are one family of tests.
+    """One arm of two evaluations, paired by id, on questions that need the sharer.
+
+    Under ``all`` and each benchmark, and ``own questions`` for those that the receiver can answer alone: one family of
+    tests.
 
     Raises:
         DataError: If either has no answer under that arm, or they did not answer the same questions, or not in the same
@@ -31,8 +34,10 @@ def compare_reports(first: list[Prediction], second: list[Prediction], arm: str)
             f"{len(unlike)} ids name another question or answer in the other evaluation, such as {unlike[0]!r}."
         )
     names = sorted({row.benchmark for row in one.values()} - {""})
-    groups = {"all": one, **{name: {id: row for id, row in one.items() if row.benchmark == name} for name in names}}
-    return corrected({name: paired(rows, other) for name, rows in groups.items()})[0]
+    need = {id: row for id, row in one.items() if row.needs_sharer}
+    groups = {"all": need, **{name: {id: row for id, row in need.items() if row.benchmark == name} for name in names}}
+    groups["own questions"] = {id: row for id, row in one.items() if not row.needs_sharer}
+    return corrected({name: paired(rows, other) for name, rows in groups.items() if rows})[0]
 
 
 def _same(row: Prediction, other: Prediction) -> bool:

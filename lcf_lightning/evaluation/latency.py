@@ -36,7 +36,8 @@ class ArmLatency(TypedDict):
 
     Attributes:
         stages: Each stage alone. A text that stands after the receiver's own context is read in two parts
-            (``receiver_prefill``, ``read_text``), as side by side, and once more as one (``read_at_once``).
+            (``receiver_prefill``, ``read_text``), as side by side, and once more as one (``read_at_once``). ``write``
+            holds the prefill of the sharer that writes.
         ttft: Time to the first token, all stages one after the other.
         ttft_side_by_side: The same where the receiver reads its own context while the sharer reads, and pools or
             writes; it reads a text when that is written.
@@ -225,4 +226,4 @@ def _side_by_side(run: dict[str, float]) -> float:
     """Time to first token where the two models work at once, as far as one need not wait for the other."""
     sharer = sum(run.get(stage, 0) for stage in SHARER_STAGES)
     after = sum(run.get(stage, 0) for stage in ("read_text", "fuse", "first_token"))
-    return max(sharer, run.get("receiver_prefill", 0)) + after
+    return min(max(sharer, run.get("receiver_prefill", 0)) + after, _ttft(run))

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lcf_lightning.evaluation.arms import find_arm, readable
-from lcf_lightning.evaluation.audit import Audit
+from lcf_lightning.evaluation.audit import ArmComparison, Audit
 from lcf_lightning.evaluation.latency import STAGES, Latency
 from lcf_lightning.evaluation.layer_importance import Pruning
-from lcf_lightning.evaluation.nulls import Follow, Guess
+from lcf_lightning.evaluation.nulls import PERMUTATIONS, Follow, Guess
 from lcf_lightning.evaluation.report import ArmFigures, Report
 from lcf_lightning.evaluation.statistics import RESAMPLES, Corrected, format_estimate, format_p, format_score
 from lcf_lightning.evaluation.writing import Spread, Writing
@@ -56,8 +56,7 @@ def conclusions(report: Report) -> str:
         lines.append(f"Content-attributable gain (message − mismatched, n = {gain['n']}): {_gain(gain)}.")
     texts = [audit["comparisons"][name] for name in audit["over_text"].values()]
     if texts:
-        gains = "; ".join(f"{find_arm(row['second']).label} {_difference(row)}" for row in texts)
-        lines.append(f"Message − text, each with or without form, whichever is better: {gains}.")
+        lines.append(f"Message − text, with form or without, whichever is better: {_over_texts(texts)}.")
     if audit["follow"] is not None:
         lines.append(_followed(audit["follow"], audit["follow_holm"]))
     if audit["listening_gain"] is not None:
@@ -67,6 +66,15 @@ def conclusions(report: Report) -> str:
     if latency is not None:
         lines.append(_sooner(latency))
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _over_texts(texts: Sequence[ArmComparison]) -> str:
+    """The message's gain over each text; texts that come to the same together."""
+    alike: dict[str, list[str]] = {}
+    for row in texts:
+        scored = "" if row["gain"] is None else "exact match "
+        alike.setdefault(f"{scored}{_difference(row)} (n = {row['n']})", []).append(find_arm(row["second"]).label)
+    return "; ".join(f"{', '.join(labels)}: {gain}" for gain, labels in alike.items())
 
 
 def _difference(row: Corrected) -> str:
@@ -91,7 +99,7 @@ def _followed(follow: Follow, p: float | None) -> str:
         "Follow rate: under another example's message the receiver gives that example's answer in "
         f"{format_estimate(follow['rate'])} of {follow['n']} questions whose own answer is another and whose partner's "
         f"needs the sharer{alone}; {format_estimate(follow['permuted'])} where these answers are dealt at random "
-        f"(permutation p = {format_p(p)})."
+        f"({PERMUTATIONS:,} deals; permutation p = {format_p(p)}, corrected)."
     )
 
 
@@ -111,9 +119,11 @@ def _sooner(latency: Latency) -> str:
         f"{_spread(ratio, 2)}, side by side {_spread(latency['ttft_vs_t2t_side_by_side'][budget], 2)}"
         for budget, ratio in latency["ttft_vs_t2t"].items()
     ]
+    read = latency["arms"].get("full_context")
+    full = f"; a receiver that reads everything as text: {_spread(read['ttft'])} ms" if read else ""
     return (
         f"Time to first token of the message: {_spread(message['ttft'])} ms, {_spread(message['to_floor'], 2)} × "
-        f"the floor{'; '.join(['', *ratios])}; median (least–greatest) of {latency['repeats']}."
+        f"the floor{'; '.join(['', *ratios])}{full}; median (least–greatest) of {latency['repeats']}."
     )
 
 
@@ -129,7 +139,8 @@ def _facts(facts: Mapping[str, Any]) -> str:
 def _texts(report: Report) -> str:
     """The request, the budgets and how many texts these cut off."""
     prompts = report["facts"].get("prompts", {})
-    asked = f"`{prompts.get('text_request', '')!r}`, as a turn of its chat template: {bool(prompts.get('text_chat'))}; "
+    how = "as a turn of its chat template" if prompts.get("text_chat") or prompts.get("chat") else "as plain text"
+    asked = f"`{prompts.get('text_request', '')!r}`, {how}; "
     place = f"the receiver reads the text {prompts.get('text_place')} its own context."
     rows = [
         [find_arm(arm).label, str(text["budget"]), format_estimate(text["cut"]), str(text["n"])]
@@ -187,7 +198,7 @@ def _audit(audit: Audit) -> str:
     family = (
         "Tests are one-sided: is the first better? McNemar exact, on discordant pairs; Wilcoxon of F1, of the loss "
         f"where answers are open-ended. The p-values are Holm's, corrected over the {audit['tests']} tests of this "
-        "report: those of this table and the permutation test of the follow rate."
+        "report: those of this table and, where something can be followed, the permutation test of the follow rate."
     )
     return _table(columns, rows) + "\n\n" + family
 
@@ -234,7 +245,8 @@ def _writing(writing: Writing | None) -> str:
         return ""
     return (
         f" The sharer writes {_spread(writing['tokens_per_second'])} tokens a second, its prefill included (budget "
-        f"{writing['budget']}, {writing['cache']} cache): {_spread(writing['to_generate'], 2)} × plain `generate`."
+        f"{writing['budget']}, {writing['cache']} cache, the faster one here): {_spread(writing['to_generate'], 2)} × "
+        "plain `generate`."
     )
 
 

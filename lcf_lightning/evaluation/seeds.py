@@ -49,7 +49,7 @@ def summarise_seeds(runs: Sequence[Sequence[Prediction]]) -> Seeds:
     """
     if len(runs) < 2:
         raise DataError(f"{len(runs)} evaluation is given; seeds need at least two.")
-    if any(list(run) == list(other) for place, run in enumerate(runs) for other in runs[:place]):
+    if any(_alike(run, other) for place, run in enumerate(runs) for other in runs[:place]):
         raise DataError("two of the evaluations hold the same answers; seeds must be different runs.")
     answers = [by_arm(run, needs_sharer=True) for run in runs]
     arms = [arm for arm in answers[0] if all(arm in run for run in answers)]
@@ -72,6 +72,13 @@ def summarise_seeds(runs: Sequence[Sequence[Prediction]]) -> Seeds:
         arms={arm: _over([run[arm] for run in scores]) for arm in arms if all(run[arm] for run in scores)},
         comparisons={name: _over(values) for name, values in gains.items() if all(values)},
     )
+
+
+def _alike(run: Sequence[Prediction], other: Sequence[Prediction]) -> bool:
+    """Whether two evaluations answer all that both were asked alike, to the last bit of the loss."""
+    losses = [{(row.arm, row.id): row.loss for row in rows} for rows in (run, other)]
+    common = losses[0].keys() & losses[1].keys()
+    return bool(common) and all(losses[0][key] == losses[1][key] for key in common)
 
 
 def _pairs(arms: Mapping[str, Rows]) -> dict[str, tuple[str, str]]:

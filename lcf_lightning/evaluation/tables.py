@@ -41,7 +41,10 @@ def comparison_table(comparisons: dict[str, Corrected], first: str, second: str,
 
 def seeds_table(seeds: Seeds, folders: Sequence[str]) -> Table:
     """Several seeds, as one table for the terminal."""
-    caption = f"{seeds['score']}, questions that need the sharer; 95 % over seeds and examples; {', '.join(folders)}"
+    caption = (
+        f"{seeds['score']}, questions that need the sharer; 95 % over seeds and examples, too narrow for few seeds: "
+        f"look at each; {', '.join(folders)}"
+    )
     table = Table(title=f"{len(folders)} seeds", caption=caption)
     for column in ("", "mean", "each seed"):
         table.add_column(column)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from lcf_lightning.data.batch import Batch
@@ -31,6 +32,27 @@ def write_texts(link: Link, cache: KVCache, last: Tensor, budget: int, static_si
     The first ``n`` tokens are what a budget of ``n`` would have given. ``static_size``: see `generate`.
     """
     return generate(link.sharer, cache, last, budget, static_size=static_size)
+
+
+def write_at_once(link: Link, tokens: Tokens, last: Tensor, budget: int) -> Tensor:
+    """What `write_texts` gives, by plain ``generate`` of the prompt, which saves a step: for one example.
+
+    Args:
+        link: The pair.
+        tokens: One prompt, see `text_prompts`.
+        last: ``[1, 1]``, int64: its last token.
+        budget: Tokens that the sharer may write.
+    """
+    prompt, stops = torch.cat([tokens.ids, last], dim=1), list(link.sharer.stop_ids)
+    ids: Tensor = link.sharer.model.generate(  # type: ignore[operator]
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=budget,
+        eos_token_id=stops,
+        pad_token_id=stops[0],
+    )
+    return ids[:, prompt.shape[1] :]
 
 
 def reading_prompts(

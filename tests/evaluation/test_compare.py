@@ -49,3 +49,11 @@ def test_other_questions_and_missing_arms_are_refused() -> None:
     with pytest.raises(DataError, match="1 ids name another question or answer"):  # of one id, and answered alike
         compare_reports(one, other, "message")
     assert compare_reports(one, old, "message")["all"]["n"] == 1  # 0.1.0 kept no digest
+
+
+def test_questions_that_the_receiver_can_answer_alone_are_compared_apart() -> None:
+    first = [answer("a", "message", 1.0), answer("own", "message", 1.0, needs_sharer=False)]
+    second = [answer("a", "message", 0.0), answer("own", "message", 1.0, needs_sharer=False)]
+    found = compare_reports(first, second, "message")
+    gains = {name: (row["n"], row["gain"] and row["gain"]["value"]) for name, row in found.items()}
+    assert gains == {"all": (1, 1.0), "own questions": (1, 0.0)}

@@ -30,7 +30,7 @@ from lcf_lightning.writer import Writer
 from tests.pairs import ARMS, channel_of, small_data, small_module
 
 DELAYS = {
-    "read_sharer": 30.0, "summarise": 2.0, "write_texts": 200.0, "read_receiver": 40.0, "read_on": 7.0, "fuse": 1.0,
+    "read_sharer": 30.0, "summarise": 2.0, "write_at_once": 230.0, "read_receiver": 40.0, "read_on": 7.0, "fuse": 1.0,
     "token": 5.0,
 }  # fmt: skip
 
@@ -77,7 +77,7 @@ def clocked(module: LCFModule, monkeypatch: pytest.MonkeyPatch) -> LCFModule:
 
     for name in ("read_sharer", "summarise", "read_receiver", "read_on", "fuse"):
         monkeypatch.setattr(module.link, name, taking(name, getattr(module.link, name)))
-    monkeypatch.setattr(text_to_text, "write_texts", taking("write_texts", text_to_text.write_texts))
+    monkeypatch.setattr(text_to_text, "write_at_once", taking("write_at_once", text_to_text.write_at_once))
     monkeypatch.setattr(latency, "generate", decode)
     for texts in (Writer.texts, Writer.encoder):  # what tokenizers do is outside of all times
         monkeypatch.setattr(Writer, texts.__name__, slow_tokenizer(now, texts))
@@ -114,8 +114,7 @@ def test_each_stage_is_timed_where_it_happens(clocked: LCFModule, batches: list[
     )
     assert medians(found, "t2t_4") | {"rest_of_answer": 0} == pytest.approx(
         {
-            "sharer_prefill": 30,
-            "write": 200,
+            "write": 230,
             "receiver_prefill": 40,
             "read_text": 7,
             "read_at_once": 40,
@@ -147,7 +146,7 @@ def test_a_text_before_the_own_context_is_read_first(clocked: LCFModule, batches
     found = measure(clocked.link, clocked.writer, before, ["t2t_4"], max_new_tokens=1, repeats=1, warmup=0)
     text = found["arms"]["t2t_4"]
     assert text["ttft"]["median"] == text["ttft_side_by_side"]["median"] == pytest.approx(30 + 200 + 40 + 5)
-    assert set(text["stages"]) == {"sharer_prefill", "write", "read_text", "first_token", "rest_of_answer"}
+    assert set(text["stages"]) == {"write", "read_text", "first_token", "rest_of_answer"}
 
 
 @pytest.mark.parametrize(

@@ -114,15 +114,15 @@ def test_the_page_shows_every_figure() -> None:
     assert f"McNemar p = {gain['mcnemar_holm']:.2g} (7 questions against 0)" in page
     assert gain["mcnemar_holm"] > gain["mcnemar_p"]
     assert f"corrected over the {found['audit']['tests']} tests of this report" in page
-    assert "Message − text, each with or without form, whichever is better: T2T-50 +0.300" in page
-    assert "; T2T-200 +0.100 [" in page
+    assert "Message − text, with form or without, whichever is better: T2T-50: exact match +0.300" in page
+    assert "; T2T-200: exact match +0.100 [" in page
     assert "dealt at random" in page
     assert "*tea* is right in 1.000 [0.722, 1.000], the best of 1 answers" in page
     assert "2,048 (float16), 1,100 (int8)" in page
     assert "side by side 3.00 (2.50–3.50)" in page
     assert "10.00 (9.00–12.00) × plain `generate`" in page
     assert "| T2T-50 | 50 | 0.273 [0.097, 0.566] | 11 |" in page  # of own questions too
-    assert "`'Tell me.'`, as a turn of its chat template: True" in page
+    assert "`'Tell me.'`, as a turn of its chat template; the receiver reads the text after" in page
     assert "T2T-50 (50 tokens written) / message = 4.00 (3.50–4.50)" in page
     assert "Follow rate" in page
     assert "- command: python -m lcf_lightning evaluate" in page

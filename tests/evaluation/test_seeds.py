@@ -46,18 +46,19 @@ def test_only_what_all_runs_have_is_shown() -> None:
 def test_open_ended_questions_have_a_loss_only() -> None:
     rows = [answer(str(i), arm, None, loss=loss) for i in range(4)
             for arm, loss in (("message", 1.0), ("mismatched", 1.5))]  # fmt: skip
-    found = summarise_seeds([rows, rows[::-1]])
+    found = summarise_seeds([rows, [replace(row, loss=row.loss + 1) for row in rows]])
     assert found["score"] == "loss, nats"
-    assert found["arms"]["mismatched"]["each"] == [1.5, 1.5]
+    assert found["arms"]["mismatched"]["each"] == [1.5, 2.5]
     assert found["comparisons"]["content_attributable_gain"]["each"] == [0.5, 0.5]
-    mixed = summarise_seeds([[*rows, answer("own", "message", 1.0)], [*rows, answer("own", "message", 0.0)]])
+    others = [replace(row, loss=row.loss + 1) for row in rows]
+    mixed = summarise_seeds([[*rows, answer("own", "message", 1.0)], [*others, answer("own", "message", 0.0)]])
     assert (mixed["score"], mixed["arms"]["message"]["each"]) == ("exact match", [1.0, 0.0])  # nats are no part of it
     assert "mismatched" not in mixed["arms"]
 
 
 def test_the_same_questions_thrice_are_not_three_times_as_many() -> None:
     first = [answer(str(i), "message", float(i < 50)) for i in range(100)]
-    again = [first[1:] + first[:1], first[2:] + first[:2]]
+    again = [[replace(row, loss=2.0) for row in first[::-1]], [replace(row, loss=3.0) for row in first]]
     others = [[replace(row, id=f"{seed}/{row.id}") for row in first] for seed in range(3)]
     same, other = (summarise_seeds(runs)["arms"]["message"]["mean"] for runs in ([first, *again], others))
     assert same["high"] - same["low"] == pytest.approx(2 * 1.96 * 0.05, rel=0.1)
@@ -78,5 +79,7 @@ def test_arms_that_nobody_knows_here_are_shown_and_not_compared() -> None:
     found = summarise_seeds(runs)
     assert found["arms"]["halved"]["each"] == [1.0, 1.0]
     assert list(found["comparisons"]) == ["content_attributable_gain"]
-    with pytest.raises(DataError, match="two of the evaluations hold the same answers"):
-        summarise_seeds([runs[0], runs[1], runs[0]])
+    runs = [[replace(row, loss=row.loss + seed) for row in rows] for seed, rows in enumerate(runs)]
+    for part in (runs[0], runs[0][::2]):  # a sample of a run is no other seed
+        with pytest.raises(DataError, match="two of the evaluations hold the same answers"):
+            summarise_seeds([runs[0], runs[1], part])

@@ -14,7 +14,7 @@ from lcf_lightning import LCFModule, ModelSpec
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.evaluation.arms import text_to_text
 from lcf_lightning.evaluation.latency import measure
-from lcf_lightning.evaluation.text_baseline import text_prompts, write_texts
+from lcf_lightning.evaluation.text_baseline import text_prompts, write_at_once, write_texts
 from lcf_lightning.evaluation.writing import Spread, Writing
 from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
@@ -36,34 +36,30 @@ def batches(spec: Callable[[str], ModelSpec]) -> list[Batch]:
     return list(data.test_dataloader())[:2]
 
 
-def test_the_writer_is_timed_beside_plain_generate(
-    module: LCFModule, batches: list[Batch], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("cache", "seconds"), [("static", 1.0), ("dynamic", 4.0)])
+def test_the_faster_cache_is_found_beside_plain_generate(
+    module: LCFModule, batches: list[Batch], monkeypatch: pytest.MonkeyPatch, cache: str, seconds: float
 ) -> None:
-    now, plain = [0.0], writing._plain
+    """Both write the same tokens; here with 1 and 2 seconds, or with 4 and 2."""
+    now, wrote = [0.0], []
 
-    def taking(seconds: float, call: Callable[..., Any]) -> Callable[..., Any]:
-        def slowly(*args: Any) -> Any:
+    def taking(seconds: float, call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def slowly(*args: Any) -> torch.Tensor:
             now[0] += seconds
-            return call(*args)
+            wrote.append(call(*args))
+            return wrote[-1][:, :3]  # as if it ended early
 
         return slowly
 
-    def write(link: Link, cache: KVCache, last: torch.Tensor, budget: int, size: int | None = None) -> torch.Tensor:
-        now[0] += 1.0 if size else 2.0
-        ids = write_texts(link, cache, last, budget, size)
-        assert torch.equal(ids, plain(link, torch.cat([written["ids"], last], 1), budget))
-        return ids[:, :3]  # as if it ended early
-
-    written: dict[str, torch.Tensor] = {}
-    read = module.link.read_sharer
-    monkeypatch.setattr(module.link, "read_sharer", lambda tokens: written.update(ids=tokens.ids) or read(tokens))
-    monkeypatch.setattr(writing, "write_texts", write)
-    monkeypatch.setattr(writing, "_plain", taking(4.0, lambda *args: plain(*args)[:, :3]))
+    monkeypatch.setattr(writing, "write_texts", taking(seconds, write_texts))
+    monkeypatch.setattr(writing, "write_at_once", taking(2.0, write_at_once))
     monkeypatch.setattr("time.perf_counter", lambda: now[0])
     found = writing.measure_writing(module.link, module.writer, batches, 6, 200, repeats=3)
-    assert found["cache"] == "static"  # the faster one here
-    assert found["tokens_per_second"]["median"] == pytest.approx(3)
-    assert found["to_generate"]["median"] == pytest.approx(4)
+    assert found["cache"] == cache
+    assert found["tokens_per_second"]["median"] == pytest.approx(3 if cache == "static" else 1.5)
+    assert found["to_generate"]["median"] == pytest.approx(2 if cache == "static" else 1)
+    assert len(wrote) == 2 * (1 + 3)
+    assert all(torch.equal(one, other) for one, other in zip(wrote[::2], wrote[1::2], strict=True))
 
 
 @pytest.mark.parametrize("cache", ["static", "dynamic"])
@@ -71,9 +67,9 @@ def test_texts_are_timed_on_the_faster_cache_of_one_size(
     module: LCFModule, batches: list[Batch], monkeypatch: pytest.MonkeyPatch, cache: str
 ) -> None:
     """Whatever the text and the budget, so that nothing is compiled once the warm-up is over."""
-    sizes: list[int | None] = []
+    sizes: list[int] = []
 
-    def write(link: Link, kept: KVCache, last: torch.Tensor, budget: int, size: int | None) -> torch.Tensor:
+    def write(link: Link, kept: KVCache, last: torch.Tensor, budget: int, size: int) -> torch.Tensor:
         sizes.append(size)
         return write_texts(link, kept, last, budget, size)
 
@@ -83,5 +79,4 @@ def test_texts_are_timed_on_the_faster_cache_of_one_size(
     monkeypatch.setattr(text_to_text, "write_texts", write)
     measure(module.link, module.writer, batches, ["t2t_2", "t2t_4"], max_new_tokens=2, repeats=2, warmup=1)
     prompts = [len(text_prompts(module.link, module.writer, b.prompts, b.examples)[0].ids[0]) for b in batches]
-    assert len(sizes) == 6
-    assert set(sizes) == ({max(prompts) + 1 + 4} if cache == "static" else {None})
+    assert sizes == ([max(prompts) + 1 + 4] * 6 if cache == "static" else [])

@@ -12,7 +12,7 @@ from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.evaluation.arms.arm import Arm, TimedRun
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
-from lcf_lightning.evaluation.text_baseline import read_ahead, reading_prompts, text_prompts, write_texts
+from lcf_lightning.evaluation.text_baseline import read_ahead, reading_prompts, text_prompts, write_at_once, write_texts
 from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.writer import Writer
@@ -29,8 +29,8 @@ class TextToText(Arm):
     place = 40
     timed = True
     note = (
-        "*T2T-N*: the sharer writes up to N tokens, which the receiver reads beside its own context. It is answered by "
-        "the untuned receiver; the arms *+ form* give it the form of answer that the adapter teaches."
+        "*T2T-N*: the sharer writes up to N tokens, which the receiver reads beside its own context. That receiver is "
+        "untuned; the arms *+ form* give it what the adapter teaches of the form of answers."
     )
 
     def __init__(self, budget: int) -> None:
@@ -54,10 +54,11 @@ class TextToText(Arm):
 
     def run(self, link: Link, writer: Writer, batch: Batch, run: TimedRun) -> tuple[KVCache, Tensor]:
         request, last = text_prompts(link, writer, batch.prompts, batch.examples)
-        with run.watch("sharer_prefill"):
-            sharer = link.read_sharer(request)
-        with run.watch("write"):
-            ids = write_texts(link, sharer, last, self.budget, run.static_size)
+        with run.watch("write"):  # prompt and all
+            if run.static_size is None:
+                ids = write_at_once(link, request, last, self.budget)
+            else:
+                ids = write_texts(link, link.read_sharer(request), last, self.budget, run.static_size)
         texts = writer.texts(ids[:, : self.budget], "sharer")
         run.sent, run.written_tokens = texts[0], ids.shape[1]
         told, last = reading_prompts(link, writer, batch.prompts, batch.examples, texts)

@@ -19,9 +19,9 @@ class WithForm(Arm):
     family = "text"
     needs_different_texts = True
     note = (
-        "*+ form*: the receiver also gets another example's message, and with it the form of answer that the adapter "
-        "has learned; one that believes this message more than the text answers worse. A message is compared with the "
-        "better of a text with and without it."
+        "*+ form*: the receiver also gets another example's message, as under *mismatched*: what the adapter teaches "
+        "of the form of answers, and content that is not about its question. The message is compared with the better "
+        "of a text with and without form, looked up on the same questions."
     )
 
     def __init__(self, text: Arm) -> None:
