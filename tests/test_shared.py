@@ -192,13 +192,19 @@ def test_compare_pairs_two_evaluations(run: Path, tmp_path: Path, capsys: pytest
     assert (found["all"]["n"], found["all"]["gain"]["value"], found["all"]["mcnemar_p"]) == (14, 0.0, 1.0)
     main(["compare", one, two])
     assert "only first" in capsys.readouterr().out
-    main(["compare", "--seeds", one, two, "--json"])
+    other = tmp_path / "other_seed"
+    other.mkdir()
+    rows = [json.loads(line) for line in (Path(two) / "predictions.jsonl").read_text().splitlines()]
+    (other / "predictions.jsonl").write_text(
+        "".join(json.dumps(row | {"loss": row["loss"] + 1}) + "\n" for row in rows)
+    )
+    main(["compare", "--seeds", one, str(other), "--json"])
     seeds = json.loads(capsys.readouterr().out)
     assert list(seeds["arms"]) == ["message"]
     assert seeds["arms"]["message"]["each"][0] == seeds["arms"]["message"]["mean"]["value"]
-    main(["compare", one, two, "--seeds"])
+    main(["compare", one, str(other), "--seeds"])
     assert "2 seeds" in capsys.readouterr().out
-    assert "hold the same answers" in refused(capsys, "compare", one, two, one, "--seeds")
+    assert "hold the same answers" in refused(capsys, "compare", one, two, "--seeds")
     assert "must be two evaluations, or with --seeds two or more" in refused(capsys, "compare", one, two, one)
     assert "arm='zero' must be one that both evaluations have: message" in refused(
         capsys, "compare", one, two, "--arm", "zero"
