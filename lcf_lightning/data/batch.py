@@ -99,11 +99,14 @@ class Collator:
     def sharer_tokens(self, example: Example) -> int:
         """How many tokens the sharer reads of an example, all sharers together.
 
-        Raises:
-            DataError: If the sharer has nothing to tell.
+        One that does not fit the limit has a length all the same: whether it can be read is asked when it is.
         """
         sharers = self.sharer.settings.sharers
-        prompts = self._sharer_prompts(example.id, example.sharer_reads, example.question, sharers)
+        try:
+            prompts = self._sharer_prompts(example.id, example.sharer_reads, example.question, sharers)
+        except DataError:
+            whole = self.sharer.unlimited()
+            return len(whole.prompt(example.sharer_reads, example.question).ids)
         return sum(len(prompt.ids) for prompt in prompts)
 
     def collate(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:

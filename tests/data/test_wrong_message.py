@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from lcf_lightning.errors import DataError
 from lcf_lightning.models.spec import load_tokenizer
 from tests.data.conftest import Listed
 from tests.data.test_shared_context import EXAMPLES, example
+from tests.pairs import small_data
 
 Spec = Callable[[str], ModelSpec]
 Made = tuple[SharedContextDataModule, Batch, SharedCollator]
@@ -159,3 +161,16 @@ def test_the_training_split_needs_no_wrong_message(spec: Spec) -> None:
     assert batch.partners == ()
     with pytest.raises(DataError, match="one and the same text"):
         data.evaluation_loader("validation")
+
+
+def test_an_example_that_nobody_can_read_stops_only_those_that_meet_it(spec: Spec) -> None:
+    """A question beyond the limit has a length too; a sample without it is evaluated."""
+    rows = [Example(str(i), f"who {'x' * i}", ("tea",), ((f"likes {i} tea .",),), ()) for i in range(5)]
+    rows.append(Example("long", "who " * 60, ("tea",), (("likes eva tea .",),), ()))
+    prompts = PromptSettings(question=" {question}", max_sharer_tokens=60)
+    data = small_data(spec("llama"), spec("qwen3"), source=Listed(*rows), prompts=prompts, eval_batch_size=1)
+    data.setup("test")
+    loader = data.evaluation_loader("test")
+    assert [batch.ids for batch in islice(loader, 5)] == [[str(i)] for i in range(5)]
+    with pytest.raises(DataError, match="max_sharer_tokens=60 is too small"):
+        list(loader)
