@@ -64,3 +64,18 @@ def test_every_figure_of_the_results_table_is_in_the_results_file() -> None:
         for arm in ("sharer_alone", "own_context", "mismatched", "message"):
             assert f"{results[run]['arms'][arm]['exact_match']:.3f}" in row
         assert f"{results[run]['adapter']['parameters']:,}" in row
+
+
+def test_every_report_says_which_release_made_it_and_old_sections_are_marked() -> None:
+    made = {}
+    for file in (ROOT / "docs" / "evaluations").rglob("report*.json"):
+        facts = json.loads(file.read_text())["facts"]
+        made[file.parent.name, file.name] = facts.get("made_by") or facts["versions"].split(",")[0]
+    assert set(made.values()) == {"lcf-lightning 0.1.0", "lcf-lightning 0.2.0"}
+    assert made["quickstart", "report.json"] == made["smollm2_babi", "report.json"] == "lcf-lightning 0.2.0"
+    results = (ROOT / "docs" / "results.md").read_text()
+    sections = {part.split("\n")[0]: part for part in re.split(r"\n#{2,3} ", results)[1:]}
+    for title in ("HotpotQA, the question hidden", "bAbI task 1, the question hidden", "Facts and bytes"):
+        assert sections[title].split("\n")[2].startswith("*Made by 0.1.0")
+    for title in ("Every arm of the quickstart", "Time to the first token"):
+        assert "0.2.0" in sections[title]
