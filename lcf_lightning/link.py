@@ -126,8 +126,8 @@ class Link:
         return self.side("receiver").prefill(tokens.ids, tokens.mask)
 
     def pool(self, sharer: KVCache, index: Tensor) -> Summaries:
-        """What the adapter takes from the sharer's cache: `summarise`, then `merge`."""
-        return self.merge(self.summarise(sharer, index))
+        """What the adapter takes from the sharer's cache, see `CacheAdapter.pool`."""
+        return self.adapter.pool(self._mapped_layers(sharer, len(index)), index)
 
     def summarise(self, sharer: KVCache, index: Tensor) -> Summaries:
         """The message as it travels, see `CacheAdapter.summarise`: span summaries, or aligned tokens."""

@@ -100,12 +100,11 @@ class HarnessModel(LM):  # type: ignore[misc]
             adapter = Channel.from_pretrained(adapter, device, revision, sides)
         self.batch_size = int(batch_size)
         self.sharer, self.receiver = adapter, _verbatim(adapter)
-        self.source = messages if callable(messages) else None
         self.tells = messages != "none"
         if self.tells:
             _require_fields(adapter, messages, sharer_reads, question)
-        if sharer_reads:
-            self.source = Fields(sharer_reads, question)
+        fields = Fields(sharer_reads, question) if sharer_reads else None
+        self.source = messages if callable(messages) else fields
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """For each continuation its log probability, in nats, and whether greedy decoding would begin with it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from statistics import fmean
 from typing import Any, TypedDict
 
@@ -90,7 +90,7 @@ def build_report(answers: Iterable[Prediction], latency: Latency | None, facts: 
         facts=facts,
         arms=_figures(answers, needs_sharer=True),
         benchmarks={name: _figures(rows, needs_sharer=True) for name, rows in benchmarks.items()},
-        optimal_routing={name: rate for name, rate in routing.items() if rate is not None},
+        optimal_routing={name: found for name, found in routing.items() if found is not None},
         own_questions=_figures(answers, needs_sharer=False),
         guesses={name: found for name, found in guesses.items() if found is not None},
         texts=_texts(answers),
@@ -99,17 +99,20 @@ def build_report(answers: Iterable[Prediction], latency: Latency | None, facts: 
     )
 
 
-def _figures(answers: list[Prediction], needs_sharer: bool) -> dict[str, ArmFigures]:
-    found = {}
+def _scores(
+    answers: list[Prediction], needs_sharer: bool
+) -> Iterator[tuple[str, list[float], list[float], float, int]]:
+    """Of each arm the scores of exact match and F1, the mean loss, and n."""
     for arm, rows in by_arm(answers, needs_sharer).items():
         exact, f1, losses = columns(rows.values())
-        found[arm] = ArmFigures(
-            exact_match=rate(exact) if exact else None,
-            f1=rate(f1) if f1 else None,
-            loss=fmean(losses),
-            n=len(exact) or len(rows),
-        )
-    return found
+        yield arm, exact, f1, fmean(losses), len(exact) or len(rows)
+
+
+def _figures(answers: list[Prediction], needs_sharer: bool) -> dict[str, ArmFigures]:
+    return {
+        arm: ArmFigures(exact_match=rate(exact) if exact else None, f1=rate(f1) if f1 else None, loss=loss, n=n)
+        for arm, exact, f1, loss, n in _scores(answers, needs_sharer)
+    }
 
 
 def _guess(answers: list[Prediction]) -> Guess | None:
@@ -144,15 +147,9 @@ def summarise(answers: Iterable[Prediction]) -> Summary:
     answers = list(answers)
 
     def group(needs_sharer: bool) -> dict[str, Figures]:
-        found = {}
-        for arm, rows in by_arm(answers, needs_sharer).items():
-            exact, f1, losses = columns(rows.values())
-            found[arm] = Figures(
-                exact_match=fmean(exact) if exact else None,
-                f1=fmean(f1) if f1 else None,
-                loss=fmean(losses),
-                n=len(exact) or len(rows),
-            )
-        return found
+        return {
+            arm: Figures(exact_match=fmean(exact) if exact else None, f1=fmean(f1) if f1 else None, loss=loss, n=n)
+            for arm, exact, f1, loss, n in _scores(answers, needs_sharer)
+        }
 
     return Summary(arms=group(True), own_questions=group(False))

@@ -28,21 +28,6 @@ Spec = Callable[[str], ModelSpec]
 MESSAGES = ("message", "mismatched", "zero", "self", "noise")
 
 
-@pytest.fixture
-def module(spec: Spec) -> LCFModule:
-    module = small_module(spec("llama"), spec("qwen3"))
-    module.configure_model()
-    module.adapter.eval()
-    return module
-
-
-@pytest.fixture
-def batch(spec: Spec) -> Batch:
-    data = small_data(spec("llama"), spec("qwen3"))
-    data.setup("test")
-    return next(iter(data.test_dataloader()))
-
-
 def losses(module: LCFModule, batch: Batch, arm: str) -> torch.Tensor:
     return answer_losses(module.link, find_arm(arm).reading(ArmCaches(module.link, module.writer, batch)), batch)
 

@@ -17,7 +17,7 @@ from lcf_lightning.evaluation.arms import default_arms, find_arm
 from lcf_lightning.evaluation.arms.permuted import dealt
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.prediction import run_arms
-from tests.pairs import small_data, small_module
+from tests.pairs import small_module
 
 Spec = Callable[[str], ModelSpec]
 
@@ -28,13 +28,6 @@ def module(request: pytest.FixtureRequest, spec: Spec) -> LCFModule:
     module.configure_model()
     module.adapter.eval()
     return module
-
-
-@pytest.fixture
-def batch(spec: Spec) -> Batch:
-    data = small_data(spec("llama"), spec("qwen3"))
-    data.setup("test")
-    return next(iter(data.test_dataloader()))
 
 
 @pytest.mark.parametrize("text", ["t2t_4", "full_context"])

@@ -47,13 +47,6 @@ def module(request: pytest.FixtureRequest, spec: Callable[[str], ModelSpec]) -> 
 
 
 @pytest.fixture
-def batches(spec: Callable[[str], ModelSpec]) -> list[Batch]:
-    data = small_data(spec("llama"), spec("qwen3"), eval_batch_size=1)
-    data.setup("test")
-    return list(data.test_dataloader())[:2]
-
-
-@pytest.fixture
 def clocked(module: LCFModule, monkeypatch: pytest.MonkeyPatch) -> LCFModule:
     """The channel beside a clock that only its stages move, each by a known time in milliseconds."""
     now = [0.0]

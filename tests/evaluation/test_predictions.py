@@ -19,24 +19,9 @@ from lcf_lightning.evaluation.plots import arms_figure
 from lcf_lightning.evaluation.prediction import Prediction, run_arms
 from lcf_lightning.evaluation.predictions import predict_all, read_predictions
 from lcf_lightning.evaluation.report import build_report, summarise
-from tests.pairs import small_data, small_module
+from tests.pairs import small_module
 
 Spec = Callable[[str], ModelSpec]
-
-
-@pytest.fixture
-def module(spec: Spec) -> LCFModule:
-    module = small_module(spec("llama"), spec("qwen3"))
-    module.configure_model()
-    module.adapter.eval()
-    return module
-
-
-@pytest.fixture
-def batch(spec: Spec) -> Batch:
-    data = small_data(spec("llama"), spec("qwen3"))
-    data.setup("test")
-    return next(iter(data.test_dataloader()))
 
 
 def test_an_answer_is_read_for_its_own_example_only(module: LCFModule, batch: Batch, tmp_path: Path) -> None:

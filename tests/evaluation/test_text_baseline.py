@@ -24,20 +24,6 @@ TINY_PROMPTS = PromptSettings(
 )
 
 
-@pytest.fixture
-def module(spec: Callable[[str], ModelSpec]) -> LCFModule:
-    module = small_module(spec("llama"), spec("qwen3"))
-    module.configure_model()
-    return module
-
-
-@pytest.fixture
-def batch(spec: Callable[[str], ModelSpec]) -> Batch:
-    data = small_data(spec("llama"), spec("qwen3"))
-    data.setup("test")
-    return next(iter(data.test_dataloader()))
-
-
 def test_the_text_is_the_sharers_own_greedy_continuation(module: LCFModule, batch: Batch) -> None:
     read, last = text_prompts(module.link, module.writer, batch.prompts, batch.examples)
     ids = write_texts(module.link, module.link.read_sharer(read), last, 7)
@@ -116,7 +102,6 @@ def test_a_text_is_read_once_for_arms_that_follow_each_other(
     module: LCFModule, batch: Batch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With form and without, and under a larger budget where the texts end before the smaller one."""
-    module.adapter.eval()
     caches, read = ArmCaches(module.link, module.writer, batch), []
     plain = module.link.read_receiver
     ids = caches.write(6)

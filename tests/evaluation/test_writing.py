@@ -10,7 +10,7 @@ import torch
 
 import lcf_lightning.evaluation.latency as latency
 import lcf_lightning.evaluation.writing as writing
-from lcf_lightning import LCFModule, ModelSpec
+from lcf_lightning import LCFModule
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.evaluation.arms import text_to_text
 from lcf_lightning.evaluation.latency import measure
@@ -18,22 +18,6 @@ from lcf_lightning.evaluation.text_baseline import text_prompts, write_at_once, 
 from lcf_lightning.evaluation.writing import Spread, Writing
 from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
-from tests.pairs import small_data, small_module
-
-
-@pytest.fixture
-def module(spec: Callable[[str], ModelSpec]) -> LCFModule:
-    module = small_module(spec("llama"), spec("qwen3"))
-    module.configure_model()
-    module.adapter.eval()
-    return module
-
-
-@pytest.fixture
-def batches(spec: Callable[[str], ModelSpec]) -> list[Batch]:
-    data = small_data(spec("llama"), spec("qwen3"), eval_batch_size=1)
-    data.setup("test")
-    return list(data.test_dataloader())[:2]
 
 
 @pytest.mark.parametrize(("cache", "seconds"), [("static", 1.0), ("dynamic", 4.0)])

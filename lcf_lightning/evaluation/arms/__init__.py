@@ -22,16 +22,24 @@ def find_arm(name: str) -> Arm:
         SettingError: If there is none.
     """
     import_home(name, f"arm {name!r}")
-    for arm in subclasses(Arm):
-        named = arm() if class_path(arm) == name else arm.named(name)
-        if named is not None:
-            return named
+    arm = _imported(name)
+    if arm is not None:
+        return arm
     raise SettingError(f"arm {name!r} must be {_allowed()}.")
 
 
 def is_known(name: str) -> bool:
     """Whether there is an arm of that name, among those that have been imported."""
-    return any(arm.named(name) is not None for arm in subclasses(Arm))
+    return _imported(name) is not None
+
+
+def _imported(name: str) -> Arm | None:
+    """The arm of that name or class path, if it has been imported."""
+    for arm in subclasses(Arm):
+        named = arm() if class_path(arm) == name else arm.named(name)
+        if named is not None:
+            return named
+    return None
 
 
 def _allowed() -> str:
