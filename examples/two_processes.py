@@ -143,10 +143,11 @@ def answer(channel: Channel, name: str, body: bytes, key: bytes, args: argparse.
         message = Message.from_bytes(body, key=key, origin=channel.origin, max_bytes=MAX_REPLY)
         return channel.receive(message, args.question, args.receiver_reads, args.max_new_tokens)
     example = Example("asked", args.question, ("",), (), parse_passages(args.receiver_reads))
-    prompt, last = reading_prompts(channel.link, channel.writer, channel.prompts, [example], [body.decode()])
-    cache, watch = channel.link.read_receiver(prompt), Stopwatch(channel.link.receiver.device)
+    prompt = reading_prompts(channel.link, channel.writer, channel.prompts, [example], [body.decode()]).whole()
+    cache, watch = channel.link.read_receiver(prompt.ahead), Stopwatch(channel.link.receiver.device)
     decoding = Decoding.of(channel.link.receiver, args.max_new_tokens, {})
-    return Decoder(channel.link.receiver, cache, prompt.ids, prompt.mask, last, watch, decoding).answers()[0]
+    tokens = prompt.ahead
+    return Decoder(channel.link.receiver, cache, tokens.ids, tokens.mask, prompt.last, watch, decoding).answers()[0]
 
 
 def compare(args: argparse.Namespace, arguments: Sequence[str]) -> None:

@@ -146,19 +146,31 @@ class Link:
         grouped = (layers, batch, rows // batch, heads, tokens, size)
         return KV(*(part.reshape(grouped).transpose(2, 3).reshape(layers, batch, heads, -1, size) for part in kv))
 
-    def fuse(self, receiver: KVCache, message: Summaries, temperature: float | None = None) -> KVCache:
-        """The receiver's cache with the message in it; ``temperature`` is the gates' in training."""
-        layers = self.adapter.config.receiver_layers
-        return self.edit(receiver, layers, self.delta(receiver, message, temperature), message.present)
+    def fuse(
+        self, receiver: KVCache, message: Summaries, temperature: float | None = None, question: Tokens | None = None
+    ) -> KVCache:
+        """The receiver's cache with the message in it.
 
-    def delta(self, receiver: KVCache, message: Summaries, temperature: float | None = None) -> KV:
+        Args:
+            receiver: Of what it has read so far.
+            message: What `pool` or `merge` returned.
+            temperature: The gates' in training.
+            question: What it will read next, but the last prompt token; only to see whether there is room for it.
+        """
+        layers = self.adapter.config.receiver_layers
+        return self.edit(receiver, layers, self.delta(receiver, message, temperature, question), message.present)
+
+    def delta(
+        self, receiver: KVCache, message: Summaries, temperature: float | None = None, question: Tokens | None = None
+    ) -> KV:
         """What the message adds to the receiver's cache, or puts before it, see `CacheAdapter.forward`.
 
         Raises:
             GeometryError: If they do not fit each other, or the receiver would not see what is put before its prompt.
         """
         if self.adapter.prepends:
-            self._require_room(receiver, message.present)
+            asked = receiver.mask if question is None else torch.cat([receiver.mask, question.mask], dim=1)
+            self._require_room(asked, message.present)
         layers, rotary = self.adapter.config.receiver_layers, self.side("receiver").rotary
         kv = receiver.read(layers, rotary) if self.adapter.fuser.reads_receiver else None
         delta: KV = self.adapter(message, kv, temperature)
@@ -172,13 +184,13 @@ class Link:
         assert rotary is not None, "AdapterSettings asks for unrotate_keys"
         return receiver.prepend(layers, delta, present, rotary)
 
-    def _require_room(self, receiver: KVCache, present: Tensor) -> None:
-        """Refuse tokens before the receiver's own that its prompt's last token would not see."""
+    def _require_room(self, prompt: Tensor, present: Tensor) -> None:
+        """Refuse tokens before the receiver's own that its prompt's last token would not see; both given as masks."""
         model = self.receiver
         limit = model.family.token_limit(model.config, self.adapter.config.receiver_layers)
-        if limit is None or present.shape[1] + receiver.mask.shape[1] < limit:  # known without a look at the device
+        if limit is None or present.shape[1] + prompt.shape[1] < limit:  # known without a look at the device
             return
-        needed = int((present.sum(1) + receiver.mask.sum(1)).max()) + 1
+        needed = int((present.sum(1) + prompt.sum(1)).max()) + 1
         if needed > limit:
             raise GeometryError(
                 f"pooler={self.adapter.config.settings.pooler}: message and prompt are {needed} tokens, and "
@@ -186,9 +198,11 @@ class Link:
                 "training: max_sharer_tokens, max_receiver_tokens), or take pooler=span."
             )
 
-    def read_on(self, receiver: KVCache, ids: Tensor) -> KVCache:
-        """The receiver's cache when it has read more tokens, ``[batch, tokens]``, none of them padding."""
-        return extend(self.receiver.model, receiver, ids)
+    def read_on(self, receiver: KVCache, more: Tokens) -> KVCache:
+        """The receiver's cache when it has read more tokens, if there are any; gradients flow into it."""
+        if not more.ids.shape[1]:
+            return receiver
+        return extend(self.receiver.model, receiver, more.ids, more.mask)
 
     def logits(
         self, cache: KVCache, last: Tensor, answers: Tensor, answer_mask: Tensor, role: Role = "receiver"

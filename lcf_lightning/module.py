@@ -21,6 +21,7 @@ from lcf_lightning.data.datamodule import ContextMismatchDataModule, PairDataMod
 from lcf_lightning.errors import AdapterFileError, DivergedError, ModelError, SettingError
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.evaluation.prediction import answer_losses, run_arms
+from lcf_lightning.fitting import FITTING_TEXTS, fit_pooler
 from lcf_lightning.link import Link, load_pair
 from lcf_lightning.models.loading import FrozenModel, geometry_of
 from lcf_lightning.models.spec import ModelSpec
@@ -135,12 +136,22 @@ class LCFModule(pl.LightningModule):
             )
             self._link = Link(sharer, receiver, self.adapter, self.prefills)
 
+    def on_fit_start(self) -> None:
+        """Give the adapter what of it has a closed form, unless a checkpoint has given it."""
+        pooler = self.adapter.pooler
+        if pooler is None or not pooler.unfitted:
+            return
+        if self.trainer.is_global_zero:
+            fit_pooler(self.link, self.trainer.datamodule.read_by_both(FITTING_TEXTS))  # type: ignore[attr-defined]
+        for tensor in pooler.buffers():
+            tensor.copy_(self.trainer.strategy.broadcast(tensor))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Noise is a function of the step, the same on every rank: a resumed run draws what an undisturbed one would.
         with _seeded(self.seed + 1 + self.global_step * 1_000 + batch_idx % 1_000, self.device):
             message = self.link.pool(self.link.read_sharer(batch.sharer), batch.index)
-            cache = self.link.fuse(self.link.read_receiver(batch.receiver), message, self.temperature)
-            loss = answer_losses(self.link, Reading(cache, batch.last), batch).mean()
+            cache = self.link.fuse(self.link.read_receiver(batch.receiver), message, self.temperature, batch.question)
+            loss = answer_losses(self.link, Reading(cache, batch.last, batch.question), batch).mean()
         if not bool(torch.isfinite(loss)):
             raise DivergedError(f"loss={loss.item()} at step {self.global_step}, on the batch of ids {batch.ids}.")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))

@@ -11,7 +11,7 @@ from torch import Tensor
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
 from lcf_lightning.data.prompts import PromptEncoder
-from lcf_lightning.data.tokens import Encoded, Tokens, split_last
+from lcf_lightning.data.tokens import Encoded, Tokens, split_last, split_question
 from lcf_lightning.errors import DataError, MessageError
 from lcf_lightning.likelihood import Candidate, Score, score_candidates
 from lcf_lightning.message import Message, together
@@ -86,27 +86,33 @@ def _heard(
     received = [_received(channel, message) for message in messages]
     prompts = _prompts(channel, questions, passages)
     warn_of_dropped(prompts, "receiver")
-    tokens, last = split_last(prompts, channel.writer.pad_id("receiver"), channel.link.receiver.device)
+    pad_id, device = channel.writer.pad_id("receiver"), channel.link.receiver.device
+    tokens, last = split_last(prompts, pad_id, device)
+    ahead, question, _ = split_question(prompts, pad_id, channel.prompts.reread is not None, device)
     if channel.link.shared:
         _require_same_text(received, tokens)
     watch = Stopwatch(channel.link.receiver.device)
     with watch("receiver_prefill"):
-        cache = channel.link.read_receiver(tokens)
+        cache = channel.link.read_receiver(ahead)
     told = [row for row, several in enumerate(received) if several]
     with watch("fuse"):
         if len(told) == len(received):
-            cache = _fused(channel, received, cache)
+            cache = _fused(channel, received, cache, question)
         elif told:
             rows = torch.tensor(told, device=last.device)
-            cache = cache.with_rows(rows, _fused(channel, [received[row] for row in told], cache.rows(rows)))
+            heard = _fused(channel, [received[row] for row in told], cache.rows(rows), question.rows(rows))
+            cache = cache.with_rows(rows, heard)
+    if question.ids.shape[1]:
+        with watch("question"):
+            cache = channel.link.read_on(cache, question)
     return Heard(cache, tokens, last, watch)
 
 
-def _fused(channel: Channel, received: Sequence[Sequence[Message]], cache: KVCache) -> KVCache:
+def _fused(channel: Channel, received: Sequence[Sequence[Message]], cache: KVCache, question: Tokens) -> KVCache:
     """The receiver's caches, each edited by its messages, of which there is one at least."""
     link = channel.link
     keys, values, present = together(received, channel.adapter.gates.logits)
-    edited = link.fuse(cache, link.merge(Summaries(KV(keys, values), present)))
+    edited = link.fuse(cache, link.merge(Summaries(KV(keys, values), present)), question=question)
     layers = channel.adapter.config.receiver_layers
     if not all(bool(torch.isfinite(side[layer]).all()) for side in (edited.keys, edited.values) for layer in layers):
         raise MessageError("this message edits the receiver's cache to values that are not finite.")

@@ -96,14 +96,14 @@ def _aligned(
 def origin_of(adapter: CacheAdapter) -> Origin:
     """What tells messages of this adapter and its pair from others. Reads all of the adapter's weights."""
     config = adapter.config
-    sharer = config.sharer.geometry
+    message = config.message
     return Origin(
         adapter=adapter.fingerprint(),
         sharer=config.sharer.fingerprint,
         receiver=config.receiver.fingerprint,
-        layers=len(config.receiver_layers),
-        heads=sharer.kv_heads,
-        head_dim=sharer.head_dim,
+        layers=message.layers,
+        heads=message.kv_heads,
+        head_dim=message.head_dim,
     )
 
 

@@ -24,13 +24,14 @@ from lcf_lightning.adapter.layers import aligned
 from lcf_lightning.adapter.parts import Fuser, Pooler, Summaries, build_part
 from lcf_lightning.digests import tensor_digest
 from lcf_lightning.errors import GeometryError
-from lcf_lightning.models.geometry import KV
+from lcf_lightning.models.geometry import KV, Geometry
 
 
 class CacheAdapter(nn.Module):
     """Turns a sharer's cache into an edit of a receiver's: ``R' = R + g·(α ⊙ Δ)`` (LCF, arXiv 2605.22863).
 
-    Where it `prepends`, ``g·(α ⊙ Δ)`` are tokens of their own: ``R' = [g·(α ⊙ Δ); R]``.
+    Where it `prepends`, ``g·(α ⊙ Δ)`` are tokens of their own, ``R' = [g·(α ⊙ Δ); R]``, and where it `carries` what was
+    sent is one already: ``R' = [S + g·(α ⊙ Δ); R]``.
 
     Args:
         config: Settings and geometry of both models.
@@ -46,9 +47,11 @@ class CacheAdapter(nn.Module):
         self.config = config
         settings, shape = config.settings, config.shape
         self.pooler = None if settings.pooler is None else build_part(Pooler, settings.pooler, shape)
+        if self.carries:
+            shape = replace(shape, sharer=config.receiver.geometry)  # in whose shape the message comes
         self.fuser = build_part(Fuser, settings.fuser, shape)
         self.gates = LayerGates(shape.layers, settings.gate_init, settings.gate_noise)
-        if settings.zero_init:
+        if settings.zero_init or self.carries:
             for last in self.fuser.last_maps:
                 for parameter in last.parameters():
                     nn.init.zeros_(parameter)
@@ -59,6 +62,11 @@ class CacheAdapter(nn.Module):
         return self.pooler is not None and self.pooler.prepends
 
     @property
+    def carries(self) -> bool:
+        """Whether a message holds tokens in the receiver's shape, which the fuser corrects."""
+        return self.pooler is not None and self.pooler.carries
+
+    @property
     def poolable(self) -> bool:
         """Whether a message can be pooled over its spans before it is sent."""
         return self.pooler is not None and self.pooler.poolable
@@ -67,8 +75,8 @@ class CacheAdapter(nn.Module):
         """What the receiver is given of one sharer: `summarise`, then `merge`.
 
         Returns:
-            Of one vector with the ``span`` pooler, of one for each span with the ``prefix`` pooler, and of as many as
-            the receiver has tokens without a pooler.
+            Of one vector with the ``span`` pooler, of one for each span with the ``prefix`` pooler, of one for each
+            token with the ``carry`` pooler, and of as many as the receiver has tokens without a pooler.
         """
         return self.merge(self.summarise(cache, index))
 
@@ -76,14 +84,15 @@ class CacheAdapter(nn.Module):
         """What a message carries: a summary of each span, or the aligned tokens where there is no pooler.
 
         Args:
-            cache: The mapped sharer layers, ``[layers, batch, sharer heads, tokens, sharer head size]``.
+            cache: The sharer's layers `AdapterConfig.sharer_layers`, ``[layers, batch, sharer heads, tokens, sharer
+                head size]``.
             index: int64. With a pooler ``[batch, tokens]``, the span of each sharer token, -1 for none; without
                 ``[batch, receiver tokens]``, for each receiver token the sharer token it is aligned with.
 
         Raises:
             GeometryError: If ``cache`` or ``index`` does not fit this adapter or each other.
         """
-        cache = self._checked(cache, "sharer")
+        cache = self._checked(cache, "sharer", self.config.sharer.geometry, len(self.config.sharer_layers))
         if self.pooler is None:
             return Summaries(aligned(cache, index), torch.ones_like(index, dtype=torch.bool))
         return self.pooler.summarise(cache, index)
@@ -94,7 +103,7 @@ class CacheAdapter(nn.Module):
         Raises:
             GeometryError: If they do not fit this adapter.
         """
-        summaries = summaries._replace(kv=self._checked(summaries.kv, "sharer"))
+        summaries = summaries._replace(kv=self._checked(summaries.kv, "message", self.config.message))
         return summaries if self.pooler is None else self.pooler.merge(summaries)
 
     def forward(self, summaries: Summaries, receiver: KV | None, temperature: float | None = None) -> KV:
@@ -115,15 +124,17 @@ class CacheAdapter(nn.Module):
         if (receiver is None) == self.fuser.reads_receiver:
             needed = "the receiver's layers, not None" if receiver is None else "None: its fuser reads the sharer only"
             raise GeometryError(f"receiver of pooler={self.config.settings.pooler or 'null'} must be {needed}.")
-        kv = self._checked(summaries.kv, "sharer")
+        kv = self._checked(summaries.kv, "message", self.config.message)
         if receiver is not None:
-            receiver = self._checked(receiver, "receiver")
+            receiver = self._checked(receiver, "receiver", self.config.receiver.geometry)
             _require_fit(kv, receiver)
+        given = kv if self.pooler is None or not self.carries else self.pooler.standardised(kv)
         layers = self.gates.open if temperature is None else self._all
         # Before the fuser, whose dropout draws as many numbers as there are tokens: the same noise on every rank.
         gates = self.gates(temperature).view(-1, 2, 1, 1, 1, 1)
-        delta = self._fused(layers, kv, receiver)
-        return KV(gates[:, 0] * delta.keys, gates[:, 1] * delta.values)
+        delta = self._fused(layers, given, receiver)
+        gated = KV(gates[:, 0] * delta.keys, gates[:, 1] * delta.values)
+        return gated if self.pooler is None or not self.carries else self.pooler.corrected(kv, gated)
 
     @property
     def _all(self) -> Tensor:
@@ -144,10 +155,9 @@ class CacheAdapter(nn.Module):
         delta = functional_call(self.fuser, parameters, parts)
         return KV(*(tensor.new_zeros(count, *tensor.shape[1:]).index_copy(0, layers, tensor) for tensor in delta))
 
-    def _checked(self, cache: KV, role: str) -> KV:
-        """``cache`` in the adapter's dtype, if it has this role's layers, heads and head size."""
-        geometry = getattr(self.config, role).geometry
-        layers = len(self.config.receiver_layers)
+    def _checked(self, cache: KV, role: str, geometry: Geometry, layers: int | None = None) -> KV:
+        """``cache`` in the adapter's dtype, if it has this geometry, and so many layers (default: the edited ones)."""
+        layers = len(self.config.receiver_layers) if layers is None else layers
         for name, tensor in zip(KV._fields, cache, strict=True):
             shape = tuple(tensor.shape)
             if len(shape) != 5 or (shape[0], shape[2], shape[4]) != (layers, geometry.kv_heads, geometry.head_dim):
@@ -176,10 +186,13 @@ class CacheAdapter(nn.Module):
         return digest.hexdigest()
 
     def parameter_counts(self) -> dict[str, int]:
-        """Trainable parameters: ``total``, ``per_layer`` (without the pool) and ``pool``."""
+        """Trainable parameters, ``total``, ``per_layer`` (without the pool) and ``pool``; and numbers that have a
+        ``closed_form`` and are not trained."""
         total = sum(parameter.numel() for parameter in self.parameters())
         pool = sum(parameter.numel() for parameter in self.pooler.parameters()) if self.pooler is not None else 0
-        return {"total": total, "per_layer": (total - pool) // len(self.config.receiver_layers), "pool": pool}
+        per_layer = (total - pool) // len(self.config.receiver_layers)
+        closed_form = sum(buffer.numel() for buffer in self.buffers())
+        return {"total": total, "per_layer": per_layer, "pool": pool, "closed_form": closed_form}
 
     def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the adapter folder: ``adapter_config.json``, ``adapter_model.safetensors`` and a model card.

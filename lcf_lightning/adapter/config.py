@@ -43,7 +43,8 @@ class AdapterSettings:
             ``class_path`` and ``init_args``.
         pooler: For cross context: ``span``, where a message edits the receiver's tokens (LCF-X), ``prefix``, where it
             becomes tokens of its own before them (see `PrefixPooler`): for a sharer that does not know what will be
-            asked; or one of your own, likewise. Null where both models read the same tokens.
+            asked; ``carry``, where the sharer's own tokens do (see `CarryPooler`); or one of your own, likewise. Null
+            where both models read the same tokens.
         d: Bottleneck of the LCF fuser (even), or hidden width of the C2C fuser.
         layers: Receiver layers to edit; null for all of them.
         layer_map: ``last_aligned`` or ``proportional``: which sharer layer a receiver layer reads.
@@ -53,7 +54,8 @@ class AdapterSettings:
         dropout: Dropout of the fuser's FFN blocks in training (C2C's recipe: 0.1).
         zero_init: Start from no edit at all: the maps that write Δ are zero at first, as in LoRA. Where the receiver
             knows something already, training need not first repair what random edits broke. False: as the papers.
-            With ``pooler=prefix`` the start is zero tokens, which is not quite nothing.
+            With ``pooler=prefix`` the start is zero tokens, which is not quite nothing; with ``pooler=carry`` it is
+            always so.
     """
 
     fuser: PartName = "lcf"
@@ -93,6 +95,11 @@ class AdapterSettings:
         return self.pooler is not None and part_class(Pooler, self.pooler).prepends
 
     @property
+    def carries(self) -> bool:
+        """Whether these tokens are the sharer's own, in the receiver's shape, which the fuser only corrects."""
+        return self.pooler is not None and part_class(Pooler, self.pooler).carries
+
+    @property
     def label(self) -> str:
         """What tables and model cards call such an adapter."""
         fuser = part_class(Fuser, self.fuser).label
@@ -117,6 +124,11 @@ class AdapterSettings:
         if self.prepends and not self.unrotate_keys:
             raise SettingError(
                 f"unrotate_keys=false must be true with pooler={self.pooler!r}, which moves the receiver's tokens."
+            )
+        if self.carries and self.layers is not None:
+            raise SettingError(
+                f"layers={list(self.layers)} must be null with pooler={self.pooler!r}: a token that is nothing in some "
+                "layers is none that the receiver can read."
             )
 
 
@@ -188,7 +200,9 @@ class AdapterConfig:
 
     @property
     def sharer_layers(self) -> tuple[int, ...]:
-        """For each edited receiver layer, the sharer layer it reads."""
+        """For each edited receiver layer, the sharer layer it reads; all of them where the pooler carries."""
+        if self.settings.carries:
+            return tuple(range(self.sharer.geometry.layers))
         layer_map = LAYER_MAPS[self.settings.layer_map]
         sharer, receiver = self.sharer.geometry.layers, self.receiver.geometry.layers
         return tuple(layer_map(layer, sharer, receiver) for layer in self.receiver_layers)
@@ -203,7 +217,14 @@ class AdapterConfig:
             d=self.settings.d,
             dropout=self.settings.dropout,
             prepends=self.settings.prepends,
+            same_model=(self.sharer.path, self.sharer.revision) == (self.receiver.path, self.receiver.revision),
         )
+
+    @property
+    def message(self) -> Geometry:
+        """Layers, heads and head size of what travels."""
+        carrier = self.receiver if self.settings.carries else self.sharer
+        return replace(carrier.geometry, layers=len(self.receiver_layers))
 
     def require(self, role: str, geometry: Geometry) -> None:
         """Raise a GeometryError that names what differs if a model is not the ``sharer`` or ``receiver`` of this."""

@@ -74,13 +74,18 @@ def within_spans(scores: Tensor, cache: KV, spans: Tensor) -> tuple[Tensor, Tens
         cache: ``[layers, batch, kv_heads, tokens, head_dim]``.
         spans: ``[batch, tokens]``, int64, the span of each token, -1 for none.
     """
+    require_spans(cache, spans)
+    member = spans.unsqueeze(1) == torch.arange(int(spans.max()) + 1, device=spans.device)[:, None]
+    return scores.unsqueeze(-2).masked_fill(~member[:, None], NEVER).softmax(-1), member.any(-1)
+
+
+def require_spans(cache: KV, spans: Tensor) -> None:
+    """Raise a GeometryError unless ``spans`` has the cache's batch and tokens, and every row a token in a span."""
     expected = (cache.keys.shape[1], cache.keys.shape[3])
     if spans.shape != expected:
         raise GeometryError(f"spans {tuple(spans.shape)} must be [batch, tokens] of the cache, {expected}.")
     if not bool((spans >= 0).any(-1).all()):
         raise GeometryError("spans: every row needs at least one token in a span.")
-    member = spans.unsqueeze(1) == torch.arange(int(spans.max()) + 1, device=spans.device)[:, None]
-    return scores.unsqueeze(-2).masked_fill(~member[:, None], NEVER).softmax(-1), member.any(-1)
 
 
 def aligned(cache: KV, index: Tensor) -> KV:

@@ -24,9 +24,9 @@ class Summaries(NamedTuple):
     """What the receiver is given of one sharer or of several.
 
     Attributes:
-        kv: ``[layers, batch, sharer heads, n, sharer head size]``: n span summaries, their pool (n = 1), or, where both
-            models read the same text, the sharer's tokens that the receiver's n tokens are aligned with. Finite also
-            where absent.
+        kv: ``[layers, batch, heads, n, head size]``, of the sharer's heads: n span summaries, their pool (n = 1), or,
+            where both models read the same text, the sharer's tokens that the receiver's n tokens are aligned with. Of
+            the receiver's heads where the pooler `carries`. Finite also where absent.
         present: ``[batch, n]``, bool, False on padding of spans. Of aligned tokens all are marked: which of them are
             padding the receiver's own mask says.
     """
@@ -47,6 +47,7 @@ class PartShape:
         dropout: Dropout of the fuser in training.
         prepends: Whether the message becomes tokens before the receiver's own; then there is no token of the receiver
             for a fuser to read.
+        same_model: Whether sharer and receiver are one model, so that what the one has cached the other can read.
     """
 
     layers: int
@@ -55,6 +56,7 @@ class PartShape:
     d: int
     dropout: float = 0.0
     prepends: bool = False
+    same_model: bool = False
 
 
 class Pooler(nn.Module, ABC):
@@ -67,20 +69,46 @@ class Pooler(nn.Module, ABC):
         alias: A short name for configs, of the parts of this package.
         label: What tables and model cards call an adapter with this pooler; ``{fuser}`` is the fuser's own label.
         prepends: Whether a message becomes tokens before the receiver's own (True), or edits these (False).
+        carries: Whether these tokens are in the receiver's shape already, so that the fuser only corrects them. Such a
+            pooler is given all of the sharer's layers, and fills all of the receiver's.
         poolable: Whether `merge` makes one vector of all spans, so that a message can be sent pooled.
     """
 
     alias: ClassVar[str | None] = None
     label: ClassVar[str]
     prepends: ClassVar[bool] = False
+    carries: ClassVar[bool] = False
     poolable: ClassVar[bool] = False
+
+    @property
+    def unfitted(self) -> bool:
+        """Whether `fit` must be called before training: never, but for poolers that start from a closed form."""
+        return False
+
+    def fit(self, sharer: KV, receiver: KV) -> None:
+        """Set what has a closed form, from what both models have cached of the same tokens.
+
+        Args:
+            sharer: ``[sharer layers, 1, sharer heads, tokens, sharer head size]``, keys un-rotated.
+            receiver: ``[receiver layers, 1, receiver heads, tokens, receiver head size]``, likewise, of the tokens that
+                stand where these stand.
+        """
+
+    def standardised(self, message: KV) -> KV:
+        """A message as the fuser that corrects it is given it; where it `carries`."""
+        return message
+
+    def corrected(self, message: KV, residual: KV) -> KV:
+        """A message with the fuser's gated residual in it; where it `carries`."""
+        return KV(message.keys + residual.keys, message.values + residual.values)
 
     @abstractmethod
     def summarise(self, cache: KV, spans: Tensor) -> Summaries:
         """Summarise each span of a sharer's cache.
 
         Args:
-            cache: ``[layers, batch, kv_heads, tokens, head_dim]``.
+            cache: ``[layers, batch, kv_heads, tokens, head_dim]``: the layers that the edited ones read; where it
+                `carries`, all of the sharer's.
             spans: ``[batch, tokens]``, int64, the span of each token, -1 for none.
 
         Raises:
@@ -121,7 +149,7 @@ class Fuser(nn.Module, ABC):
         """The residual to add, or the tokens to put before.
 
         Args:
-            sharer: ``[layers, batch, sharer heads, tokens or 1, sharer head size]``.
+            sharer: ``[layers, batch, heads, tokens or 1, head size]``: the message, see `Summaries`.
             receiver: ``[layers, batch, receiver heads, tokens, receiver head size]``; None where it is not read.
 
         Returns:

@@ -19,6 +19,8 @@ def open_layers(adapter: CacheAdapter) -> tuple[int, ...]:
 def without_closed_layers(adapter: CacheAdapter) -> CacheAdapter:
     """The same edits from fewer parameters, for whoever trains no more; ``adapter`` itself if all or none are open."""
     layers = open_layers(adapter)
+    if adapter.carries:  # what is carried is there in every layer, corrected or not
+        return adapter
     return adapter if len(layers) in (0, len(adapter.config.receiver_layers)) else keep_layers(adapter, layers)
 
 
@@ -33,6 +35,8 @@ def keep_layers(adapter: CacheAdapter, layers: Sequence[int]) -> CacheAdapter:
         SettingError: If there is none, or one that the adapter does not edit.
     """
     config, kept = adapter.config, sorted(set(layers))
+    if adapter.carries:
+        raise SettingError(f"pooler={config.settings.pooler!r} fills every layer; none can be left out.")
     unknown = sorted(set(kept) - set(config.receiver_layers))
     if unknown or not kept:
         raise SettingError(f"layers={kept} must be one or more of {list(config.receiver_layers)}.")

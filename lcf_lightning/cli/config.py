@@ -130,7 +130,7 @@ class FitConfig:
     def link(self, adapter: CacheAdapter, data: PairDataModule) -> Link:
         """The pair, loaded on the trainer's device, and the adapter without its closed layers."""
         adapter = without_closed_layers(adapter).to(self.device)
-        return Link(*load_pair(data.sharer, data.receiver, self.device), adapter)
+        return Link(*load_pair(data.sharer, data.receiver, self.device), adapter, self.prefills)
 
 
 def config_parser(command: Command, options: type[object] | None = None) -> LightningArgumentParser:

@@ -22,7 +22,8 @@ def params(args: list[str]) -> None:
     with torch.device("meta"):
         adapter = FitConfig(values).module().adapter
     counts = adapter.parameter_counts()
-    sizes = {**counts, "layers": len(adapter.config.receiver_layers), "megabytes_bf16": counts["total"] * 2 / 1e6}
+    megabytes = (counts["total"] + counts["closed_form"]) * 2 / 1e6
+    sizes = {**counts, "layers": len(adapter.config.receiver_layers), "megabytes_bf16": megabytes}
     if values["json"]:
         sys.stdout.write(json.dumps(sizes) + "\n")
         return
@@ -30,6 +31,7 @@ def params(args: list[str]) -> None:
         f"trainable parameters  {sizes['total']:,}",
         f"  per layer           {sizes['per_layer']:,} × {sizes['layers']}",
         f"  pool                {sizes['pool']:,}",
+        f"closed form, fixed    {sizes['closed_form']:,}",
         f"adapter in bf16       {sizes['megabytes_bf16']:.1f} MB",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
@@ -42,7 +44,7 @@ COMMAND = Command(
         ("--config FILE", "a config of fit"),
         ("--model.adapter.d N", "the bottleneck's width"),
         ("--model.adapter.layers [N,…]", "receiver layers to edit"),
-        ("--model.adapter.pooler NAME", "span, prefix, null, or your own"),
+        ("--model.adapter.pooler NAME", "span, prefix, carry, null, or your own"),
         ("--json", "JSON instead of a table"),
     ),
     example="--config configs/qwen_openhermes_lcf128.yaml",

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lcf_lightning.data.alignment import Indexes, align, align_places
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
-from lcf_lightning.data.tokens import Encoded, Tokens, pad_left, pad_right, split_last
+from lcf_lightning.data.tokens import Encoded, Tokens, pad_left, pad_right, split_question
 from lcf_lightning.errors import DataError, SettingError
 
 
@@ -32,7 +32,8 @@ class Batch:
         index: What `Link.pool` takes of it: where the two read different texts, ``[batch, sharer tokens]``, the span of
             each sharer token (-1 for none), several sharers one after the other; where they read the same, ``[batch,
             receiver tokens]``, the sharer token that each receiver token is aligned with. int64.
-        receiver: What the receiver reads, without the last prompt token.
+        receiver: What the receiver reads before a message comes.
+        question: What it reads after it (``prompts.reread``), but the last prompt token; else no token.
         last: ``[batch, 1]``, int64: the last prompt token, fed again on the edited cache.
         answers: ``[batch, tokens]``, int64: the first accepted answer and the end of sequence, padded on the right.
         answer_mask: ``[batch, tokens]``, bool, False on padding.
@@ -45,6 +46,7 @@ class Batch:
     sharer: Tokens
     index: Tensor
     receiver: Tokens
+    question: Tokens
     last: Tensor
     answers: Tensor
     answer_mask: Tensor
@@ -60,7 +62,7 @@ class Batch:
 
     def to(self, *args: Any, **kwargs: Any) -> Batch:
         """The batch with its tensors moved, as Lightning asks for."""
-        names = ("sharer", "index", "receiver", "last", "answers", "answer_mask")
+        names = ("sharer", "index", "receiver", "question", "last", "answers", "answer_mask")
         return replace(self, **{name: getattr(self, name).to(*args, **kwargs) for name in names})
 
 
@@ -175,15 +177,16 @@ class Collator:
     def _batch(
         self, examples: Sequence[Example], sharer: Tokens, index: Tensor, receiver: Sequence[Encoded], dropped: int
     ) -> Batch:
-        prefilled, last = split_last(receiver, self.receiver.pad_id)
+        prompt = split_question(receiver, self.receiver.pad_id, self.receiver.settings.reread is not None)
         answers, mask = pad_right([self.receiver.answer(row.answers[0]) for row in examples], self.receiver.pad_id)
         return Batch(
             examples=tuple(examples),
             prompts=self.receiver.settings,
             sharer=sharer,
             index=index,
-            receiver=prefilled,
-            last=last,
+            receiver=prompt.ahead,
+            question=prompt.question,
+            last=prompt.last,
             answers=answers,
             answer_mask=mask,
             dropped_spans=dropped + sum(prompt.dropped for prompt in receiver),
@@ -204,6 +207,10 @@ class SharedCollator(Collator):
         if self.sharer.settings.sharers != 1:
             raise SettingError(
                 f"sharers={self.sharer.settings.sharers} must be 1 where both models read the same text."
+            )
+        if self.sharer.settings.reread is not None:
+            raise SettingError(
+                f"reread={self.sharer.settings.reread!r} must be null where both models read the same text."
             )
 
     def collate(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:

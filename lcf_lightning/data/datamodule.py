@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
-from lcf_lightning.data.batch import Collator, SharedCollator
+from lcf_lightning.data.batch import Batch, Collator, SharedCollator
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.loader import ResumableLoader, ResumableSampler
 from lcf_lightning.data.partition import mismatched_partners, shared_text
@@ -145,6 +145,16 @@ class PairDataModule(pl.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader("test")
+
+    def read_by_both(self, texts: int) -> Iterator[Batch]:
+        """What the sharer reads of up to ``texts`` training examples, as both models would read it, one by one."""
+        assert self._collator is not None, "setup() runs first"
+        settings = replace(self.prompts, sharers=1, reread=None)
+        collator = SharedCollator.of(settings, self._collator.sharer.tokenizer, self._collator.receiver.tokenizer)
+        train = self._examples["train"]
+        for place in range(min(texts, len(train))):
+            example = train[place]
+            yield collator.train([replace(example, shared=example.sharer_reads, sharer=(), receiver=())])
 
     def size(self, split: Split) -> int:
         """How many examples a split has that has been set up."""

@@ -48,6 +48,8 @@ class PromptSettings:
         text: How that text enters the receiver's prompt; must hold ``{text}``.
         text_place: ``after`` the receiver's own context, which it can read while the text is being written, or
             ``before`` it.
+        reread: ``question``: the receiver reads its question after the message has come, so that every token of it can
+            see the message; what stands before is read ahead. Null: only the last token sees the message.
         stop: What ends an answer, in evaluation and in `Channel.receive`; null where nothing but the end of sequence
             does, as in chats.
     """
@@ -68,6 +70,7 @@ class PromptSettings:
     text_chat: bool = False
     text: str = "{text}\n"
     text_place: str = "after"
+    reread: str | None = None
     stop: str | None = "\n"
 
     def __post_init__(self) -> None:
@@ -82,6 +85,8 @@ class PromptSettings:
             raise SettingError(f"alignment={self.alignment!r} must be one of {', '.join(STRATEGIES)}.")
         if self.text_place not in TEXT_PLACES:
             raise SettingError(f"text_place={self.text_place!r} must be one of {', '.join(TEXT_PLACES)}.")
+        if self.reread not in (None, "question"):
+            raise SettingError(f"reread={self.reread!r} must be question, or null.")
         if self.stop == "":
             raise SettingError("stop='' must be some text, or null for none.")
         for name in ("max_sharer_tokens", "max_receiver_tokens", "max_answer_tokens"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,9 +42,17 @@ class Tokens:
     def to(self, *args: Any, **kwargs: Any) -> Tokens:
         return Tokens(*(tensor.to(*args, **kwargs) for tensor in (self.ids, self.mask, self.spans)))
 
+    def rows(self, index: Tensor) -> Tokens:
+        """Some rows of the batch, ``index`` ``[rows]``, int64."""
+        return Tokens(*(tensor[index] for tensor in (self.ids, self.mask, self.spans)))
+
     def until(self, tokens: int) -> Tokens:
         """The first so many tokens of each row."""
         return Tokens(*(tensor[:, :tokens] for tensor in (self.ids, self.mask, self.spans)))
+
+    def after(self, tokens: int) -> Tokens:
+        """Each row without its first so many tokens."""
+        return Tokens(*(tensor[:, tokens:] for tensor in (self.ids, self.mask, self.spans)))
 
 
 def pad_left(prompts: Sequence[Encoded], pad_id: int) -> Tokens:
@@ -68,6 +76,38 @@ def pad_right(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.tensor([row + [pad_id] * (width - len(row)) for row in rows], dtype=torch.long)
     return ids, torch.arange(width) < lengths[:, None]
+
+
+class Prompt(NamedTuple):
+    """Prompts of a batch as a receiver reads them.
+
+    Attributes:
+        ahead: What is read before a message comes.
+        question: What is read after it, but the last token; no token where nothing is.
+        last: ``[batch, 1]``, int64: the last token.
+    """
+
+    ahead: Tokens
+    question: Tokens
+    last: Tensor
+
+    def whole(self) -> Prompt:
+        """The same prompt of one row, all of it but the last token read ahead."""
+        both = zip(vars(self.ahead).values(), vars(self.question).values(), strict=True)
+        return self._replace(ahead=Tokens(*(torch.cat(pair, dim=1) for pair in both)), question=self.question.until(0))
+
+
+def split_question(prompts: Sequence[Encoded], pad_id: int, reread: bool, device: torch.device | str = "cpu") -> Prompt:
+    """Prompts whose last span, the question, is read after a message where ``reread``.
+
+    One token at least is read ahead, also of a prompt that begins with its question.
+    """
+    begins = [max(1, row.spans.index(max(row.spans))) if reread else len(row.ids) - 1 for row in prompts]
+    rows = list(zip(prompts, begins, strict=True))
+    ahead = [Encoded(row.ids[:begin], row.spans[:begin]) for row, begin in rows]
+    question = [Encoded(row.ids[begin:-1], row.spans[begin:-1]) for row, begin in rows]
+    last = torch.tensor([row.ids[-1:] for row in prompts], device=device)
+    return Prompt(pad_left(ahead, pad_id).to(device), pad_left(question, pad_id).to(device), last)
 
 
 def split_last(prompts: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tokens, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example, Passage
-from lcf_lightning.data.tokens import Tokens, split_last
+from lcf_lightning.data.tokens import Prompt, Tokens, split_question
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.text_baseline import reading_prompts, text_prompts, write_texts
 from lcf_lightning.link import Link, Role
@@ -27,8 +27,9 @@ class Reading(NamedTuple):
     """What an answer is read from.
 
     Attributes:
-        cache: A cache of all prompt tokens but the last.
+        cache: A cache of all prompt tokens but the last, and but the question.
         last: ``[batch, 1]``, int64: the last prompt token.
+        question: What is read on that cache before the last token; None where nothing is (``prompts.reread``).
         texts: What the sharer wrote in words; in the T2T arms only.
         cut: Whether the budget ended each of these texts.
         role: Whose cache this is, who answers.
@@ -37,10 +38,17 @@ class Reading(NamedTuple):
 
     cache: KVCache
     last: Tensor
+    question: Tokens | None = None
     texts: tuple[str, ...] = ()
     cut: tuple[bool, ...] = ()
     role: Role = "receiver"
     partners: tuple[Example, ...] = ()
+
+    def asked(self, link: Link) -> Reading:
+        """The same when the question has been read; gradients flow into the cache."""
+        if self.question is None:
+            return self
+        return self._replace(cache=link.read_on(self.cache, self.question), question=None)
 
 
 class ArmCaches:
@@ -61,7 +69,7 @@ class ArmCaches:
     @cached_property
     def own_context(self) -> Reading:
         """The receiver reads its own passages."""
-        return Reading(self.link.read_receiver(self.batch.receiver), self.batch.last)
+        return Reading(self.link.read_receiver(self.batch.receiver), self.batch.last, self.batch.question)
 
     @cached_property
     def sharer(self) -> KVCache:
@@ -82,7 +90,8 @@ class ArmCaches:
     def first_tokens(self) -> Tensor:
         """Log probabilities of the answer's first token with the receiver's own passages, ``[batch, vocabulary]``."""
         ids, mask = self.batch.answers[:, :1], self.batch.answer_mask[:, :1]
-        return self.link.logits(self.own_context.cache, self.batch.last, ids, mask)[:, 0].log_softmax(-1)
+        cache = self.own_context.asked(self.link).cache
+        return self.link.logits(cache, self.batch.last, ids, mask)[:, 0].log_softmax(-1)
 
     @cached_property
     def partner_message(self) -> Summaries:
@@ -98,7 +107,7 @@ class ArmCaches:
     def receives(self, message: Summaries, reading: Reading | None = None) -> Reading:
         """The receiver reads its own passages, or what ``reading`` says, and some message."""
         reading = reading or self.own_context
-        return reading._replace(cache=self.link.fuse(reading.cache, message))
+        return reading._replace(cache=self.link.fuse(reading.cache, message, question=reading.question))
 
     def receives_partners(self, reading: Reading | None = None) -> Reading:
         """The receiver reads its own passages, or what ``reading`` says, and another example's message."""
@@ -114,8 +123,8 @@ class ArmCaches:
         """The receiver reads ``passages`` of each example as text, however long."""
 
         def read() -> Reading:
-            tokens, last = passages_prompts(self.link, self.writer, self.batch, passages)
-            return Reading(self.link.read_receiver(tokens), last)
+            prompt = passages_prompts(self.link, self.writer, self.batch, passages)
+            return Reading(self.link.read_receiver(prompt.ahead), prompt.last, prompt.question)
 
         return self._once(passages, read)
 
@@ -140,14 +149,14 @@ class ArmCaches:
         texts = tuple(self.writer.texts(ids, "sharer"))
 
         def read() -> Reading:
-            tokens, last = reading_prompts(self.link, self.writer, self.batch.prompts, self.batch.examples, texts)
-            return Reading(self.link.read_receiver(tokens), last, texts)
+            prompt = reading_prompts(self.link, self.writer, self.batch.prompts, self.batch.examples, texts)
+            return Reading(self.link.read_receiver(prompt.ahead), prompt.last, prompt.question, texts)
 
         return self._once(texts, read)._replace(cut=tuple((~torch.isin(ids, stops).any(1)).tolist()))
 
 
-def passages_prompts(link: Link, writer: Writer, batch: Batch, passages: Reads) -> tuple[Tokens, Tensor]:
-    """``passages`` of each example and the question, for the receiver: all but the last token, and it."""
+def passages_prompts(link: Link, writer: Writer, batch: Batch, passages: Reads) -> Prompt:
+    """``passages`` of each example and the question, for the receiver."""
     encoder = writer.encoder(batch.prompts, "receiver").unlimited()
     encoded = [encoder.prompt(passages(row), row.question) for row in batch.examples]
-    return split_last(encoded, encoder.pad_id, link.receiver.device)
+    return split_question(encoded, encoder.pad_id, batch.prompts.reread is not None, link.receiver.device)

@@ -24,10 +24,10 @@ from lcf_lightning.wire import WIRE_DTYPES
 from lcf_lightning.writer import Writer
 
 STAGES = (
-    "sharer_prefill", "pool", "write", "receiver_prefill", "read_text", "read_at_once", "fuse", "first_token",
-    "rest_of_answer",
+    "sharer_prefill", "pool", "write", "receiver_prefill", "read_text", "read_at_once", "fuse", "question",
+    "first_token", "rest_of_answer",
 )  # fmt: skip
-FLOOR = ("sharer_prefill", "receiver_prefill", "first_token")
+FLOOR = ("sharer_prefill", "receiver_prefill", "question", "first_token")
 SHARER_STAGES = ("sharer_prefill", "pool", "write")  # what can run beside the receiver's prefill
 
 
@@ -162,8 +162,10 @@ def _latency(
     device: torch.device,
 ) -> Latency:
     stages = {arm: [run.watch.milliseconds for run in arm_runs] for arm, arm_runs in runs.items()}
-    floors = [sum(run[stage] for stage in FLOOR) for run in stages["message"]]
-    beside = [max(run[FLOOR[0]], run[FLOOR[1]]) + run[FLOOR[2]] for run in stages["message"]]
+    floors = [sum(run.get(stage, 0) for stage in FLOOR) for run in stages["message"]]
+    beside = [
+        max(run[FLOOR[0]], run[FLOOR[1]]) + sum(run.get(stage, 0) for stage in FLOOR[2:]) for run in stages["message"]
+    ]
     ttft = {arm: [_ttft(run) for run in times] for arm, times in stages.items()}
     side_by_side = {arm: [_side_by_side(run) for run in times] for arm, times in stages.items()}
     figures = {
@@ -225,5 +227,5 @@ def _ttft(run: dict[str, float]) -> float:
 def _side_by_side(run: dict[str, float]) -> float:
     """Time to first token where the two models work at once, as far as one need not wait for the other."""
     sharer = sum(run.get(stage, 0) for stage in SHARER_STAGES)
-    after = sum(run.get(stage, 0) for stage in ("read_text", "fuse", "first_token"))
+    after = sum(run.get(stage, 0) for stage in ("read_text", "fuse", "question", "first_token"))
     return min(max(sharer, run.get("receiver_prefill", 0)) + after, _ttft(run))

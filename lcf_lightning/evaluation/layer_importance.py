@@ -118,14 +118,15 @@ class _Edits:
 
     def __init__(self, link: Link, writer: Writer, batch: Batch) -> None:
         self.link, self.caches = link, ArmCaches(link, writer, batch.to(link.receiver.device))
-        self.delta = link.delta(self.caches.own_context.cache, self.caches.summaries)
+        own = self.caches.own_context
+        self.delta = link.delta(own.cache, self.caches.summaries, question=own.question)
 
     def reading(self, layers: Sequence[int]) -> Reading:
         own, places = self.caches.own_context, [self.link.adapter.config.receiver_layers.index(at) for at in layers]
         if not places:
             return own
         delta = KV(*(tensor[places] for tensor in self.delta))
-        return Reading(self.link.edit(own.cache, tuple(layers), delta, self.caches.summaries.present), own.last)
+        return own._replace(cache=self.link.edit(own.cache, tuple(layers), delta, self.caches.summaries.present))
 
 
 def _by_importance(importance: dict[int, float]) -> list[int]:

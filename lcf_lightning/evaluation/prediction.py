@@ -100,7 +100,7 @@ def run_arms(caches: ArmCaches, arms: Sequence[str], max_new_tokens: int) -> lis
 
 def answer_reading(caches: ArmCaches, reading: Reading, arm: str, max_new_tokens: int) -> list[Prediction]:
     """Every example of a batch answered from a reading, which is called ``arm``."""
-    batch = caches.batch
+    batch, reading = caches.batch, reading.asked(caches.link)
     encoder = caches.collator.sharer if reading.role == "sharer" else caches.collator.receiver
     ids, mask = batch.answers, batch.answer_mask
     if reading.role == "sharer":  # in its own tokens
@@ -184,7 +184,7 @@ def _choice_scores(caches: ArmCaches, reading: Reading, encoder: PromptEncoder) 
 
 def answer_losses(link: Link, reading: Reading, batch: Batch) -> Tensor:
     """Cross entropy of each example's answer: ``[batch]``, float32, mean over its tokens, in nats."""
-    logits = _logits(link, reading, batch.answers, batch.answer_mask)
+    logits = _logits(link, reading.asked(link), batch.answers, batch.answer_mask)
     return _mean_loss(logits, batch.answers, batch.answer_mask)
 
 

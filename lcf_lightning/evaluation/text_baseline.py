@@ -10,7 +10,7 @@ from torch import Tensor
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
-from lcf_lightning.data.tokens import Tokens, split_last
+from lcf_lightning.data.tokens import Prompt, Tokens, split_last, split_question
 from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.decoding import generate
@@ -57,8 +57,8 @@ def write_at_once(link: Link, tokens: Tokens, last: Tensor, budget: int) -> Tens
 
 def reading_prompts(
     link: Link, writer: Writer, prompts: PromptSettings, examples: Sequence[Example], texts: Sequence[str]
-) -> tuple[Tokens, Tensor]:
-    """What the receiver reads of each text, its own context and the question; all but the last token, and it.
+) -> Prompt:
+    """What the receiver reads of each text, its own context and the question.
 
     ``prompts.max_receiver_tokens`` does not hold here: the text must not push the receiver's own context out.
     """
@@ -67,7 +67,7 @@ def reading_prompts(
         encoder.prompt(example.receiver_reads, example.question, text, example.history)
         for example, text in zip(examples, texts, strict=True)
     ]
-    return split_last(encoded, encoder.pad_id, link.receiver.device)
+    return split_question(encoded, encoder.pad_id, prompts.reread is not None, link.receiver.device)
 
 
 def read_ahead(batch: Batch, told: Tokens) -> int:
@@ -77,7 +77,7 @@ def read_ahead(batch: Batch, told: Tokens) -> int:
 
     Args:
         batch: One example.
-        told: What `reading_prompts` gives for it.
+        told: What it reads before the question, of what `reading_prompts` gives for it.
     """
     if batch.prompts.text_place == "before":
         return 0

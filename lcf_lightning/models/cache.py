@@ -102,11 +102,14 @@ class KVCache:
         # All at once: some models rotate by tables that depend on how long a text is.
         keys = rotary.apply(torch.cat([keys, unrotated], dim=3), every, positions_of(mask)).to(self.keys[0].dtype)
         values = torch.cat([values.to(self.values[0].dtype), torch.stack(self.values)], dim=3)
-        # Padding to the left again: a sliding window counts slots, not positions.
-        order = mask.byte().argsort(dim=1, stable=True)
-        index = order[None, :, None, :, None].expand(len(every), -1, heads, -1, size)
-        keys, values = keys.gather(3, index), values.gather(3, index)
-        return KVCache(tuple(keys), tuple(values), mask.gather(1, order))
+        return KVCache(tuple(keys), tuple(values), mask).padded_left()
+
+    def padded_left(self) -> KVCache:
+        """The same tokens with all padding before them: a sliding window counts slots, not positions."""
+        order = self.mask.byte().argsort(dim=1, stable=True)
+        index = order[:, None, :, None].expand(self.keys[0].shape)
+        keys, values = (tuple(side.gather(2, index) for side in sides) for sides in (self.keys, self.values))
+        return KVCache(keys, values, self.mask.gather(1, order))
 
     def rows(self, index: Tensor) -> KVCache:
         """The cache of some rows of the batch, ``index`` ``[rows]``, int64, in that order; a row may come twice."""
@@ -172,22 +175,24 @@ def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Ten
     return _forward(model, to_transformers(model, cache), ids, full, positions, keep=0)
 
 
-@torch.no_grad()
-def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor) -> KVCache:
+def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) -> KVCache:
     """Read more tokens on top of a cache, which stays as it is; what came out of it remembers both.
+
+    Gradients flow into the cache.
 
     Args:
         model: The model that made the cache.
         cache: The cache of the tokens so far.
-        ids: ``[batch, tokens]``, int64, none of them padding.
+        ids: ``[batch, tokens]``, int64.
+        mask: ``[batch, tokens]``, bool, False on padding.
     """
-    mask = torch.ones_like(ids, dtype=torch.bool)
     _check_tokens(ids, mask)
     full = torch.cat([cache.mask, mask], dim=1)
     past = to_transformers(model, cache)
     with torch.autocast(ids.device.type, enabled=False):
         _forward(model, past, ids, full, positions_of(full)[:, cache.mask.shape[1] :], keep=1)
-    return KVCache(*family_of(model.config.get_text_config(decoder=True)).keys_values(past), full)
+    both = KVCache(*family_of(model.config.get_text_config(decoder=True)).keys_values(past), full)
+    return both if len(full) == 1 else both.padded_left()  # one text has no padding
 
 
 def to_transformers(model: PreTrainedModel, cache: KVCache, size: int | None = None) -> Cache:

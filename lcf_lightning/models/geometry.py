@@ -56,6 +56,8 @@ class Geometry:
 # model before training.
 KNOWN_GEOMETRIES = {
     "Qwen/Qwen2.5-0.5B-Instruct": Geometry(layers=24, kv_heads=2, head_dim=64),
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": Geometry(layers=24, kv_heads=2, head_dim=64),
+    "Qwen/Qwen2.5-Coder-1.5B-Instruct": Geometry(layers=28, kv_heads=2, head_dim=128),
     "Qwen/Qwen3-0.6B": Geometry(layers=28, kv_heads=8, head_dim=128),
     "HuggingFaceTB/SmolLM2-135M-Instruct": Geometry(layers=30, kv_heads=3, head_dim=64),
     "google/gemma-3-270m": Geometry(layers=18, kv_heads=1, head_dim=256),

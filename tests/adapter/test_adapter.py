@@ -85,7 +85,7 @@ def test_half_precision_caches_are_computed_in_the_adapters_dtype(adapter: Build
 def test_wrong_shapes_are_refused(adapter: Build) -> None:
     module = adapter()
     message, receiver = random_summaries(5, SHARER, 2, 1), random_kv(5, RECEIVER, 2, 4)
-    with pytest.raises(GeometryError, match=r"sharer keys have shape .*; expected \[5, batch, 2, tokens, 8\]"):
+    with pytest.raises(GeometryError, match=r"message keys have shape .*; expected \[5, batch, 2, tokens, 8\]"):
         module(random_summaries(4, SHARER, 2, 1), receiver)
     with pytest.raises(GeometryError, match="receiver keys have shape"):
         module(message, random_kv(5, SHARER, 2, 4))
@@ -229,7 +229,7 @@ def test_where_both_read_the_same_text_aligned_tokens_are_sent(adapter: Callable
     sent = shared.summarise(cache, torch.tensor([[3, 0, 0]]))
     assert torch.equal(sent.kv.keys, cache.keys[:, :, :, [3, 0, 0]])
     assert torch.equal(shared.merge(sent).kv.keys, sent.kv.keys)
-    with pytest.raises(GeometryError, match="sharer keys have shape"):
+    with pytest.raises(GeometryError, match="message keys have shape"):
         adapter().merge(random_summaries(5, RECEIVER, 1, 4))
 
 

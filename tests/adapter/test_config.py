@@ -56,7 +56,7 @@ def test_layers_and_what_they_read(config: Config) -> None:
         ({"d": 15}, "d=15 must be even and at least 2"),
         ({"d": 0}, "d=0 must be even and at least 2"),
         ({"fuser": "mlp"}, "fuser='mlp' must be c2c, lcf, or the class path of a Fuser whose module has been imported"),
-        ({"pooler": "mean"}, "pooler='mean' must be prefix, span, or the class path of a Pooler"),
+        ({"pooler": "mean"}, "pooler='mean' must be carry, prefix, span, or the class path of a Pooler"),
         (
             {"pooler": {"class_path": "span", "init_args": {"slots": 2}}},
             "init_args of pooler='span' hold slots; it takes none",

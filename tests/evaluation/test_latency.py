@@ -52,9 +52,9 @@ def clocked(module: LCFModule, monkeypatch: pytest.MonkeyPatch) -> LCFModule:
     now = [0.0]
 
     def taking(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def slowly(*args: Any) -> Any:
+        def slowly(*args: Any, **kwargs: Any) -> Any:
             now[0] += DELAYS[name] / 1e3
-            return call(*args)
+            return call(*args, **kwargs)
 
         return slowly
 

@@ -53,7 +53,7 @@ def test_the_receiver_reads_the_text_beside_its_own_context(module: LCFModule, b
     """After it by default: a receiver can read its own context while the text is being written."""
     assert batch.prompts.text_place == "after"
     prompts = replace(batch.prompts, text_place=place)
-    read, last = reading_prompts(module.link, module.writer, prompts, batch.examples, ["Told."] * len(batch))
+    read, _, last = reading_prompts(module.link, module.writer, prompts, batch.examples, ["Told."] * len(batch))
     tokenizer = module.link.receiver.tokenizer
     for row, example in enumerate(batch.examples):
         own = "".join(f"{fact[0]}\n" for fact in example.receiver)
@@ -68,7 +68,7 @@ def test_the_text_does_not_push_the_receivers_context_out(spec: Callable[[str], 
     )
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
-    read, _ = reading_prompts(
+    read, _, _ = reading_prompts(
         module.link, module.writer, batch.prompts, batch.examples, ["far too long a text " * 9] * len(batch)
     )
     assert read.ids.shape[1] > 60
@@ -120,7 +120,7 @@ def test_a_text_is_read_once_for_arms_that_follow_each_other(
 def test_what_is_read_ahead_is_the_own_context_and_no_more(module: LCFModule, batch: Batch) -> None:
     for example in batch.examples:
         (single,) = batches_of_one(module.link, module.writer, batch.prompts, [example])
-        told, _ = reading_prompts(module.link, module.writer, batch.prompts, [example], ["Told."])
+        told, _, _ = reading_prompts(module.link, module.writer, batch.prompts, [example], ["Told."])
         ahead = read_ahead(single, told)
         context = "".join(f"{fact[0]}\n" for fact in example.receiver)
         assert ahead == len(module.link.receiver.tokenizer(f"{context}\n")["input_ids"])

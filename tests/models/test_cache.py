@@ -247,7 +247,7 @@ def test_what_is_read_on_a_cache_is_remembered_as_if_read_at_once(
     mask[0, :3] = False
     whole, first = prefill(model, ids, mask), prefill(model, ids[:, :6], mask[:, :6])
     kept = [tensor.clone() for tensor in first.keys]
-    both = extend(model, first, ids[:, 6:])
+    both = extend(model, first, ids[:, 6:], mask[:, 6:])
     for one, other in zip((*both.keys, *both.values), (*whole.keys, *whole.values), strict=True):
         torch.testing.assert_close(one[1], other[1])
         torch.testing.assert_close(one[0, :, 3:], other[0, :, 3:])

@@ -14,6 +14,7 @@ from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.link import Link
@@ -41,6 +42,14 @@ class TimedRun:
     sent: Sequence[Summaries] | str = ()
     prompt: str | None = None
     written_tokens: int = 0
+
+
+def ask(link: Link, cache: KVCache, question: Tokens, run: TimedRun) -> KVCache:
+    """The receiver's cache when it has read its question too, where that was left to be read (``prompts.reread``)."""
+    if not question.ids.shape[1]:
+        return cache
+    with run.watch("question"):
+        return link.read_on(cache, question)
 
 
 class Arm(ABC):

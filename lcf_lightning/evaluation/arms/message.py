@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.evaluation.arms.arm import Arm, TimedRun
+from lcf_lightning.evaluation.arms.arm import Arm, TimedRun, ask
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
@@ -36,7 +36,8 @@ class MessageArm(Arm):
         with run.watch("receiver_prefill"):
             receiver = link.read_receiver(batch.receiver)
         with run.watch("fuse"):
-            cache = link.fuse(receiver, link.merge(summaries))
+            cache = link.fuse(receiver, link.merge(summaries), question=batch.question)
+        cache = ask(link, cache, batch.question, run)
         run.sent = [summaries] if link.shared else by_sharer(summaries, batch.sharer.spans)
         run.prompt = digests(batch.receiver)[0] if link.shared else None
         return cache, batch.last

@@ -61,15 +61,15 @@ class TextToText(Arm):
                 ids = write_texts(link, link.read_sharer(request), last, self.budget, run.static_size)
         texts = writer.texts(ids[:, : self.budget], "sharer")
         run.sent, run.written_tokens = texts[0], ids.shape[1]
-        told, last = reading_prompts(link, writer, batch.prompts, batch.examples, texts)
-        ahead = read_ahead(batch, told)
+        told = reading_prompts(link, writer, batch.prompts, batch.examples, texts).whole()
+        ahead = read_ahead(batch, told.ahead)
         if not ahead:
             with run.watch("read_text"):
-                return link.read_receiver(told), last
+                return link.read_receiver(told.ahead), told.last
         with run.watch("receiver_prefill"):
-            receiver = link.read_receiver(told.until(ahead))
+            receiver = link.read_receiver(told.ahead.until(ahead))
         with run.watch("read_text"):
-            cache = link.read_on(receiver, told.ids[:, ahead:])
+            cache = link.read_on(receiver, told.ahead.after(ahead))
         with run.watch("read_at_once"):  # faster than in two parts, where nothing else goes on meanwhile
-            link.read_receiver(told)
-        return cache, last
+            link.read_receiver(told.ahead)
+        return cache, told.last

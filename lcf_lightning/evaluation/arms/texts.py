@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example, Passage
-from lcf_lightning.evaluation.arms.arm import Arm, TimedRun
+from lcf_lightning.evaluation.arms.arm import Arm, TimedRun, ask
 from lcf_lightning.evaluation.caches import ArmCaches, Reading, passages_prompts
 from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
@@ -27,7 +27,8 @@ class OwnContext(Arm):
 
     def run(self, link: Link, writer: Writer, batch: Batch, run: TimedRun) -> tuple[KVCache, Tensor]:
         with run.watch("receiver_prefill"):
-            return link.read_receiver(batch.receiver), batch.last
+            cache = link.read_receiver(batch.receiver)
+        return ask(link, cache, batch.question, run), batch.last
 
 
 class QuestionOnly(Arm):
@@ -48,9 +49,10 @@ class QuestionOnly(Arm):
         return caches.reads(self.passages)
 
     def run(self, link: Link, writer: Writer, batch: Batch, run: TimedRun) -> tuple[KVCache, Tensor]:
-        tokens, last = passages_prompts(link, writer, batch, self.passages)
+        prompt = passages_prompts(link, writer, batch, self.passages)
         with run.watch("receiver_prefill"):
-            return link.read_receiver(tokens), last
+            cache = link.read_receiver(prompt.ahead)
+        return ask(link, cache, prompt.question, run), prompt.last
 
 
 class FullContext(QuestionOnly):

@@ -1,0 +1,52 @@
+"""What of an adapter has a closed form, from texts that both models have read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from lcf_lightning.data.batch import Batch
+from lcf_lightning.data.tokens import Tokens
+from lcf_lightning.link import Link, Side
+from lcf_lightning.models.geometry import KV
+
+FITTING_TEXTS = 300
+FITTING_TOKENS = 20_000
+"""Tokens that are enough, whatever the number of texts; both models' caches of them are held in memory."""
+
+
+@torch.no_grad()
+def fit_pooler(link: Link, batches: Iterable[Batch]) -> None:
+    """`Pooler.fit` with what both models cache of some texts: of each of the receiver's tokens that belongs to a span
+    or to the question, and of the sharer's token that stands where it stands.
+
+    Args:
+        link: The pair and the adapter, which is changed.
+        batches: Of texts that both read, see `PairDataModule.read_by_both`; kept prefills are used.
+    """
+    assert link.adapter.pooler is not None
+    one_model = link.sharer is link.receiver
+    pairs: list[tuple[KV, KV]] = []
+    found = 0
+    for batch in batches:
+        batch = batch.to(link.receiver.device)
+        content = batch.receiver.spans[0] >= 0
+        said = _at(link.side("sharer"), batch.sharer, batch.index[0, content])
+        pairs.append((said, said if one_model else _at(link.side("receiver"), batch.receiver, content)))
+        found += int(content.sum())
+        if found >= FITTING_TOKENS:
+            break
+    link.adapter.pooler.fit(*(_joined(side) for side in zip(*pairs, strict=True)))
+
+
+def _at(side: Side, tokens: Tokens, places: Tensor) -> KV:
+    """Some tokens of one text, ``[layers, 1, heads, places, size]``, keys un-rotated."""
+    cache = side.prefill(tokens.ids, tokens.mask).read(tuple(range(side.model.geometry.layers)), side.rotary)
+    return KV(cache.keys[:, :, :, places], cache.values[:, :, :, places])
+
+
+def _joined(texts: Sequence[KV]) -> KV:
+    """The tokens of several texts, one after the other."""
+    return KV(torch.cat([text.keys for text in texts], 3), torch.cat([text.values for text in texts], 3))
