@@ -46,6 +46,11 @@ class Tokens:
         """Some rows of the batch, ``index`` ``[rows]``, int64."""
         return Tokens(*(tensor[index] for tensor in (self.ids, self.mask, self.spans)))
 
+    def padded_right(self) -> Tokens:
+        """The same prompts, padded on the right, as what is read on a cache must be."""
+        order = (~self.mask).byte().argsort(dim=1, stable=True)
+        return Tokens(*(tensor.gather(1, order) for tensor in (self.ids, self.mask, self.spans)))
+
     def until(self, tokens: int) -> Tokens:
         """The first so many tokens of each row."""
         return Tokens(*(tensor[:, :tokens] for tensor in (self.ids, self.mask, self.spans)))
@@ -83,7 +88,7 @@ class Prompt(NamedTuple):
 
     Attributes:
         ahead: What is read before a message comes.
-        question: What is read after it, but the last token; no token where nothing is.
+        question: What is read after it, but the last token, padded on the right; no token where nothing is.
         last: ``[batch, 1]``, int64: the last token.
     """
 
@@ -107,7 +112,7 @@ def split_question(prompts: Sequence[Encoded], pad_id: int, reread: bool, device
     ahead = [Encoded(row.ids[:begin], row.spans[:begin]) for row, begin in rows]
     question = [Encoded(row.ids[begin:-1], row.spans[begin:-1]) for row, begin in rows]
     last = torch.tensor([row.ids[-1:] for row in prompts], device=device)
-    return Prompt(pad_left(ahead, pad_id).to(device), pad_left(question, pad_id).to(device), last)
+    return Prompt(pad_left(ahead, pad_id).to(device), pad_left(question, pad_id).padded_right().to(device), last)
 
 
 def split_last(prompts: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tokens, Tensor]:

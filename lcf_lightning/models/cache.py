@@ -183,7 +183,7 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) ->
     Args:
         model: The model that made the cache.
         cache: The cache of the tokens so far.
-        ids: ``[batch, tokens]``, int64.
+        ids: ``[batch, tokens]``, int64, padded on the right: a sliding window counts slots, not positions.
         mask: ``[batch, tokens]``, bool, False on padding.
     """
     _check_tokens(ids, mask)

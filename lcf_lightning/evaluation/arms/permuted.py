@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from lcf_lightning.adapter.layers import aligned
+from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.partition import shuffled
 from lcf_lightning.data.prompts import PromptSettings
@@ -18,7 +20,7 @@ class Permuted(Arm):
     """The sharer's tokens, dealt at random to the spans; each span keeps its size. The sharer reads the right text.
 
     Where both models read the same text, each of the receiver's tokens is given one of the sharer's that belongs to
-    another.
+    another; where tokens are carried as they are, they come in another order.
     """
 
     name = "permuted"
@@ -37,6 +39,11 @@ class Permuted(Arm):
 
     def read(self, caches: ArmCaches) -> Reading:
         batch, ids = caches.batch, caches.batch.ids
+        if caches.link.adapter.carries:
+            kv, present = caches.summaries
+            places = torch.arange(present.shape[1], device=present.device).expand(present.shape)
+            order = dealt(places.masked_fill(~present, -1), ids).clamp(min=0)
+            return caches.receives(Summaries(aligned(kv, order), present))
         if caches.link.shared:
             index = dealt(batch.index.masked_fill(~batch.receiver.mask, -1), ids).clamp(min=0)
         else:
