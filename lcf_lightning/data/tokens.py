@@ -107,7 +107,7 @@ def split_question(prompts: Sequence[Encoded], pad_id: int, reread: bool, device
 
     One token at least is read ahead, also of a prompt that begins with its question.
     """
-    begins = [max(1, row.spans.index(max(row.spans))) if reread else len(row.ids) - 1 for row in prompts]
+    begins = [max(1, row.spans.index(max(row.spans))) if reread and row.spans else len(row.ids) - 1 for row in prompts]
     rows = list(zip(prompts, begins, strict=True))
     ahead = [Encoded(row.ids[:begin], row.spans[:begin]) for row, begin in rows]
     question = [Encoded(row.ids[begin:-1], row.spans[begin:-1]) for row, begin in rows]
