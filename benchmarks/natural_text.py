@@ -27,6 +27,7 @@ from lcf_lightning.evaluation.predictions import read_predictions
 from lcf_lightning.evaluation.statistics import estimate, format_estimate
 
 TEXT_ARMS = ("question_only", "own_context", "full_context", "full_context_form", "t2t_200", "t2t_200_form")
+GAINS = ("content_attributable_gain", "gain_over_other_text")
 REREAD = "--data.init_args.prompts.reread question"
 
 
@@ -80,19 +81,16 @@ def answers(name: str, arms: Sequence[str], args: argparse.Namespace, options: l
 
 
 def table(found: dict[str, list[Prediction]]) -> str:
-    """Each arm that is no control, and what of a message's F1 is about its content."""
-    lines = [
-        "| answers from | exact match | F1 | loss | gain over another's message, F1 | n |",
-        "|---|---|---|---|---|---|",
-    ]
+    """Each arm of each row, and what of a message's F1 is about its content."""
+    head = ("answers from", "exact match", "F1", "loss", "F1 over another's message", "F1 over another's text", "n")
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for name, predictions in found.items():
-        gain = audit(predictions)["comparisons"].get("content_attributable_gain")
+        comparisons = audit(predictions)["comparisons"]
         for arm, rows in by_arm(predictions, needs_sharer=True).items():
-            exact, f1, losses = columns(rows.values())
-            what = {"message": name, "mismatched": f"{name}: another's message"}.get(arm, arm)
-            cells = [what, *(format_estimate(estimate(part)) for part in (exact, f1, losses))]
-            cells += [format_estimate(gain["gain_f1"], signed=True) if arm == "message" and gain else "", len(rows)]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
+            scores = [format_estimate(estimate(part)) for part in columns(rows.values())]
+            gains = [comparisons[gain]["gain_f1"] if arm == "message" else None for gain in GAINS]
+            signed = [format_estimate(gain, signed=True) if gain else "" for gain in gains]
+            lines.append(f"| {' | '.join([f'{name}: {arm}', *scores, *signed, str(len(rows))])} |")
     return "\n".join(lines)
 
 
@@ -113,7 +111,7 @@ def main() -> None:
     args, options = parser.parse_known_args()
     found: dict[str, list[Prediction]] = {}
     for place, name in enumerate(args.rows):
-        arms = ["message", "mismatched", *(args.texts if place == 0 else ())]
+        arms = ["message", "mismatched", "other_text", *(args.texts if place == 0 else ())]
         found[name] = answers(name, arms, args, options)
         print(f"{name} done", file=sys.stderr, flush=True)
     print(table(found))

@@ -28,8 +28,8 @@ from lcf_lightning.models.cache import KVCache, prefill
 OPTIONS = {"evaluate": EvaluateOptions, "prune": PruneOptions, "cache": CacheOptions}
 ARMS = (
     "question_only", "own_context", "full_context", "full_context_form", "t2t_50", "t2t_50_form", "t2t_100",
-    "t2t_100_form", "t2t_150", "t2t_150_form", "t2t_200", "t2t_200_form", "message", "mismatched", "permuted", "zero",
-    "self", "noise",
+    "t2t_100_form", "t2t_150", "t2t_150_form", "t2t_200", "t2t_200_form", "message", "mismatched", "other_text",
+    "permuted", "zero", "self", "noise",
 )  # fmt: skip
 """The arms of an evaluation that names none, where the two read different texts; then where they read the same."""
 SHARED_ARMS = ("sharer_alone", "own_context", "message", "mismatched", "permuted", "zero", "noise")

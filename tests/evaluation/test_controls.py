@@ -114,3 +114,23 @@ def test_where_both_read_the_same_text_tokens_change_places(spec: Spec) -> None:
         ours = {row.arm: row for row in rows if row.id == example.id}
         assert ours["permuted"].loss == pytest.approx(alone.loss, abs=1e-4)  # padding is never dealt
         assert ours["permuted"].loss != ours["message"].loss
+
+
+def test_the_other_text_is_read_with_the_own_question(module: LCFModule, batch: Batch) -> None:
+    """Its message is the one that an example of the partner's passages and this question would get."""
+    caches = ArmCaches(module.link, module.writer, batch)
+    found = find_arm("other_text").reading(caches)
+    swapped = [
+        replace(row, shared=(), sharer=partner.sharer_reads)
+        for row, partner in zip(batch.examples, batch.partners, strict=True)
+    ]
+    alike = module.writer.collator(batch.prompts).collate(swapped, [1] * len(batch))
+    message = module.link.pool(module.link.read_sharer(alike.sharer), alike.index)
+    expected = module.link.fuse(caches.own_context.cache, message)
+    torch.testing.assert_close(found.cache.keys[0], expected.keys[0])
+    assert not torch.equal(found.cache.keys[0], caches.receives_partners().cache.keys[0])
+    hidden = replace(batch.prompts, share_question=False)
+    assert "other_text" in default_arms(False, batch.prompts, batch.examples)
+    assert "other_text" not in default_arms(False, hidden, batch.examples)
+    with pytest.raises(SettingError, match="needs batches of the evaluation loaders"):
+        find_arm("other_text").reading(ArmCaches(module.link, module.writer, replace(batch, partners=())))
