@@ -123,8 +123,8 @@ def test_self_without_anything_to_read_is_refused(module: LCFModule, batch: Batc
     with pytest.raises(SettingError, match="share_question=false: a receiver that has read nothing"):
         run_arms(ArmCaches(module.link, module.writer, hidden), ["self"], 2)
     assert default_arms(False, nothing.prompts, nothing.examples) == ARMS
-    assert default_arms(False, hidden.prompts, batch.examples) == ARMS
-    assert set(ARMS) - set(default_arms(False, hidden.prompts, hidden.examples)) == {"self"}
+    assert set(ARMS) - set(default_arms(False, hidden.prompts, batch.examples)) == {"other_text"}
+    assert set(ARMS) - set(default_arms(False, hidden.prompts, hidden.examples)) == {"self", "other_text"}
 
 
 def test_noise_has_the_messages_moments_and_depends_on_the_example_alone() -> None:
