@@ -92,7 +92,7 @@ FAULTS = [
         ('"gumbel": lambda logits: -torch.log(-torch.log(_uniform(logits)))', '"gumbel": lambda logits: torch.log(-torch.log(_uniform(logits)))'),
         ("return max(0, layer + sharer - receiver)", "return max(0, layer + receiver - sharer)"),
         ("return round(layer * (sharer - 1) / max(1, receiver - 1))", "return round(layer * sharer / receiver)"),
-        ("return KV(gates[:, 0] * delta.keys, gates[:, 1] * delta.values)", "return KV(gates[:, 0] * delta.keys, gates[:, 0] * delta.values)"),
+        ("gated = KV(gates[:, 0] * delta.keys, gates[:, 1] * delta.values)", "gated = KV(gates[:, 0] * delta.keys, gates[:, 0] * delta.values)"),
         ("if batch != rows or n not in (1, tokens):", "if n not in (1, tokens):"),
         ("hidden = F.gelu(self.up(F.rms_norm(z, z.shape[-1:]) * self.norm))", "hidden = F.gelu(self.up(F.rms_norm(z, z.shape[-1:])))"),
         ("by_key, by_value = weights.chunk(2, dim=2)", "by_value, by_key = weights.chunk(2, dim=2)"),

@@ -196,7 +196,7 @@ BAD_INPUT = [
     (["--data.batch_size", "0"], "batch_size=0 must be at least 1"),
     (["--data.source.test_size", "0"], "test_size=0 must be at least 1"),
     (["--data.source.own_questions", "2"], "own_questions=2"),
-    (["--data.source", "Wikipedia"], "source='Wikipedia' must be one of BAbI, Chat, HotpotQA, Knowledge"),
+    (["--data.source", "Wikipedia"], "source='Wikipedia' must be one of BAbI, Chat, Continuation, HotpotQA, Knowledge"),
     (["--data.source", "HotpotQA", "--data.source.train", "no.jsonl"], "train='no.jsonl' is not a file"),
     (["--config", "no.yaml"], "no.yaml' is not a file."),
     (["--model.adaptr.d", "3"], "model.adaptr.d is no setting; did you mean model.adapter.d?"),

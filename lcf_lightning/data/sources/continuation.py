@@ -61,5 +61,5 @@ class Continuation(Source):
             answers=("".join(pieces[half:]).strip(),),
             sharer=(tuple(pieces[:half]),),
             partition={"mode": "continuation", "seed": seed},
-            open_ended=True,
+            open_ended=True,  # many texts would do
         )
