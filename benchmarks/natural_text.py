@@ -21,13 +21,14 @@ from typing import NamedTuple
 
 from embedded import CONFIGS, trained
 
-from lcf_lightning.evaluation.audit import audit
+from lcf_lightning.evaluation.audit import audit, paired
 from lcf_lightning.evaluation.prediction import Prediction, by_arm, columns
 from lcf_lightning.evaluation.predictions import read_predictions
 from lcf_lightning.evaluation.statistics import estimate, format_estimate
 
 TEXT_ARMS = ("question_only", "own_context", "full_context", "full_context_form", "t2t_200", "t2t_200_form")
 GAINS = ("content_attributable_gain", "gain_over_other_text")
+LAST_TOKENS = '--model.adapter.pooler {"class_path":"carry","init_args":{"tokens":%d}}'
 REREAD = "--data.init_args.prompts.reread question"
 
 
@@ -51,8 +52,8 @@ class Row(NamedTuple):
 
 ROWS = {
     "carry": Row(),
-    "carry, last 32 tokens": Row("--model.adapter.pooler.init_args.tokens 32"),
-    "carry, last 8 tokens": Row("--model.adapter.pooler.init_args.tokens 8"),
+    "carry, last 32 tokens": Row(LAST_TOKENS % 32),
+    "carry, last 8 tokens": Row(LAST_TOKENS % 8),
     "carry, not trained": Row("--model.optimizer.init_args.lr 0 --trainer.max_steps 1"),
     "carry, not trained, re-read": Row(of="carry, not trained", evaluate=REREAD),
     "LCF-X": Row("--model.adapter.pooler span --model.adapter.gate_noise logistic"),
@@ -81,14 +82,24 @@ def answers(name: str, arms: Sequence[str], args: argparse.Namespace, options: l
 
 
 def table(found: dict[str, list[Prediction]]) -> str:
-    """Each arm of each row, and what of a message's F1 is about its content."""
-    head = ("answers from", "exact match", "F1", "loss", "F1 over another's message", "F1 over another's text", "n")
+    """Each arm of each row, what of a message's F1 is about its content, and how far the first message is above."""
+    head = (
+        "answers from",
+        "exact match",
+        "F1",
+        "loss",
+        *(f"F1, {name}" for name in GAINS),
+        "first message over it, F1",
+        "n",
+    )
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    first = by_arm(next(iter(found.values())), needs_sharer=True)["message"]
     for name, predictions in found.items():
         comparisons = audit(predictions)["comparisons"]
         for arm, rows in by_arm(predictions, needs_sharer=True).items():
             scores = [format_estimate(estimate(part)) for part in columns(rows.values())]
             gains = [comparisons[gain]["gain_f1"] if arm == "message" else None for gain in GAINS]
+            gains.append(paired(first, rows)["gain_f1"] if rows is not first else None)
             signed = [format_estimate(gain, signed=True) if gain else "" for gain in gains]
             lines.append(f"| {' | '.join([f'{name}: {arm}', *scores, *signed, str(len(rows))])} |")
     return "\n".join(lines)

@@ -23,6 +23,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from statistics import median
 from time import perf_counter
@@ -143,7 +144,8 @@ def answer(channel: Channel, name: str, body: bytes, key: bytes, args: argparse.
         message = Message.from_bytes(body, key=key, origin=channel.origin, max_bytes=MAX_REPLY)
         return channel.receive(message, args.question, args.receiver_reads, args.max_new_tokens)
     example = Example("asked", args.question, ("",), (), parse_passages(args.receiver_reads))
-    prompt = reading_prompts(channel.link, channel.writer, channel.prompts, [example], [body.decode()]).whole()
+    prompts = replace(channel.prompts, reread=None)  # no message comes
+    prompt = reading_prompts(channel.link, channel.writer, prompts, [example], [body.decode()])
     cache, watch = channel.link.read_receiver(prompt.ahead), Stopwatch(channel.link.receiver.device)
     decoding = Decoding.of(channel.link.receiver, args.max_new_tokens, {})
     tokens = prompt.ahead

@@ -11,7 +11,7 @@ from torch import Tensor
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
 from lcf_lightning.data.prompts import PromptEncoder
-from lcf_lightning.data.tokens import Encoded, Tokens, split_last, split_question
+from lcf_lightning.data.tokens import Encoded, Tokens, split_last
 from lcf_lightning.errors import DataError, MessageError
 from lcf_lightning.likelihood import Candidate, Score, score_candidates
 from lcf_lightning.message import Message, together
@@ -86,9 +86,9 @@ def _heard(
     received = [_received(channel, message) for message in messages]
     prompts = _prompts(channel, questions, passages)
     warn_of_dropped(prompts, "receiver")
-    pad_id, device = channel.writer.pad_id("receiver"), channel.link.receiver.device
-    tokens, last = split_last(prompts, pad_id, device)
-    ahead, question, _ = split_question(prompts, pad_id, channel.prompts.reread is not None, device)
+    encoder, device = channel.writer.encoder(channel.prompts, "receiver"), channel.link.receiver.device
+    tokens, last = split_last(prompts, encoder.pad_id, device)
+    ahead, question, _ = encoder.split(prompts, device)
     if channel.link.shared:
         _require_same_text(received, tokens)
     watch = Stopwatch(channel.link.receiver.device)

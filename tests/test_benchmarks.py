@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lcf_lightning import AdapterSettings, LCFModule, ModelSpec
+from lcf_lightning.cli import main
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import World
 from lcf_lightning.evaluation.caches import ArmCaches
@@ -129,3 +130,17 @@ def test_figures_of_babi_s_seeds_are_those_of_the_kept_reports() -> None:
     means = np.array(list(gains.values())).reshape(3, 3)
     assert (means[0] > means[1:]).all()
     assert "means {:+.3f}, {:+.3f} (LCF-X) and {:+.3f} (without noise)".format(*means.mean(1)) in results
+
+
+def test_every_method_on_natural_text_is_an_adapter(
+    script: Callable[[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each row's options are understood and give an adapter; none is another's."""
+    rows, sizes = script("natural_text")["ROWS"], {}
+    for name, row in rows.items():
+        assert row.of is None or row.of in rows
+        config = ROOT / "configs" / f"{row.config}.yaml"
+        main(["params", "--json", "--config", str(config), *row.fit.split(), *row.data.split(), *row.evaluate.split()])
+        sizes[name] = json.loads(capsys.readouterr().out)["total"]
+    assert len({sizes["carry"], sizes["LCF-X"], sizes["prefix"]}) == 3
+    assert sizes["carry"] == sizes["carry, last 8 tokens"] == 7_498_896

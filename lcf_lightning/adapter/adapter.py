@@ -128,13 +128,13 @@ class CacheAdapter(nn.Module):
         if receiver is not None:
             receiver = self._checked(receiver, "receiver", self.config.receiver.geometry)
             _require_fit(kv, receiver)
-        given = kv if self.pooler is None or not self.carries else self.pooler.standardised(kv)
+        carrier = self.pooler if self.carries else None
         layers = self.gates.open if temperature is None else self._all
         # Before the fuser, whose dropout draws as many numbers as there are tokens: the same noise on every rank.
         gates = self.gates(temperature).view(-1, 2, 1, 1, 1, 1)
-        delta = self._fused(layers, given, receiver)
+        delta = self._fused(layers, kv if carrier is None else carrier.standardised(kv), receiver)
         gated = KV(gates[:, 0] * delta.keys, gates[:, 1] * delta.values)
-        return gated if self.pooler is None or not self.carries else self.pooler.corrected(kv, gated)
+        return gated if carrier is None else carrier.corrected(kv, gated)
 
     @property
     def _all(self) -> Tensor:

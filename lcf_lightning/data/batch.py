@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from lcf_lightning.data.alignment import Indexes, align, align_places
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
-from lcf_lightning.data.tokens import Encoded, Tokens, pad_left, pad_right, split_question
+from lcf_lightning.data.tokens import Encoded, Tokens, pad_left, pad_right
 from lcf_lightning.errors import DataError, SettingError
 
 
@@ -177,7 +177,7 @@ class Collator:
     def _batch(
         self, examples: Sequence[Example], sharer: Tokens, index: Tensor, receiver: Sequence[Encoded], dropped: int
     ) -> Batch:
-        prompt = split_question(receiver, self.receiver.pad_id, self.receiver.settings.reread is not None)
+        prompt = self.receiver.split(receiver)
         answers, mask = pad_right([self.receiver.answer(row.answers[0]) for row in examples], self.receiver.pad_id)
         return Batch(
             examples=tuple(examples),

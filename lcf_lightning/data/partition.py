@@ -32,6 +32,19 @@ def checked_mode(mode: str) -> str:
     return mode
 
 
+def checked_distractors(distractors: int | None) -> int | None:
+    """``distractors``, if it is a number of passages, or None for all; else a SettingError."""
+    if distractors is not None and distractors < 0:
+        raise SettingError(f"distractors={distractors} must be at least 0, or null for all.")
+    return distractors
+
+
+def with_distractors(count: int, supporting: Sequence[int], distractors: int | None, seed: str) -> list[int]:
+    """Which of ``count`` passages are kept, ascending: the supporting ones and ``distractors`` others (null: all)."""
+    others = [place for place in range(count) if place not in supporting]
+    return sorted([*supporting, *shuffled(others, seed)[:distractors]])
+
+
 def partition(
     passages: Sequence[Passage], supporting: Sequence[int], mode: str, seed: str
 ) -> tuple[tuple[Passage, ...], tuple[Passage, ...]]:

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from itertools import accumulate, chain, count
 
 import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.data.alignment import STRATEGIES, Layout
 from lcf_lightning.data.example import Example, Passage
-from lcf_lightning.data.tokens import Encoded
+from lcf_lightning.data.tokens import Encoded, Prompt, split_question
 from lcf_lightning.errors import DataError, SettingError
 
 TEXT_PLACES = ("after", "before")
@@ -159,6 +160,10 @@ class PromptEncoder:
         request = self.settings.text_request.replace("{question}", shown)
         asked = replace(self, settings=replace(self.settings, chat=self.settings.chat or self.settings.text_chat))
         return asked._limited(*asked._encoded([*self._context(passages), (request, _QUESTION)], history)[:2])
+
+    def split(self, prompts: Sequence[Encoded], device: torch.device | str = "cpu") -> Prompt:
+        """A batch of a receiver's prompts, as what it reads before a message, after it, and last."""
+        return split_question(prompts, self.pad_id, self.settings.reread is not None, device)
 
     def unlimited(self) -> PromptEncoder:
         """This encoder without its token limit."""

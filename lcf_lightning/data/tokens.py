@@ -96,11 +96,6 @@ class Prompt(NamedTuple):
     question: Tokens
     last: Tensor
 
-    def whole(self) -> Prompt:
-        """The same prompt of one row, all of it but the last token read ahead."""
-        both = zip(vars(self.ahead).values(), vars(self.question).values(), strict=True)
-        return self._replace(ahead=Tokens(*(torch.cat(pair, dim=1) for pair in both)), question=self.question.until(0))
-
 
 def split_question(prompts: Sequence[Encoded], pad_id: int, reread: bool, device: torch.device | str = "cpu") -> Prompt:
     """Prompts whose last span, the question, is read after a message where ``reread``.
@@ -117,5 +112,5 @@ def split_question(prompts: Sequence[Encoded], pad_id: int, reread: bool, device
 
 def split_last(prompts: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tokens, Tensor]:
     """What is prefilled of some prompts, and their last tokens ``[batch, 1]``, which are read on that cache."""
-    shorter = [Encoded(prompt.ids[:-1], prompt.spans[:-1]) for prompt in prompts]
-    return pad_left(shorter, pad_id).to(device), torch.tensor([prompt.ids[-1:] for prompt in prompts], device=device)
+    prompt = split_question(prompts, pad_id, reread=False, device=device)
+    return prompt.ahead, prompt.last

@@ -12,7 +12,7 @@ from torch import Tensor
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example, Passage
-from lcf_lightning.data.tokens import Prompt, Tokens, split_question
+from lcf_lightning.data.tokens import Prompt, Tokens
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.text_baseline import reading_prompts, text_prompts, write_texts
 from lcf_lightning.link import Link, Role
@@ -93,16 +93,21 @@ class ArmCaches:
         cache = self.own_context.asked(self.link).cache
         return self.link.logits(cache, self.batch.last, ids, mask)[:, 0].log_softmax(-1)
 
-    @cached_property
-    def partner_message(self) -> Summaries:
-        """The message of another example: each one's partner.
+    @property
+    def partners(self) -> tuple[Example, ...]:
+        """For each example the one whose message is the wrong message for it.
 
         Raises:
             SettingError: If the batch has no partners, as those of training.
         """
         if not self.batch.partners:
             raise SettingError("batch.partners is missing: this arm needs batches of the evaluation loaders.")
-        return self.message_of(self.batch.partners, lambda example: example.sharer_reads)
+        return self.batch.partners
+
+    @cached_property
+    def partner_message(self) -> Summaries:
+        """The message of another example: each one's partner; errors as `partners`."""
+        return self.message_of(self.partners, lambda example: example.sharer_reads)
 
     def receives(self, message: Summaries, reading: Reading | None = None) -> Reading:
         """The receiver reads its own passages, or what ``reading`` says, and some message."""
@@ -159,4 +164,4 @@ def passages_prompts(link: Link, writer: Writer, batch: Batch, passages: Reads) 
     """``passages`` of each example and the question, for the receiver."""
     encoder = writer.encoder(batch.prompts, "receiver").unlimited()
     encoded = [encoder.prompt(passages(row), row.question) for row in batch.examples]
-    return split_question(encoded, encoder.pad_id, batch.prompts.reread is not None, link.receiver.device)
+    return encoder.split(encoded, link.receiver.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
-from lcf_lightning.data.tokens import Prompt, Tokens, split_last, split_question
+from lcf_lightning.data.tokens import Prompt, Tokens, split_last
 from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.decoding import generate
@@ -67,7 +67,7 @@ def reading_prompts(
         encoder.prompt(example.receiver_reads, example.question, text, example.history)
         for example, text in zip(examples, texts, strict=True)
     ]
-    return split_question(encoded, encoder.pad_id, prompts.reread is not None, link.receiver.device)
+    return encoder.split(encoded, link.receiver.device)
 
 
 def read_ahead(batch: Batch, told: Tokens) -> int:

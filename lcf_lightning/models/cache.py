@@ -102,14 +102,7 @@ class KVCache:
         # All at once: some models rotate by tables that depend on how long a text is.
         keys = rotary.apply(torch.cat([keys, unrotated], dim=3), every, positions_of(mask)).to(self.keys[0].dtype)
         values = torch.cat([values.to(self.values[0].dtype), torch.stack(self.values)], dim=3)
-        return KVCache(tuple(keys), tuple(values), mask).padded_left()
-
-    def padded_left(self) -> KVCache:
-        """The same tokens with all padding before them: a sliding window counts slots, not positions."""
-        order = self.mask.byte().argsort(dim=1, stable=True)
-        index = order[:, None, :, None].expand(self.keys[0].shape)
-        keys, values = (tuple(side.gather(2, index) for side in sides) for sides in (self.keys, self.values))
-        return KVCache(keys, values, self.mask.gather(1, order))
+        return _padded_left(keys, values, mask)
 
     def rows(self, index: Tensor) -> KVCache:
         """The cache of some rows of the batch, ``index`` ``[rows]``, int64, in that order; a row may come twice."""
@@ -191,8 +184,17 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) ->
     past = to_transformers(model, cache)
     with torch.autocast(ids.device.type, enabled=False):
         _forward(model, past, ids, full, positions_of(full)[:, cache.mask.shape[1] :], keep=1)
-    both = KVCache(*family_of(model.config.get_text_config(decoder=True)).keys_values(past), full)
-    return both if len(full) == 1 else both.padded_left()  # one text has no padding
+    keys, values = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
+    if len(full) == 1:  # one text has no padding
+        return KVCache(keys, values, full)
+    return _padded_left(torch.stack(keys), torch.stack(values), full)
+
+
+def _padded_left(keys: Tensor, values: Tensor, mask: Tensor) -> KVCache:
+    """All layers' tokens with all padding before them: a sliding window counts slots, not positions."""
+    order = mask.byte().argsort(dim=1, stable=True)
+    index = order[None, :, None, :, None].expand(keys.shape)
+    return KVCache(tuple(keys.gather(3, index)), tuple(values.gather(3, index)), mask.gather(1, order))
 
 
 def to_transformers(model: PreTrainedModel, cache: KVCache, size: int | None = None) -> Cache:

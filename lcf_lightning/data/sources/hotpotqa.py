@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.partition import partition, shuffled
+from lcf_lightning.data.partition import checked_distractors, partition, with_distractors
 from lcf_lightning.data.sources.source import RowSource
 from lcf_lightning.errors import SettingError
 
@@ -24,7 +24,7 @@ class HotpotQA(RowSource):
         test_limit: Use at most so many test rows; null for all.
     """
 
-    hub_config = "distractor"
+    hub_config: str | None = "distractor"
 
     def __init__(
         self,
@@ -37,11 +37,9 @@ class HotpotQA(RowSource):
         test_limit: int | None = None,
     ) -> None:
         super().__init__(train, test, validation_size, train_limit, test_limit)
-        if distractors is not None and distractors < 0:
-            raise SettingError(f"distractors={distractors} must be at least 0, or null for all.")
         if question_type not in (None, "bridge", "comparison"):
             raise SettingError(f"question_type={question_type!r} must be bridge, comparison or null.")
-        self.distractors, self.question_type = distractors, question_type
+        self.distractors, self.question_type = checked_distractors(distractors), question_type
 
     def keep(self, row: dict[str, Any]) -> bool:
         return self.question_type in (None, row["type"])
@@ -53,8 +51,7 @@ class HotpotQA(RowSource):
         gold = [i for i, (title, _) in enumerate(paragraphs) if title in gold_titles]
         if not gold:
             raise KeyError(f"supporting titles {sorted(gold_titles)} in context")
-        others = [i for i in range(len(paragraphs)) if i not in gold]
-        chosen = sorted(gold + shuffled(others, key)[: self.distractors])
+        chosen = with_distractors(len(paragraphs), gold, self.distractors, key)
         passages = [(f"{paragraphs[i][0]}: ", *paragraphs[i][1]) for i in chosen]
         sharer, receiver = partition(passages, [chosen.index(i) for i in gold], "split", key)
         return Example(

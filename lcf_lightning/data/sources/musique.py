@@ -6,9 +6,8 @@ from typing import Any
 
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.parsing import split_sentences
-from lcf_lightning.data.partition import partition, shuffled
+from lcf_lightning.data.partition import checked_distractors, partition, with_distractors
 from lcf_lightning.data.sources.source import RowSource
-from lcf_lightning.errors import SettingError
 
 
 class MuSiQue(RowSource):
@@ -38,17 +37,14 @@ class MuSiQue(RowSource):
         test_limit: int | None = None,
     ) -> None:
         super().__init__(train, test, validation_size, train_limit, test_limit)
-        if distractors is not None and distractors < 0:
-            raise SettingError(f"distractors={distractors} must be at least 0, or null for all.")
-        self.distractors = distractors
+        self.distractors = checked_distractors(distractors)
 
     def to_example(self, row: dict[str, Any], seed: int) -> Example:
         context, gold = row["context"], sorted(set(row["supporting"]))
         if not gold or gold[0] < 0 or gold[-1] >= len(context):
             raise IndexError(f"supporting={gold} must be places in a context of {len(context)} paragraphs")
         key = f"musique/{seed}/{row['id']}"
-        others = [i for i in range(len(context)) if i not in gold]
-        chosen = sorted(gold + shuffled(others, key)[: self.distractors])
+        chosen = with_distractors(len(context), gold, self.distractors, key)
         # Some files hold a paragraph as a text, some as a list of one; joined, both are that text.
         texts = [(context[i][0], "".join(context[i][1])) for i in chosen]
         passages = [(f"{title}: ", *split_sentences(text)) for title, text in texts]

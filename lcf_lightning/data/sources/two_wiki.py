@@ -29,7 +29,7 @@ class TwoWikiMultihopQA(HotpotQA):
         test_limit: Use at most so many test rows; null for all.
     """
 
-    hub_config = None  # type: ignore[assignment] # may be in RowSource
+    hub_config = None
 
     def __init__(
         self,

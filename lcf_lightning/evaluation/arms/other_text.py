@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
-from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms.arm import Arm
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 
@@ -32,9 +31,6 @@ class OtherText(Arm):
         return not shared and prompts.share_question  # else it is the mismatched message
 
     def read(self, caches: ArmCaches) -> Reading:
-        batch = caches.batch
-        if not batch.partners:
-            raise SettingError("batch.partners is missing: this arm needs batches of the evaluation loaders.")
-        partners = dict(zip(batch.ids, batch.partners, strict=True))
-        message = caches.message_of(batch.examples, lambda example: partners[example.id].sharer_reads)
+        partners = dict(zip(caches.batch.ids, caches.partners, strict=True))
+        message = caches.message_of(caches.batch.examples, lambda example: partners[example.id].sharer_reads)
         return caches.receives(message)

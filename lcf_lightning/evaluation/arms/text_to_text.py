@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -61,7 +62,7 @@ class TextToText(Arm):
                 ids = write_texts(link, link.read_sharer(request), last, self.budget, run.static_size)
         texts = writer.texts(ids[:, : self.budget], "sharer")
         run.sent, run.written_tokens = texts[0], ids.shape[1]
-        told = reading_prompts(link, writer, batch.prompts, batch.examples, texts).whole()
+        told = reading_prompts(link, writer, replace(batch.prompts, reread=None), batch.examples, texts)
         ahead = read_ahead(batch, told.ahead)
         if not ahead:
             with run.watch("read_text"):
