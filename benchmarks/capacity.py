@@ -25,9 +25,14 @@ from lcf_lightning.data.example import Example
 from lcf_lightning.data.sources import World
 from lcf_lightning.evaluation.statistics import format_estimate, over_seeds
 
-METHODS = {"prefix": ("prefix", "none"), "LCF-X": ("span", "logistic"), "LCF-X without noise": ("span", "none")}
+METHODS = {
+    "carry": ("carry", "none"),
+    "prefix": ("prefix", "none"),
+    "LCF-X": ("span", "logistic"),
+    "LCF-X without noise": ("span", "none"),
+}
 """Pooler and gate noise of each; the paper's has both its own."""
-COLOURS = ("#c0392b", "#2c5f8a", "#7f8c8d")
+COLOURS = ("#27ae60", "#c0392b", "#2c5f8a", "#7f8c8d")
 BATCH = 256
 
 

@@ -185,7 +185,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--max_new_tokens", type=int, default=16)
     parser.add_argument("--text_tokens", type=int, default=50, help="longest text that the sharer writes")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16", "int8"], help="of a message on its way")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16", "float16", "int8", "int4"], help="of a message on its way"
+    )
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)

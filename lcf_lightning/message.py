@@ -118,8 +118,8 @@ class Message:
         """The message as it travels.
 
         Args:
-            dtype: ``float32``, ``bfloat16``, ``float16``, or ``int8`` (each head's vector of each span with a scale of
-                its own); null for the message's own, which loses nothing.
+            dtype: ``float32``, ``bfloat16``, ``float16``; ``int8`` or ``int4``, with a scale for each head's vector of
+                each span; null for the message's own, which loses nothing.
             key: Authenticates the message (HMAC-SHA256): a secret of at least 16 bytes that both sides hold.
 
         Raises:
@@ -143,7 +143,7 @@ class Message:
         origin: Origin | None = None,
         max_bytes: int = MAX_BYTES,
     ) -> Message:
-        """The message that `to_bytes` wrote, in the dtype it travelled in (int8 as float32).
+        """The message that `to_bytes` wrote, in the dtype it travelled in (int8 and int4 as float32).
 
         Args:
             data: What arrived.

@@ -123,6 +123,12 @@ class LCFModule(pl.LightningModule):
             raise SettingError(
                 f"pooler={self.adapter.config.settings.pooler!r} must be null where both models read the same text."
             )
+        pooler, fresh = self.adapter.pooler, self.trainer.ckpt_path is None
+        if stage == "fit" and fresh and pooler is not None and pooler.unfitted and not isinstance(data, PairDataModule):
+            raise SettingError(
+                f"pooler={self.adapter.config.settings.pooler!r} starts from texts that both models read, which only a "
+                "PairDataModule knows; give fit one as its datamodule, or the checkpoint of a fit that had one."
+            )
 
     def configure_model(self) -> None:
         """Load the frozen models on this process's device."""

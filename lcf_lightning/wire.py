@@ -1,4 +1,4 @@
-"""The tensors of a message as bytes: safetensors, in one of four dtypes."""
+"""The tensors of a message as bytes: safetensors, in one of five dtypes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ import torch
 from safetensors import SafetensorError, deserialize
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lcf_lightning.errors import MessageError
 from lcf_lightning.models.spec import DTYPES
 
-WIRE_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8"}
-"""By the dtype of a message on the wire, its name in safetensors."""
+WIRE_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "I8", "int4": "U8"}
+"""By the dtype of a message on the wire, its name in safetensors; two numbers of int4 share a byte."""
+LARGEST = {"int8": 127, "int4": 7}
+"""Of the whole numbers that each head's vector of each span is rounded to, in units of a scale of its own."""
 _SIDES = ("keys", "values")
 
 
@@ -33,7 +36,7 @@ def encode(keys: Tensor, values: Tensor, dtype: str) -> bytes:
 
 
 def decode(payload: bytes, dtype: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Keys and values of ``shape``, as `encode` wrote them; int8 as float32.
+    """Keys and values of ``shape``, as `encode` wrote them; int8 and int4 as float32.
 
     Raises:
         MessageError: If these are not exactly those tensors, or one is not finite. No tensor has been made then.
@@ -42,32 +45,45 @@ def decode(payload: bytes, dtype: str, shape: tuple[int, ...]) -> tuple[Tensor, 
         parts = dict(deserialize(payload))
     except SafetensorError as error:
         raise MessageError("message payload is no safetensors file.") from error
-    expected = dict.fromkeys(_SIDES, (WIRE_DTYPES[dtype], shape))
-    if dtype == "int8":
+    width = (shape[-1] + 1) // 2 if dtype == "int4" else shape[-1]
+    expected = dict.fromkeys(_SIDES, (WIRE_DTYPES[dtype], (*shape[:-1], width)))
+    if dtype in LARGEST:
         expected |= {f"{side}_scale": ("F32", (*shape[:-1], 1)) for side in _SIDES}
     if {name: (part["dtype"], tuple(part["shape"])) for name, part in parts.items()} != expected:
         raise MessageError("message payload does not hold exactly the tensors of its header.")
     for name, (kind, _) in expected.items():
         if not _finite(kind, parts[name]["data"], _factor(name)):
             raise MessageError(f"{name} of this message hold values that are not finite.")
-    if dtype != "int8":
+    if dtype not in LARGEST:
         keys, values = (_tensor(parts[side], DTYPES[dtype]) for side in _SIDES)
         return keys, values
-    keys, values = (
-        _tensor(parts[side], torch.int8).float() * _tensor(parts[f"{side}_scale"], torch.float32) for side in _SIDES
-    )
+    stored = (_tensor(parts[side], torch.int8 if dtype == "int8" else torch.uint8) for side in _SIDES)
+    whole = (tensor if dtype == "int8" else _unpacked(tensor)[..., : shape[-1]] for tensor in stored)
+    scales = (_tensor(parts[f"{side}_scale"], torch.float32) for side in _SIDES)
+    keys, values = (tensor.float() * scale for tensor, scale in zip(whole, scales, strict=True))
     return keys, values
 
 
 def _parts(side: str, tensor: Tensor, dtype: str) -> dict[str, Tensor]:
     """One side as the tensors that travel."""
     tensor = tensor.detach().cpu()
-    if dtype != "int8":
+    if dtype not in LARGEST:
         return {side: tensor.to(DTYPES[dtype], copy=True).contiguous()}  # safetensors refuses shared memory
-    tensor = tensor.float().contiguous()
-    scale = tensor.abs().amax(-1, keepdim=True) / 127
-    quantised = torch.where(scale > 0, tensor / scale, 0).round().clamp(-127, 127)
-    return {side: quantised.to(torch.int8), f"{side}_scale": scale}
+    tensor, largest = tensor.float().contiguous(), LARGEST[dtype]
+    scale = tensor.abs().amax(-1, keepdim=True) / largest
+    whole = torch.where(scale > 0, tensor / scale, 0).round().clamp(-largest, largest).to(torch.int8)
+    return {side: whole if dtype == "int8" else _packed(whole), f"{side}_scale": scale}
+
+
+def _packed(whole: Tensor) -> Tensor:
+    """Two numbers between -8 and 7 in each byte, the first in its lower half; a zero behind an odd number of them."""
+    halves = pad(whole, (0, whole.shape[-1] % 2)).add(8).to(torch.uint8)
+    return halves[..., ::2] | halves[..., 1::2] << 4
+
+
+def _unpacked(packed: Tensor) -> Tensor:
+    """What `_packed` was given, with the zero that it may have added."""
+    return torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2).to(torch.int8) - 8
 
 
 def _factor(name: str) -> int:
@@ -77,7 +93,7 @@ def _factor(name: str) -> int:
 
 def _finite(kind: str, data: bytes, factor: int) -> bool:
     """Whether all numbers, times ``factor``, are finite; nothing is copied to a tensor."""
-    if kind == "I8":
+    if kind in ("I8", "U8"):
         return True
     if kind == "BF16":  # the upper half of a float32: all bits of the exponent set
         return not bool(np.any((np.frombuffer(data, "<u2") & 0x7F80) == 0x7F80))

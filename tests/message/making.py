@@ -24,7 +24,7 @@ MAGIC = b"LCFMSG\r\n"
 FRAME = struct.Struct("<8s32sI")  # magic, tag, length of the header
 KEY, OTHER_KEY = b"sixteen bytes...", b"sixteen others.."
 FLOATS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WIRE_DTYPES = (*FLOATS, "int8")
+WIRE_DTYPES = (*FLOATS, "int8", "int4")
 MAKERS = ("frombuffer", "from_numpy", "tensor", "as_tensor", "asarray", "empty", "zeros")
 COUNTS = ("layers", "heads", "head_dim", "spans")
 

@@ -130,22 +130,25 @@ def test_the_text_that_a_message_was_sent_for_arrives(tmp_path: Path) -> None:
     assert parts(sent.to_bytes())[0]["prompt"] == "d2" * 16
 
 
-def half_steps(sent: Tensor, arrived: Tensor) -> Tensor:
+def half_steps(sent: Tensor, arrived: Tensor, largest: int = 127) -> Tensor:
     """The error in halves of each vector's own step; zero where there is no step."""
     sent, arrived = sent.double(), arrived.double()
-    step = sent.abs().amax(-1, keepdim=True) / 127
+    step = sent.abs().amax(-1, keepdim=True) / largest
     return torch.where(sent == arrived, 0.0, (sent - arrived).abs() / (step / 2))
 
 
-@pytest.mark.parametrize(("own", "spans"), [("float32", 57), ("float16", 1)])
-def test_int8_is_off_by_half_a_step_of_each_vector(own: str, spans: int) -> None:
-    sent = message(own, spans)
+@pytest.mark.parametrize(("dtype", "largest"), [("int8", 127), ("int4", 7)])
+@pytest.mark.parametrize(("own", "spans", "head_dim"), [("float32", 57, 4), ("float16", 1, 5), ("float32", 2, 1)])
+def test_whole_numbers_are_off_by_half_a_step_of_each_vector(
+    dtype: str, largest: int, own: str, spans: int, head_dim: int
+) -> None:
+    sent = message(own, spans, head_dim=head_dim)
     sent.keys.mul_(10.0 ** torch.linspace(-3, 3, sent.keys[..., :1].numel()).reshape(sent.keys[..., :1].shape))
     sent.values[1] = 0.0
-    arrived = Message.from_bytes(sent.to_bytes("int8"))
+    arrived = Message.from_bytes(sent.to_bytes(dtype))
     assert (arrived.keys.dtype, arrived.keys.shape, arrived.origin) == (torch.float32, sent.keys.shape, sent.origin)
     for one, other in ((sent.keys, arrived.keys), (sent.values, arrived.values)):
-        assert half_steps(one, other).max() <= 1 + 1e-4
+        assert half_steps(one, other, largest).max() <= 1 + 1e-4
         torch.testing.assert_close(other.abs().amax(-1), one.float().abs().amax(-1), rtol=1e-6, atol=0.0)
     assert (arrived.values[1] == 0).all()
 
@@ -186,14 +189,14 @@ def test_what_int8_can_write_it_can_read(dtype: str, share: float) -> None:
         assert half_steps(sent.keys, arrived.keys).max() <= 1 + 1e-4
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
 def test_a_message_says_the_same_each_time(dtype: str) -> None:
     sent = message()
     learned = replace(sent, values=sent.values.clone().requires_grad_())
     for key in (None, KEY):
         assert len({each.to_bytes(dtype, key) for each in [message(), sent, learned] * 8}) == 1
         arrived = Message.from_bytes(sent.to_bytes(dtype, key))
-        if dtype != "int8":
+        if dtype in FLOATS:
             assert arrived.to_bytes(key=key) == sent.to_bytes(dtype, key)
     assert sent.to_bytes(dtype, KEY) != sent.to_bytes(dtype)
     assert message(seed=1).to_bytes(dtype) != sent.to_bytes(dtype)
@@ -248,7 +251,7 @@ def test_bytes_are_laid_out_as_the_docstring_says(dtype: str, key: bytes | None)
 def test_the_smaller_dtype_makes_the_smaller_message() -> None:
     sent = message(spans=64, head_dim=64)
     numbers = sent.keys.numel() * 2
-    widths = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1 + 4 / 64}
+    widths = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1 + 4 / 64, "int4": 1 / 2 + 4 / 64}
     for dtype, width in widths.items():
         assert 0 < len(sent.to_bytes(dtype)) - numbers * width < 700  # headers
     assert len(message("float16").to_bytes()) < len(message().to_bytes())

@@ -72,9 +72,10 @@ def test_other_tensors_are_refused(change: str) -> None:
             Message.from_bytes(resigned(data, key, payload), key)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
 @pytest.mark.parametrize("missing", ["keys_scale", "values_scale"])
-def test_int8_without_a_scale_is_refused(missing: str) -> None:
-    data = message().to_bytes("int8")
+def test_whole_numbers_without_a_scale_are_refused(dtype: str, missing: str) -> None:
+    data = message().to_bytes(dtype)
     found = safetensors.torch.load(parts(data)[1])
     half = {name: tensor.half() if name == missing else tensor for name, tensor in found.items()}
     flat = {name: tensor.squeeze(-1) if name == missing else tensor for name, tensor in found.items()}

@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 from lcf_lightning.callbacks import AdapterExport, LastCheckpoint
+from torch.utils.data import DataLoader
 
 from lcf_lightning import Channel, Message
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.tokens import pad_left
+from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.prediction import run_arms
 from lcf_lightning.fitting import fit_pooler
@@ -40,6 +42,14 @@ def test_of_one_model_the_receiver_reads_on_as_if_it_had_read_the_text_first(spe
     assert whole.mask.shape[1] > message.spans > places
     for ours, theirs in zip((*whole.keys, *whole.values), (*sharer.keys, *sharer.values), strict=True):
         torch.testing.assert_close(ours[:, :, :places], theirs[:, :, :places], atol=1e-5, rtol=1e-5)
+
+
+def test_a_fit_of_bare_loaders_is_refused_before_a_model_is_loaded(spec: Spec, tmp_path: Path) -> None:
+    """There are no texts that both read, so there is nothing to start from."""
+    module = small_module(spec("llama"), spec("qwen3"), **SETTINGS)
+    with pytest.raises(SettingError, match="'carry' starts from texts that both models read, which only a PairData"):
+        small_trainer(tmp_path).fit(module, DataLoader([0]))
+    assert module._link is None
 
 
 def test_a_fit_computes_the_map_itself_once(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
