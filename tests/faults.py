@@ -76,7 +76,7 @@ FAULTS = [
     *faults("data", "tests/test_many_sharers.py", ("first += max(row.spans) + 1", "first += max(row.spans)")),
     *faults(
         "wire", MESSAGE,
-        ("scale = tensor.abs().amax(-1, keepdim=True) / 127", "scale = tensor.abs().amax() / 127 + 0 * tensor[..., :1]"),
+        ("scale = tensor.abs().amax(-1, keepdim=True) / largest", "scale = tensor.abs().amax() / 127 + 0 * tensor[..., :1]"),
         (".round().clamp(-largest, largest)", ".clamp(-largest, largest)"),
         (".round().clamp(-largest, largest)", ".round()"),
         ('return 128 if name.endswith("_scale") else 1', "return 1"),

@@ -179,7 +179,7 @@ def test_spread_repeats_and_sizes(module: LCFModule, batches: list[Batch]) -> No
     channel = channel_of(module)
     (example,) = batches[0].examples
     message = channel.send([fact for (fact,) in example.sharer], example.question)
-    wire = {dtype: len(message.to_bytes(dtype)) for dtype in ("float32", "bfloat16", "float16", "int8")}
+    wire = {dtype: len(message.to_bytes(dtype)) for dtype in ("float32", "bfloat16", "float16", "int8", "int4")}
     assert found["arms"]["message"]["sent_bytes"] == wire
     assert set(found["arms"]["t2t_4"]["sent_bytes"]) == {"UTF-8"}
     assert found["writing"] is not None
