@@ -52,6 +52,7 @@ class Row(NamedTuple):
 
 ROWS = {
     "carry": Row(),
+    "carry, re-read": Row("--model.optimizer.init_args.lr 1e-3", REREAD),
     "carry, last 32 tokens": Row(LAST_TOKENS % 32),
     "carry, last 8 tokens": Row(LAST_TOKENS % 8),
     "carry, not trained": Row("--model.optimizer.init_args.lr 0 --trainer.max_steps 1"),
