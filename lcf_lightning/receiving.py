@@ -87,8 +87,9 @@ def _heard(
     prompts = _prompts(channel, questions, passages)
     warn_of_dropped(prompts, "receiver")
     encoder, device = channel.writer.encoder(channel.prompts, "receiver"), channel.link.receiver.device
-    tokens, last = split_last(prompts, encoder.pad_id, device)
-    ahead, question, _ = encoder.split(prompts, device)
+    ahead, question, last = encoder.split(prompts, device)
+    rereads = bool(question.ids.shape[1])
+    tokens = split_last(prompts, encoder.pad_id, device)[0] if rereads else ahead
     if channel.link.shared:
         _require_same_text(received, tokens)
     watch = Stopwatch(channel.link.receiver.device)
@@ -102,7 +103,7 @@ def _heard(
             rows = torch.tensor(told, device=last.device)
             heard = _fused(channel, [received[row] for row in told], cache.rows(rows), question.rows(rows))
             cache = cache.with_rows(rows, heard)
-    if question.ids.shape[1]:
+    if rereads:
         with watch("question"):
             cache = channel.link.read_on(cache, question)
     return Heard(cache, tokens, last, watch)
