@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ WIRE_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "
 """By the dtype of a message on the wire, its name in safetensors; two numbers of int4 share a byte."""
 LARGEST = {"int8": 127, "int4": 7}
 """Of the whole numbers that each head's vector of each span is rounded to, in units of a scale of its own."""
+_KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I8": torch.int8, "U8": torch.uint8}
 _SIDES = ("keys", "values")
 
 
@@ -54,14 +56,18 @@ def decode(payload: bytes, dtype: str, shape: tuple[int, ...]) -> tuple[Tensor, 
     for name, (kind, _) in expected.items():
         if not _finite(kind, parts[name]["data"], _factor(name)):
             raise MessageError(f"{name} of this message hold values that are not finite.")
-    if dtype not in LARGEST:
-        keys, values = (_tensor(parts[side], DTYPES[dtype]) for side in _SIDES)
-        return keys, values
-    stored = (_tensor(parts[side], torch.int8 if dtype == "int8" else torch.uint8) for side in _SIDES)
-    whole = (tensor if dtype == "int8" else _unpacked(tensor)[..., : shape[-1]] for tensor in stored)
-    scales = (_tensor(parts[f"{side}_scale"], torch.float32) for side in _SIDES)
-    keys, values = (tensor.float() * scale for tensor, scale in zip(whole, scales, strict=True))
+    tensors = {name: _tensor(parts[name], kind) for name, (kind, _) in expected.items()}
+    keys, values = (_restored(tensors, side, shape[-1]) for side in _SIDES)
     return keys, values
+
+
+def rounded(tensor: Tensor, dtype: str) -> Tensor:
+    """What a receiver gets of a tensor that travels in ``dtype``, one of `WIRE_DTYPES`; its last dimension is a vector.
+
+    Returns:
+        Of the same shape, in ``dtype``, or float32 for int8 and int4.
+    """
+    return _restored(_parts("sent", tensor, dtype), "sent", tensor.shape[-1]).to(tensor.device)
 
 
 def _parts(side: str, tensor: Tensor, dtype: str) -> dict[str, Tensor]:
@@ -73,6 +79,15 @@ def _parts(side: str, tensor: Tensor, dtype: str) -> dict[str, Tensor]:
     scale = tensor.abs().amax(-1, keepdim=True) / largest
     whole = torch.where(scale > 0, tensor / scale, 0).round().clamp(-largest, largest).to(torch.int8)
     return {side: whole if dtype == "int8" else _packed(whole), f"{side}_scale": scale}
+
+
+def _restored(tensors: Mapping[str, Tensor], side: str, size: int) -> Tensor:
+    """One side of the tensors that travelled; vectors of ``size`` numbers."""
+    tensor, scale = tensors[side], tensors.get(f"{side}_scale")
+    if scale is None:
+        return tensor
+    whole = _unpacked(tensor)[..., :size] if tensor.dtype == torch.uint8 else tensor
+    return whole.float() * scale
 
 
 def _packed(whole: Tensor) -> Tensor:
@@ -102,5 +117,5 @@ def _finite(kind: str, data: bytes, factor: int) -> bool:
         return bool(np.isfinite(numbers * numbers.dtype.type(factor)).all())
 
 
-def _tensor(part: dict[str, Any], dtype: torch.dtype) -> Tensor:
-    return torch.frombuffer(bytearray(part["data"]), dtype=dtype).reshape(part["shape"])
+def _tensor(part: dict[str, Any], kind: str) -> Tensor:
+    return torch.frombuffer(bytearray(part["data"]), dtype=_KINDS[kind]).reshape(part["shape"])

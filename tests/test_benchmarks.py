@@ -139,7 +139,7 @@ def test_every_method_on_natural_text_is_an_adapter(
     rows, sizes = script("natural_text")["ROWS"], {}
     for name, row in rows.items():
         assert row.of is None or row.of in rows
-        config = ROOT / "configs" / f"{row.config}.yaml"
+        config = ROOT / "configs" / f"qwen_coder_hotpotqa{'_wrong' * row.wrong}.yaml"
         main(["params", "--json", "--config", str(config), *row.fit.split(), *row.data.split(), *row.evaluate.split()])
         sizes[name] = json.loads(capsys.readouterr().out)["total"]
     assert len({sizes["carry"], sizes["LCF-X"], sizes["prefix"]}) == 3

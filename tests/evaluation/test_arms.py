@@ -22,6 +22,7 @@ from lcf_lightning.evaluation.latency import measure
 from lcf_lightning.evaluation.markdown import latency_page
 from lcf_lightning.evaluation.prediction import Prediction, answer_losses, jensen_shannon, run_arms
 from lcf_lightning.models.geometry import KV
+from lcf_lightning.wire import decode, encode
 from tests.pairs import ARMS, small_data, small_module
 
 Spec = Callable[[str], ModelSpec]
@@ -218,3 +219,20 @@ def test_a_timed_arm_of_ones_own_is_reported(module: LCFModule, spec: Spec) -> N
     assert set(latency["arms"]) == {"message", "written", "t2t_2"}
     assert set(latency["ttft_vs_t2t"]) == {"2"}
     assert "| written |" in latency_page(latency)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int4"])
+def test_a_message_of_fewer_bytes_is_read_as_it_comes_off_the_wire(module: LCFModule, batch: Batch, dtype: str) -> None:
+    caches = ArmCaches(module.link, module.writer, batch)
+    sent, row = caches.summaries, 1
+    spans = sent.present[row]
+    keys, values = (side[:, row][:, :, spans] for side in sent.kv)
+    received = decode(encode(keys, values, dtype), dtype, tuple(keys.shape))
+    kv = KV(*(side.clone() for side in sent.kv))
+    for side, part in zip(kv, received, strict=True):
+        side[:, row, :, spans] = part
+    expected = caches.receives(sent._replace(kv=kv)).cache
+    found = find_arm(f"message_{dtype}").reading(caches).cache
+    assert all(torch.equal(one[row], other[row]) for one, other in zip(found.values, expected.values, strict=True))
+    assert not torch.equal(found.values[0][row], caches.message.cache.values[0][row])
+    assert f"message_{dtype}" not in default_arms(False, batch.prompts, batch.examples)
