@@ -16,6 +16,7 @@ from lcf_lightning.cli import main
 from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.data.sources import World
 from lcf_lightning.evaluation.caches import ArmCaches
+from tests.evaluation.answers import answer
 from tests.pairs import channel_of
 
 ROOT = Path(__file__).parents[1]
@@ -144,3 +145,35 @@ def test_every_method_on_natural_text_is_an_adapter(
         sizes[name] = json.loads(capsys.readouterr().out)["total"]
     assert len({sizes["carry"], sizes["LCF-X"], sizes["prefix"]}) == 3
     assert sizes["carry"] == sizes["carry, last 8 tokens"] == 7_498_896
+
+
+def test_the_picture_of_natural_text_shows_what_each_answer_cost(script: Callable[[str], dict[str, Any]]) -> None:
+    """Rounded messages take the message's time and their own bytes; what was not timed is in the table alone."""
+    natural = script("natural_text")
+    right = {
+        "message": 3,
+        "message_int4": 2,
+        "mismatched": 0,
+        "other_text": 0,
+        "t2t_200": 2,
+        "t2t_50": 1,
+        "own_context": 0,
+    }
+    sent = {"message": {"float16": 4000, "int8": 2000, "int4": 1000}, "t2t_50": {"UTF-8": 60}, "t2t_200": {"UTF-8": 80}}
+    seconds = {"message": 1.0, "t2t_50": 3.0, "t2t_200": 9.0, "own_context": 0.5}
+    latency = {arm: {"ttft": {"median": 1000 * s}, "sent_bytes": sent.get(arm, {})} for arm, s in seconds.items()}
+    answers = [answer(str(n), arm, float(n < hits)) for arm, hits in right.items() for n in range(4)]
+    found = natural["Found"](answers, {"latency": {"arms": latency}})
+    untimed = natural["Found"](answers, {"latency": None})
+    table = natural["table"]({"ours": found, "other": untimed})
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert [line[0] for line in lines[2:]] == [f"{name}: {arm}" for name in ("ours", "other") for arm in right]
+    assert [line[-2:] for line in lines[2:5]] == [["1.00", "4,000"], ["1.00", "1,000"], ["", ""]]
+
+    time, size = (
+        {curve.get_label(): curve.lines[0].get_xydata().tolist() for curve in panel.containers}
+        for panel in natural["plot"]({"ours": found, "other": untimed}).axes
+    )
+    texts = "text that the sharer writes"
+    assert time == {"ours": [[1.0, 0.75], [1.0, 0.5]], texts: [[3.0, 0.25], [9.0, 0.5]]}
+    assert size == {"ours": [[4000, 0.75], [1000, 0.5]], texts: [[60, 0.25], [80, 0.5]]}
