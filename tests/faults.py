@@ -186,7 +186,8 @@ FAULTS = [
     ),
     *faults(
         "evaluation", "tests/evaluation/test_latency.py",
-        ("run.sent = [summaries] if link.shared else by_sharer(summaries, batch.sharer.spans)", "run.sent = [summaries]"),
+        ("run.sent = [summaries] if link.shared else by_sharer(", "run.sent = [summaries] or by_sharer("),
+        ("if not link.adapter.carries:", "if True:"),
         ("run.prompt = digests(batch.receiver)[0] if link.shared else None", "run.prompt = None"),
         ("apart -= max(0.0,", "apart -= min(0.0,"),
         ('SHARER_STAGES = ("sharer_prefill", "pool", "write")', 'SHARER_STAGES = ("sharer_prefill", "pool")'),

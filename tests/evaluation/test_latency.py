@@ -194,9 +194,10 @@ def test_spread_repeats_and_sizes(module: LCFModule, batches: list[Batch]) -> No
     ]
 
 
-def test_bytes_are_those_of_every_sharers_message(spec: Callable[[str], ModelSpec]) -> None:
+@pytest.mark.parametrize("pooler", ["span", "carry"])
+def test_bytes_are_those_of_every_sharers_message(spec: Callable[[str], ModelSpec], pooler: str) -> None:
     prompts = PromptSettings(question=" {question}", sharers=2)
-    module = small_module(spec("llama"), spec("qwen3"))
+    module = small_module(spec("llama"), spec("qwen3"), pooler=pooler)
     module.configure_model()
     data = small_data(spec("llama"), spec("qwen3"), prompts=prompts)
     data.setup("test")

@@ -38,21 +38,29 @@ class MessageArm(Arm):
         with run.watch("fuse"):
             cache = link.fuse(receiver, link.merge(summaries), question=batch.question)
         cache = ask(link, cache, batch.question, run)
-        run.sent = [summaries] if link.shared else by_sharer(summaries, batch.sharer.spans)
+        run.sent = [summaries] if link.shared else by_sharer(summaries, self._ends(link, summaries, batch.sharer.spans))
         run.prompt = digests(batch.receiver)[0] if link.shared else None
         return cache, batch.last
 
+    @staticmethod
+    def _ends(link: Link, summaries: Summaries, spans: Tensor) -> list[int]:
+        """How much of one example's message is there up to the end of each sharer's part.
 
-def by_sharer(summaries: Summaries, spans: Tensor) -> list[Summaries]:
-    """The summaries of one example, a part for each of its sharers.
+        Args:
+            link: The pair and the adapter.
+            summaries: The message, a part for each span, or for each of the last tokens where the sharer's are carried.
+            spans: ``[sharers, tokens]``, int64: the span of each token of each sharer, -1 for none; counted over all.
+        """
+        if not link.adapter.carries:
+            return (spans.amax(1) + 1).cummax(0).values.tolist()
+        read = (spans >= 0).sum(1).cumsum(0)
+        return (read - read[-1] + summaries.present.sum()).clamp(min=0).tolist()
 
-    Args:
-        summaries: Of one example; its spans are counted over all sharers.
-        spans: ``[sharers, tokens]``, int64: the span of each token of each sharer, -1 for none.
-    """
-    bounds = [0, *(spans.amax(1) + 1).cummax(0).values.tolist()]
+
+def by_sharer(summaries: Summaries, ends: list[int]) -> list[Summaries]:
+    """The summaries of one example, a part for each of its sharers that has something to send."""
     return [
         Summaries(KV(*(part[:, :, :, start:end] for part in summaries.kv)), summaries.present[:, start:end])
-        for start, end in pairwise(bounds)
+        for start, end in pairwise([0, *ends])
         if end > start  # who has read nothing sends nothing
     ]
