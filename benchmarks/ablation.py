@@ -2,11 +2,11 @@
 
     python benchmarks/ablation.py
 
-*Settings*: `configs/quickstart_blind.yaml` with one option changed, for ``--steps`` steps only, so that what learns
-faster shows. *Shifts*: whole runs, with and without un-rotated keys; at test time the sharer reads other facts first,
-which belong to no span. *Sharer*: what it answers itself behind them; it was trained on 60 tokens and has room for 256.
-Exact match on the test split, questions that need the sharer. Each finished run leaves a JSON file in ``--output``, and
-is not made again.
+*Settings*: `configs/quickstart_blind.yaml` with the pooler `prefix` and one option changed, for ``--steps`` steps only,
+so that what learns faster shows. *Shifts*: whole runs, with and without un-rotated keys; at test time the sharer reads
+other facts first, which belong to no span. *Sharer*: what it answers itself behind them; it was trained on 60 tokens
+and has room for 256. Exact match on the test split, questions that need the sharer. Each finished run leaves a JSON
+file in ``--output``, and is not made again.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.prediction import run_arms
 from lcf_lightning.evaluation.statistics import format_estimate, over_seeds
 
+PREFIX = "--model.adapter.pooler prefix"
 SETTINGS = {
     "as it is": "",
     "gate_noise: gumbel": "--model.adapter.gate_noise gumbel",
@@ -43,7 +44,7 @@ SETTINGS = {
 SHIFTED = {
     "question shown, span, un-rotated keys": ("quickstart", 1200, ""),
     "question shown, span, rotated keys": ("quickstart", 1200, "--model.adapter.unrotate_keys false"),
-    "question hidden, prefix, un-rotated keys": ("quickstart_blind", 1600, ""),
+    "question hidden, prefix, un-rotated keys": ("quickstart_blind", 1600, PREFIX),
 }
 SHIFTS = (0, 64, 512)
 STRANGERS = NAMES[:8]
@@ -103,7 +104,7 @@ def main() -> None:
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in args.seeds:
         for name in args.only:
-            config, steps, options = SHIFTED.get(name) or ("quickstart_blind", args.steps, SETTINGS[name])
+            config, steps, options = SHIFTED.get(name) or ("quickstart_blind", args.steps, f"{PREFIX} {SETTINGS[name]}")
             shifts = SHIFTS if name in SHIFTED else (0,)
             key = f"{name}-{seed}-{steps}".replace(": ", "=").replace(":", "-").replace(" ", "_")
             what = (args.output / key, config, seed, steps, options, shifts)

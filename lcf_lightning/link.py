@@ -6,6 +6,7 @@ A training step, an evaluation arm and `Channel.receive` all run the same prefil
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from lcf_lightning.models.loading import FrozenModel, load_frozen
 from lcf_lightning.models.rotary import Rotary
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings, PrefillStore
+from lcf_lightning.selection import most_attended
 
 Role = Literal["sharer", "receiver"]
 
@@ -118,8 +120,12 @@ class Link:
         return self if self.prefills is None else Link(models.get("sharer"), models.get("receiver"), self.adapter)
 
     def read_sharer(self, tokens: Tokens) -> KVCache:
-        """The sharer's prefill."""
-        return self.side("sharer").prefill(tokens.ids, tokens.mask)
+        """The sharer's prefill, and what of it is sent (``prompts.send_tokens``)."""
+        side = self.side("sharer")
+        cache = side.prefill(tokens.ids, tokens.mask)
+        if tokens.send is None:
+            return cache
+        return replace(cache, sent=most_attended(side.model.model, cache, tokens.ids, tokens.spans, tokens.send))
 
     def read_receiver(self, tokens: Tokens) -> KVCache:
         """The receiver's prefill of all prompt tokens but the last."""
@@ -127,11 +133,11 @@ class Link:
 
     def pool(self, sharer: KVCache, index: Tensor) -> Summaries:
         """What the adapter takes from the sharer's cache, see `CacheAdapter.pool`."""
-        return self.adapter.pool(self._mapped_layers(sharer, len(index)), index)
+        return self.adapter.pool(self._mapped_layers(sharer, len(index)), sharer.spans_sent(index))
 
     def summarise(self, sharer: KVCache, index: Tensor) -> Summaries:
         """The message as it travels, see `CacheAdapter.summarise`: span summaries, or aligned tokens."""
-        return self.adapter.summarise(self._mapped_layers(sharer, len(index)), index)
+        return self.adapter.summarise(self._mapped_layers(sharer, len(index)), sharer.spans_sent(index))
 
     def merge(self, message: Summaries) -> Summaries:
         """The message as the fuser takes it, see `CacheAdapter.merge`."""

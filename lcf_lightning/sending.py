@@ -72,7 +72,7 @@ def _summaries(
             f"max_sharer_tokens={channel.prompts.max_sharer_tokens}."
         )
     sharer = channel.link.sharer
-    tokens = pad_left(prompts, channel.writer.pad_id("sharer")).to(sharer.device)
+    tokens = pad_left(prompts, channel.writer.pad_id("sharer"), channel.prompts.send_tokens).to(sharer.device)
     longest, limit = tokens.mask.shape[1], sharer.family.positions(sharer.config)
     if limit is not None and longest > limit:
         message = f"the sharer reads {longest} tokens, and {sharer.spec.path!r} was made for {limit}."

@@ -171,7 +171,7 @@ class Collator:
                 row = prompt if prompt.ids else Encoded([self.sharer.pad_id], [-1])  # who reads nothing says nothing
                 rows.append(Encoded(row.ids, [span if span < 0 else span + first for span in row.spans]))
                 first += max(row.spans) + 1
-        tokens = pad_left(rows, self.sharer.pad_id)
+        tokens = pad_left(rows, self.sharer.pad_id, self.sharer.settings.send_tokens)
         return tokens, tokens.spans.reshape(len(groups), -1)
 
     def _batch(
@@ -208,10 +208,10 @@ class SharedCollator(Collator):
             raise SettingError(
                 f"sharers={self.sharer.settings.sharers} must be 1 where both models read the same text."
             )
-        if self.sharer.settings.reread is not None:
-            raise SettingError(
-                f"reread={self.sharer.settings.reread!r} must be null where both models read the same text."
-            )
+        for name in ("reread", "send_tokens"):
+            value = getattr(self.sharer.settings, name)
+            if value is not None:
+                raise SettingError(f"{name}={value!r} must be null where both models read the same text.")
 
     def collate(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:
         align = _kept if self.keeps else _aligned

@@ -149,7 +149,7 @@ class PairDataModule(pl.LightningDataModule):
     def read_by_both(self, texts: int) -> Iterator[Batch]:
         """What the sharer reads of up to ``texts`` training examples, as both models would read it, one by one."""
         assert self._collator is not None, "setup() runs first"
-        settings = replace(self.prompts, sharers=1, reread=None)
+        settings = replace(self.prompts, sharers=1, reread=None, send_tokens=None)
         collator = SharedCollator.of(settings, self._collator.sharer.tokenizer, self._collator.receiver.tokenizer)
         train = self._examples["train"]
         for place in range(min(texts, len(train))):

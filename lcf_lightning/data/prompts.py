@@ -51,6 +51,8 @@ class PromptSettings:
             ``before`` it.
         reread: ``question``: the receiver reads its question after the message has come, so that every token of it can
             see the message; what stands before is read ahead. Null: only the last token sees the message.
+        send_tokens: The sharer sends at most so many tokens, of its passages: those that the question pays most
+            attention to as the sharer reads it. Needs ``share_question``. Null for all tokens, the question's too.
         stop: What ends an answer, in evaluation and in `Channel.receive`; null where nothing but the end of sequence
             does, as in chats.
     """
@@ -72,6 +74,7 @@ class PromptSettings:
     text: str = "{text}\n"
     text_place: str = "after"
     reread: str | None = None
+    send_tokens: int | None = None
     stop: str | None = "\n"
 
     def __post_init__(self) -> None:
@@ -90,7 +93,9 @@ class PromptSettings:
             raise SettingError(f"reread={self.reread!r} must be question, or null.")
         if self.stop == "":
             raise SettingError("stop='' must be some text, or null for none.")
-        for name in ("max_sharer_tokens", "max_receiver_tokens", "max_answer_tokens"):
+        if self.send_tokens is not None and not self.share_question:
+            raise SettingError(f"send_tokens={self.send_tokens} must be null where share_question is false.")
+        for name in ("send_tokens", "max_sharer_tokens", "max_receiver_tokens", "max_answer_tokens"):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 raise SettingError(f"{name}={limit} must be at least 1, or null for no limit.")

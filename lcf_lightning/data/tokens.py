@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -33,35 +33,40 @@ class Tokens:
         ids: ``[batch, tokens]``, int64.
         mask: ``[batch, tokens]``, bool, False on padding.
         spans: ``[batch, tokens]``, int64, -1 for tokens in no span.
+        send: Of what a sharer reads, how many of the passages' tokens it sends at most; null for all.
     """
 
     ids: Tensor
     mask: Tensor
     spans: Tensor
+    send: int | None = None
 
     def to(self, *args: Any, **kwargs: Any) -> Tokens:
-        return Tokens(*(tensor.to(*args, **kwargs) for tensor in (self.ids, self.mask, self.spans)))
+        return self._each(lambda tensor: tensor.to(*args, **kwargs))
 
     def rows(self, index: Tensor) -> Tokens:
         """Some rows of the batch, ``index`` ``[rows]``, int64."""
-        return Tokens(*(tensor[index] for tensor in (self.ids, self.mask, self.spans)))
+        return self._each(lambda tensor: tensor[index])
 
     def padded_right(self) -> Tokens:
         """The same prompts, padded on the right, as what is read on a cache must be."""
         order = (~self.mask).byte().argsort(dim=1, stable=True)
-        return Tokens(*(tensor.gather(1, order) for tensor in (self.ids, self.mask, self.spans)))
+        return self._each(lambda tensor: tensor.gather(1, order))
 
     def until(self, tokens: int) -> Tokens:
         """The first so many tokens of each row."""
-        return Tokens(*(tensor[:, :tokens] for tensor in (self.ids, self.mask, self.spans)))
+        return self._each(lambda tensor: tensor[:, :tokens])
 
     def after(self, tokens: int) -> Tokens:
         """Each row without its first so many tokens."""
-        return Tokens(*(tensor[:, tokens:] for tensor in (self.ids, self.mask, self.spans)))
+        return self._each(lambda tensor: tensor[:, tokens:])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Tokens:
+        return replace(self, ids=change(self.ids), mask=change(self.mask), spans=change(self.spans))
 
 
-def pad_left(prompts: Sequence[Encoded], pad_id: int) -> Tokens:
-    """A batch of prompts, padded on the left."""
+def pad_left(prompts: Sequence[Encoded], pad_id: int, send: int | None = None) -> Tokens:
+    """A batch of prompts, padded on the left; ``send`` as in `Tokens`."""
     width = max(len(prompt.ids) for prompt in prompts)
 
     def padded(rows: Sequence[list[int]], value: int) -> Tensor:
@@ -72,6 +77,7 @@ def pad_left(prompts: Sequence[Encoded], pad_id: int) -> Tokens:
         ids=padded([prompt.ids for prompt in prompts], pad_id),
         mask=torch.arange(width) >= width - lengths[:, None],
         spans=padded([prompt.spans for prompt in prompts], -1),
+        send=send,
     )
 
 

@@ -31,11 +31,13 @@ class KVCache:
         keys: One tensor ``[batch, kv_heads, tokens, head_dim]`` a layer, in the model's dtype, rotated as cached.
         values: The same shapes.
         mask: ``[batch, tokens]``, bool, False on padding.
+        sent: ``[batch, tokens]``, bool: what of it a message may hold; null for all.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     mask: Tensor
+    sent: Tensor | None = None
 
     @property
     def positions(self) -> Tensor:
@@ -51,6 +53,10 @@ class KVCache:
         # Padding may hold anything; zero times a masked weight must stay zero.
         padding = ~self.mask[None, :, None, :, None]
         return KV(keys.masked_fill(padding, 0), values.masked_fill(padding, 0))
+
+    def spans_sent(self, spans: Tensor) -> Tensor:
+        """``spans`` of these tokens, int64, with -1 at those that are not sent."""
+        return spans if self.sent is None else spans.masked_fill(~self.sent.reshape(spans.shape), -1)
 
     def edit(self, layers: tuple[int, ...], delta: KV, rotary: Rotary | None = None) -> KVCache:
         """A new cache with ``delta`` added to the given layers.
@@ -102,7 +108,7 @@ class KVCache:
         # All at once: some models rotate by tables that depend on how long a text is.
         keys = rotary.apply(torch.cat([keys, unrotated], dim=3), every, positions_of(mask)).to(self.keys[0].dtype)
         values = torch.cat([values.to(self.values[0].dtype), torch.stack(self.values)], dim=3)
-        return _padded_left(keys, values, mask)
+        return padded_left(keys, values, mask)
 
     def rows(self, index: Tensor) -> KVCache:
         """The cache of some rows of the batch, ``index`` ``[rows]``, int64, in that order; a row may come twice."""
@@ -187,10 +193,10 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) ->
     keys, values = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
     if len(full) == 1:  # one text has no padding
         return KVCache(keys, values, full)
-    return _padded_left(torch.stack(keys), torch.stack(values), full)
+    return padded_left(torch.stack(keys), torch.stack(values), full)
 
 
-def _padded_left(keys: Tensor, values: Tensor, mask: Tensor) -> KVCache:
+def padded_left(keys: Tensor, values: Tensor, mask: Tensor) -> KVCache:
     """All layers' tokens with all padding before them: a sliding window counts slots, not positions."""
     order = mask.byte().argsort(dim=1, stable=True)
     index = order[None, :, None, :, None].expand(keys.shape)

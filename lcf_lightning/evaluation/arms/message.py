@@ -38,23 +38,24 @@ class MessageArm(Arm):
         with run.watch("fuse"):
             cache = link.fuse(receiver, link.merge(summaries), question=batch.question)
         cache = ask(link, cache, batch.question, run)
-        run.sent = [summaries] if link.shared else by_sharer(summaries, self._ends(link, summaries, batch.sharer.spans))
+        spans = sharer.spans_sent(batch.sharer.spans)
+        run.sent = [summaries] if link.shared else by_sharer(summaries, _ends(link, summaries, spans))
         run.prompt = digests(batch.receiver)[0] if link.shared else None
         return cache, batch.last
 
-    @staticmethod
-    def _ends(link: Link, summaries: Summaries, spans: Tensor) -> list[int]:
-        """How much of one example's message is there up to the end of each sharer's part.
 
-        Args:
-            link: The pair and the adapter.
-            summaries: The message, a part for each span, or for each of the last tokens where the sharer's are carried.
-            spans: ``[sharers, tokens]``, int64: the span of each token of each sharer, -1 for none; counted over all.
-        """
-        if not link.adapter.carries:
-            return (spans.amax(1) + 1).cummax(0).values.tolist()
-        read = (spans >= 0).sum(1).cumsum(0)
-        return (read - read[-1] + summaries.present.sum()).clamp(min=0).tolist()
+def _ends(link: Link, summaries: Summaries, spans: Tensor) -> list[int]:
+    """How much of one example's message is there up to the end of each sharer's part.
+
+    Args:
+        link: The pair and the adapter.
+        summaries: The message, a part for each span, or for each of the last tokens where the sharer's are carried.
+        spans: ``[sharers, tokens]``, int64: the span of each token of each sharer, -1 where none is sent; counted on.
+    """
+    if not link.adapter.carries:
+        return (spans.amax(1) + 1).cummax(0).values.tolist()
+    read = (spans >= 0).sum(1).cumsum(0)
+    return (read - read[-1] + summaries.present.sum()).clamp(min=0).tolist()
 
 
 def by_sharer(summaries: Summaries, ends: list[int]) -> list[Summaries]:

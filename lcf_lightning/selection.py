@@ -1,0 +1,93 @@
+"""Which of the sharer's tokens are sent, where not all are: those that its question pays most attention to.
+
+A cache that is cut to what the last tokens of a prompt attend to loses little (SnapKV, Li et al. 2024). Here all layers
+and heads keep the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from lcf_lightning.models.cache import KVCache, cache_argument, padded_left, positions_of, to_transformers
+
+NEIGHBOURS = 5
+"""Tokens that a token's attention is averaged over: an answer is longer than the token that is looked at."""
+
+
+@torch.no_grad()
+def most_attended(model: PreTrainedModel, cache: KVCache, ids: Tensor, spans: Tensor, count: int) -> Tensor:
+    """The tokens of the passages that the question pays most attention to, all layers and heads together.
+
+    Args:
+        model: The model that made the cache.
+        cache: Of prompts, each of whose question is its last span.
+        ids: ``[batch, tokens]``, int64: the prompts, padded on the left.
+        spans: The same shape, int64: each token's span, -1 for none.
+        count: How many tokens of a prompt, at least 1; all of its passages' where it has no more.
+
+    Returns:
+        ``[batch, tokens]``, bool. Of a prompt that has no span but one, tokens of that.
+    """
+    first, last = spans.masked_fill(spans < 0, spans.max() + 1).amin(1, keepdim=True), spans.amax(1, keepdim=True)
+    question = (spans == last) & (spans >= 0)
+    candidates = (spans >= 0) & (~question | (first == last))
+    asks = question.cumsum(1).bool() & cache.mask
+    paid = attention_paid(model, cache, ids, asks).masked_fill(~candidates, 0)
+    paid = F.avg_pool1d(paid[:, None], NEIGHBOURS, stride=1, padding=NEIGHBOURS // 2)[:, 0]
+    order = paid.masked_fill(~candidates, -1).argsort(dim=1, descending=True, stable=True)
+    return candidates & (order.argsort(dim=1) < count)
+
+
+@torch.no_grad()
+def attention_paid(model: PreTrainedModel, cache: KVCache, ids: Tensor, asks: Tensor) -> Tensor:
+    """How much attention some tokens pay to each one before the first of them: a sum over layers, heads and themselves.
+
+    They are read once more, on the cache of what stands before.
+
+    Args:
+        model: The model that made the cache.
+        cache: Of whole prompts.
+        ids: ``[batch, tokens]``, int64: the prompts, padded on the left.
+        asks: The same shape, bool: the last tokens of each prompt.
+
+    Returns:
+        ``[batch, tokens]``, float32; 0 at the tokens themselves.
+    """
+    order = (~asks).byte().argsort(dim=1, stable=True)[:, : max(1, int(asks.sum(1).max()))]
+    asking, before = asks.gather(1, order), cache.mask & ~asks
+    # A sliding window counts slots: what stands before must end where they begin.
+    past = padded_left(torch.stack(cache.keys), torch.stack(cache.values), before)
+    places = before.byte().argsort(dim=1, stable=True)
+    mask = torch.cat([past.mask, asking], dim=1)
+    with _attention_weights(model), torch.autocast(ids.device.type, enabled=False):
+        output: Any = model(
+            input_ids=ids.gather(1, order),
+            attention_mask=mask.long(),
+            position_ids=positions_of(mask)[:, ids.shape[1] :],
+            use_cache=True,
+            logits_to_keep=1,
+            output_attentions=True,
+            **{cache_argument(type(model)): to_transformers(model, past)},
+        )
+    paid = torch.zeros(ids.shape, device=ids.device)
+    for layer in output.attentions:  # [batch, heads, asking tokens, all tokens]
+        paid += (layer[..., : ids.shape[1]].float() * asking[:, None, :, None]).sum((1, 2))
+    return torch.zeros_like(paid).scatter(1, places, paid.masked_fill(~past.mask, 0))
+
+
+@contextmanager
+def _attention_weights(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model say its attention weights, which only the plain implementation knows."""
+    usual = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(usual)
