@@ -39,6 +39,7 @@ TEXT_ARMS = ("question_only", "own_context", "full_context", "full_context_form"
 GAINS = ("content_attributable_gain", "gain_over_other_text")
 LAST_TOKENS = '--model.adapter.pooler {"class_path":"carry","init_args":{"tokens":%d}}'
 REREAD = "--data.init_args.prompts.reread question"
+SEND = "--data.init_args.prompts.send_tokens %d"
 TEXT, ALONE = "#2c5f8a", "#7f8c8d"
 MESSAGES = ("#c0392b", "#e67e22", "#27ae60", "#8e44ad", "#b7950b", "#17a2b8")
 
@@ -64,8 +65,8 @@ class Row(NamedTuple):
 ROWS = {
     "carry": Row(),
     "carry, re-read": Row("--model.optimizer.init_args.lr 1e-3", REREAD),
+    **{f"carry, re-read, {n} tokens": Row(of="carry, re-read", evaluate=SEND % n) for n in (32, 16, 8)},
     "carry, last 32 tokens": Row(LAST_TOKENS % 32),
-    "carry, last 8 tokens": Row(LAST_TOKENS % 8),
     "carry, not trained": Row("--model.optimizer.init_args.lr 0 --trainer.max_steps 1"),
     "carry, not trained, re-read": Row(of="carry, not trained", evaluate=REREAD),
     "LCF-X": Row("--model.adapter.pooler span --model.adapter.gate_noise logistic"),

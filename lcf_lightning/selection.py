@@ -23,7 +23,7 @@ NEIGHBOURS = 5
 
 @torch.no_grad()
 def most_attended(model: PreTrainedModel, cache: KVCache, ids: Tensor, spans: Tensor, count: int) -> Tensor:
-    """The tokens of the passages that the question pays most attention to, all layers and heads together.
+    """The tokens of the passages that get the largest share of the question's attention, all heads together.
 
     Args:
         model: The model that made the cache.
@@ -39,15 +39,16 @@ def most_attended(model: PreTrainedModel, cache: KVCache, ids: Tensor, spans: Te
     question = (spans == last) & (spans >= 0)
     candidates = (spans >= 0) & (~question | (first == last))
     asks = question.cumsum(1).bool() & cache.mask
-    paid = attention_paid(model, cache, ids, asks).masked_fill(~candidates, 0)
-    paid = F.avg_pool1d(paid[:, None], NEIGHBOURS, stride=1, padding=NEIGHBOURS // 2)[:, 0]
-    order = paid.masked_fill(~candidates, -1).argsort(dim=1, descending=True, stable=True)
+    paid = attention_paid(model, cache, ids, asks).masked_fill(~candidates[:, None], 0)
+    share = paid / paid.sum(2, keepdim=True).clamp(min=torch.finfo().tiny)  # else heads that look at no passage decide
+    share = F.avg_pool1d(share.sum(1, keepdim=True), NEIGHBOURS, stride=1, padding=NEIGHBOURS // 2)[:, 0]
+    order = share.masked_fill(~candidates, -1).argsort(dim=1, descending=True, stable=True)
     return candidates & (order.argsort(dim=1) < count)
 
 
 @torch.no_grad()
 def attention_paid(model: PreTrainedModel, cache: KVCache, ids: Tensor, asks: Tensor) -> Tensor:
-    """How much attention some tokens pay to each one before the first of them: a sum over layers, heads and themselves.
+    """How much attention some tokens together pay to each one before the first of them.
 
     They are read once more, on the cache of what stands before.
 
@@ -58,7 +59,7 @@ def attention_paid(model: PreTrainedModel, cache: KVCache, ids: Tensor, asks: Te
         asks: The same shape, bool: the last tokens of each prompt.
 
     Returns:
-        ``[batch, tokens]``, float32; 0 at the tokens themselves.
+        ``[batch, heads of all layers, tokens]``, float32; 0 at the tokens themselves.
     """
     order = (~asks).byte().argsort(dim=1, stable=True)[:, : max(1, int(asks.sum(1).max()))]
     asking, before = asks.gather(1, order), cache.mask & ~asks
@@ -76,10 +77,11 @@ def attention_paid(model: PreTrainedModel, cache: KVCache, ids: Tensor, asks: Te
             output_attentions=True,
             **{cache_argument(type(model)): to_transformers(model, past)},
         )
-    paid = torch.zeros(ids.shape, device=ids.device)
-    for layer in output.attentions:  # [batch, heads, asking tokens, all tokens]
-        paid += (layer[..., : ids.shape[1]].float() * asking[:, None, :, None]).sum((1, 2))
-    return torch.zeros_like(paid).scatter(1, places, paid.masked_fill(~past.mask, 0))
+    layers = [  # [batch, heads, asking tokens, all tokens]
+        (layer[..., : ids.shape[1]].float() * asking[:, None, :, None]).sum(2) for layer in output.attentions
+    ]
+    paid = torch.cat(layers, dim=1).masked_fill(~past.mask[:, None], 0)
+    return torch.zeros_like(paid).scatter(2, places[:, None].expand_as(paid), paid)
 
 
 @contextmanager

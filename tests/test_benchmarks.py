@@ -144,7 +144,7 @@ def test_every_method_on_natural_text_is_an_adapter(
         main(["params", "--json", "--config", str(config), *row.fit.split(), *row.data.split(), *row.evaluate.split()])
         sizes[name] = json.loads(capsys.readouterr().out)["total"]
     assert len({sizes["carry"], sizes["LCF-X"], sizes["prefix"]}) == 3
-    assert sizes["carry"] == sizes["carry, last 8 tokens"] == 7_498_896
+    assert sizes["carry"] == sizes["carry, last 32 tokens"] == 7_498_896
 
 
 def test_the_picture_of_natural_text_shows_what_each_answer_cost(script: Callable[[str], dict[str, Any]]) -> None:

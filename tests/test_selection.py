@@ -57,9 +57,9 @@ def test_attention_is_what_the_model_pays_when_it_reads_the_whole_text(spec: Spe
     for row, (length, begin) in enumerate(zip(lengths, begins, strict=True)):
         start = 30 - length
         output = frozen.model(input_ids=ids[row : row + 1, start:], output_attentions=True)
-        whole = torch.stack(output.attentions).sum((0, 1, 2))[begin - start :].sum(0)
-        torch.testing.assert_close(paid[row, start:begin], whole[: begin - start], atol=1e-4, rtol=1e-4)
-        assert not torch.cat([paid[row, :start], paid[row, begin:]]).any()
+        whole = torch.cat(output.attentions, dim=1)[0, :, begin - start :].sum(1)
+        torch.testing.assert_close(paid[row, :, start:begin], whole[:, : begin - start], atol=1e-4, rtol=1e-4)
+        assert not torch.cat([paid[row, :, :start], paid[row, :, begin:]], dim=1).any()
     frozen.model.set_attn_implementation(usual)
 
 
@@ -68,8 +68,9 @@ def test_the_question_is_not_sent_and_neighbours_count(spec: Spec, monkeypatch: 
     frozen = load_frozen(spec("llama"))
     rows = [Encoded([7] * 12, [-1, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, -1]), Encoded([7] * 3, [0, 0, -1])]
     tokens = pad_left(rows, 0)
-    paid = torch.zeros(2, 12)
-    paid[0, [0, 1, 6, 7, 10]] = torch.tensor([99.0, 5.0, 4.0, 4.0, 99.0])  # a sink, one high token, two beside another
+    paid = torch.zeros(2, 2, 12)
+    paid[0, 0, [0, 1, 6, 7, 10]] = torch.tensor([99.0, 5.0, 4.0, 4.0, 99.0])  # a sink, one high token, two together
+    paid[0, 1, [0, 6]] = torch.tensor([99.0, 0.01])  # a head that looks elsewhere has as much of a say
     monkeypatch.setattr("lcf_lightning.selection.attention_paid", lambda *_: paid)
     cache = prefill(frozen.model, tokens.ids, tokens.mask)
     sent = most_attended(frozen.model, cache, tokens.ids, tokens.spans, 3)
