@@ -53,9 +53,9 @@ def test_a_message_is_understood_that_was_written_before_the_question(
     summary = json.loads(Path("runs/quickstart_blind/summary.json").read_text())
     arms = {arm: figures["exact_match"] for arm, figures in summary["arms"].items()}
     assert min(figures["n"] for figures in summary["arms"].values()) >= 500
-    assert arms["message"] >= 0.95
+    assert arms["message"] >= 0.97
     assert arms["mismatched"] <= 0.10
-    assert summary["own_questions"]["message"]["exact_match"] >= 0.95
+    assert summary["own_questions"]["message"]["exact_match"] >= 0.97
 
     channel = Channel.from_pretrained("runs/quickstart_blind/adapter")
     message = channel.send(["likes ada tea .", "owns ben lamp .", "seeks cleo ruby .", "sells dan soup ."])
