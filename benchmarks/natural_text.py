@@ -7,8 +7,9 @@
 Each row of the table is a fit of a config with other options, and answers to the test split; text arms are answered
 once, with the first row. Options that are not of this script go to all fits and evaluations, such as paths of models,
 or where prefills are kept (best: each text is then read once for all rows). Fits and answers that are there are not
-made again: stop when you like, start again with the same command. With ``--repeats`` all arms are timed too, on a
-machine that does nothing else, and what quality costs in time and in bytes is drawn: quality.svg.
+made again: stop when you like, start again with the same command. With ``--repeats`` the first row's texts and every
+message are timed too, on a machine that does nothing else, and what quality costs in time and in bytes is drawn:
+quality.svg. Bytes are float16's, but of arms that name another dtype; rounding to it is in no time.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ from lcf_lightning.wire import LARGEST
 
 TEXT_ARMS = ("question_only", "own_context", "full_context", "full_context_form", "t2t_200", "t2t_200_form")
 GAINS = ("content_attributable_gain", "gain_over_other_text")
-LAST_TOKENS = '--model.adapter.pooler {"class_path":"carry","init_args":{"tokens":%d}}'
 REREAD = "--data.init_args.prompts.reread question"
 SEND = "--data.init_args.prompts.send_tokens %d"
 TEXT, ALONE = "#2c5f8a", "#7f8c8d"
@@ -66,7 +66,6 @@ ROWS = {
     "carry": Row(),
     "carry, re-read": Row("--model.optimizer.init_args.lr 1e-3", REREAD),
     **{f"carry, re-read, {n} tokens": Row(of="carry, re-read", evaluate=SEND % n) for n in (32, 16, 8)},
-    "carry, last 32 tokens": Row(LAST_TOKENS % 32),
     "carry, not trained": Row("--model.optimizer.init_args.lr 0 --trainer.max_steps 1"),
     "carry, not trained, re-read": Row(of="carry, not trained", evaluate=REREAD),
     "LCF-X": Row("--model.adapter.pooler span --model.adapter.gate_noise logistic"),
@@ -98,7 +97,8 @@ class Found(NamedTuple):
         if not timed:
             return None
         sizes = timed["sent_bytes"]
-        return timed["ttft"]["median"] / 1000, sizes.get(dtype) or sizes.get("float16") or sizes.get("UTF-8", 0)
+        size = sizes.get(dtype if dtype in LARGEST else "float16", sizes.get("UTF-8"))
+        return None if size is None and sizes else (timed["ttft"]["median"] / 1000, size or 0)
 
 
 def answers(name: str, arms: Sequence[str], args: argparse.Namespace, options: list[str]) -> Found:
@@ -111,7 +111,7 @@ def answers(name: str, arms: Sequence[str], args: argparse.Namespace, options: l
     run = args.output / f"{_slug(whose)}-{args.seed}"
     fit = [*options, *ROWS[whose].fit.split(), *ROWS[whose].data.split(), "--trainer.limit_test_batches", "1"]
     adapter = trained(run, config, args.seed, args.steps, fit)
-    output = args.output / f"{_slug(name)}-{args.seed}-answers"
+    output = args.output / f"{_slug(name)}-{args.seed}-answers{f'-{args.limit}' if args.limit else ''}"
     command = [sys.executable, "-m", "lcf_lightning", "evaluate", "--config", f"{CONFIGS / config}.yaml"]
     command += ["--seed_everything", str(args.seed), "--adapter", str(adapter), "--output", str(output)]
     command += ["--arms", f"[{','.join(arms)}]", "--repeats", str(args.repeats)]
@@ -209,6 +209,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--repeats", type=int, default=0, help="times that each arm is timed (default: none is)")
     args, options = parser.parse_known_args()
+    for config in {args.config + "_wrong" * ROWS[name].wrong for name in args.rows}:
+        if not (CONFIGS / f"{config}.yaml").is_file():
+            parser.error(f"--config {args.config}: there is no configs/{config}.yaml, which one of --rows needs.")
     found: dict[str, Found] = {}
     for place, name in enumerate(args.rows):
         arms = ["message", "mismatched", "other_text", *(args.texts if place == 0 else ())]

@@ -30,8 +30,8 @@ class CommunicationAccuracy(pl.Callback):
 
     Args:
         arms: Arms of a validation: any of ``question_only``, ``own_context``, ``full_context``, ``full_context_form``,
-            ``t2t_N``, ``t2t_N_form``, ``message``, ``mismatched``, ``other_text``, ``permuted``, ``zero``, ``self``,
-            ``noise``, ``sharer_alone``, or the class path of an `Arm` of your own.
+            ``t2t_N``, ``t2t_N_form``, ``message``, ``message_int8``, ``message_int4``, ``mismatched``, ``other_text``,
+            ``permuted``, ``zero``, ``self``, ``noise``, ``sharer_alone``, or the class path of an `Arm` of your own.
         test_arms: Arms of a test; null for those and ``full_context``, or, where both models read the same text,
             ``sharer_alone``.
         max_new_tokens: Longest answer, in receiver tokens; null for the module's.

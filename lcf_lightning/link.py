@@ -120,12 +120,18 @@ class Link:
         return self if self.prefills is None else Link(models.get("sharer"), models.get("receiver"), self.adapter)
 
     def read_sharer(self, tokens: Tokens) -> KVCache:
-        """The sharer's prefill, and what of it is sent (``prompts.send_tokens``)."""
-        side = self.side("sharer")
-        cache = side.prefill(tokens.ids, tokens.mask)
+        """The sharer's prefill, and what of it is sent."""
+        return self.select(self.prefill_sharer(tokens), tokens)
+
+    def prefill_sharer(self, tokens: Tokens) -> KVCache:
+        """The sharer's prefill."""
+        return self.side("sharer").prefill(tokens.ids, tokens.mask)
+
+    def select(self, sharer: KVCache, tokens: Tokens) -> KVCache:
+        """The sharer's prefill, and which of its tokens are sent, where that is not all (``prompts.send_tokens``)."""
         if tokens.send is None:
-            return cache
-        return replace(cache, sent=most_attended(side.model.model, cache, tokens.ids, tokens.spans, tokens.send))
+            return sharer
+        return replace(sharer, sent=most_attended(self.sharer.model, sharer, tokens.ids, tokens.spans, tokens.send))
 
     def read_receiver(self, tokens: Tokens) -> KVCache:
         """The receiver's prefill of all prompt tokens but the last."""

@@ -1,7 +1,6 @@
 """Which of the sharer's tokens are sent, where not all are: those that its question pays most attention to.
 
-A cache that is cut to what the last tokens of a prompt attend to loses little (SnapKV, Li et al. 2024). Here all layers
-and heads keep the same tokens.
+After SnapKV (Li et al. 2024), where each head keeps tokens of its own; here all layers and heads keep the same ones.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def most_attended(model: PreTrainedModel, cache: KVCache, ids: Tensor, spans: Te
         count: How many tokens of a prompt, at least 1; all of its passages' where it has no more.
 
     Returns:
-        ``[batch, tokens]``, bool. Of a prompt that has no span but one, tokens of that.
+        ``[batch, tokens]``, bool. Of a prompt that is nothing but a question, the first tokens of that.
     """
     first, last = spans.masked_fill(spans < 0, spans.max() + 1).amin(1, keepdim=True), spans.amax(1, keepdim=True)
     question = (spans == last) & (spans >= 0)

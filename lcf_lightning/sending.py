@@ -45,6 +45,10 @@ def messages(
     if channel.link.shared:
         summaries, read_for = _aligned(channel, texts, asked)
     else:
+        if channel.prompts.send_tokens is not None and None in questions:
+            raise SettingError(
+                f"question=None must be given where send_tokens={channel.prompts.send_tokens}: it decides what is sent."
+            )
         if channel.takes_question and None in questions:
             message = "question=None, but this adapter's sharer was shown the question in training: give it here."
             warnings.warn(message, stacklevel=4)

@@ -62,11 +62,7 @@ def decode(payload: bytes, dtype: str, shape: tuple[int, ...]) -> tuple[Tensor, 
 
 
 def rounded(tensor: Tensor, dtype: str) -> Tensor:
-    """What a receiver gets of a tensor that travels in ``dtype``, one of `WIRE_DTYPES`; its last dimension is a vector.
-
-    Returns:
-        Of the same shape, in ``dtype``, or float32 for int8 and int4.
-    """
+    """What a receiver gets of a tensor of vectors that travels in ``dtype``, one of `LARGEST`; in float32."""
     return _restored(_parts("sent", tensor, dtype), "sent", tensor.shape[-1]).to(tensor.device)
 
 

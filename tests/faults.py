@@ -185,9 +185,17 @@ FAULTS = [
         ("return OverSeeds(mean=over_seeds(values, same),", "return OverSeeds(mean=over_seeds(values),"),
     ),
     *faults(
+        "evaluation", "tests/test_selection.py",
+        ("share = paid / paid.sum(2, keepdim=True).clamp(min=torch.finfo().tiny)", "share = paid"),
+        ("asks = question.cumsum(1).bool() & cache.mask", "asks = question & cache.mask"),
+        ("sharer = link.select(sharer, batch.sharer)", "pass"),
+        ("index = dealt(caches.sharer.spans_sent(batch.index), ids)", "index = dealt(batch.index, ids)"),
+    ),
+    *faults(
         "evaluation", "tests/evaluation/test_latency.py",
         ("run.sent = [summaries] if link.shared else by_sharer(", "run.sent = [summaries] or by_sharer("),
-        ("if not link.adapter.carries:", "if True:"),
+        ("if present.any():  # who has", "if True:  # who has"),
+        ("present[0]] for side in kv)), present", ":] for side in kv)), present"),
         ("run.prompt = digests(batch.receiver)[0] if link.shared else None", "run.prompt = None"),
         ("apart -= max(0.0,", "apart -= min(0.0,"),
         ('SHARER_STAGES = ("sharer_prefill", "pool", "write")', 'SHARER_STAGES = ("sharer_prefill", "pool")'),

@@ -68,12 +68,15 @@ def test_the_question_is_not_sent_and_neighbours_count(spec: Spec, monkeypatch: 
     frozen = load_frozen(spec("llama"))
     rows = [Encoded([7] * 12, [-1, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, -1]), Encoded([7] * 3, [0, 0, -1])]
     tokens = pad_left(rows, 0)
-    paid = torch.zeros(2, 2, 12)
-    paid[0, 0, [0, 1, 6, 7, 10]] = torch.tensor([99.0, 5.0, 4.0, 4.0, 99.0])  # a sink, one high token, two together
-    paid[0, 1, [0, 6]] = torch.tensor([99.0, 0.01])  # a head that looks elsewhere has as much of a say
-    monkeypatch.setattr("lcf_lightning.selection.attention_paid", lambda *_: paid)
+    paid = torch.zeros(2, 3, 12)
+    paid[0, 0, [0, 1, 10]] = torch.tensor([99.0, 9.0, 99.0])  # beside a sink and the question: one token
+    paid[0, 1, [0, 6]] = torch.tensor([99.0, 0.01])  # heads that look elsewhere have as much of a say
+    paid[0, 2, [0, 7]] = torch.tensor([99.0, 0.01])
+    asked: list[torch.Tensor] = []
+    monkeypatch.setattr("lcf_lightning.selection.attention_paid", lambda *given: asked.append(given[-1]) or paid)
     cache = prefill(frozen.model, tokens.ids, tokens.mask)
     sent = most_attended(frozen.model, cache, tokens.ids, tokens.spans, 3)
+    assert asked[0][0].nonzero().flatten().tolist() == [9, 10, 11]  # and what a chat template may add
     assert sent[0].nonzero().flatten().tolist() == [5, 6, 7]
     assert sent[1].nonzero().flatten().tolist() == [9, 10]  # there is nothing else
     everything = most_attended(frozen.model, cache, tokens.ids, tokens.spans, 99)
@@ -111,11 +114,28 @@ def test_a_fit_sends_what_is_sent_later(spec: Spec, pooler: str, tmp_path: Path)
     assert any(not torch.equal(one, two) for one, two in zip(before, module.adapter.parameters(), strict=True))
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
+    module.eval()
     every = replace(batch, sharer=replace(batch.sharer, send=None))
     few, all_ = (
-        find_arm("message").reading(ArmCaches(module.eval().link, module.writer, each)).cache for each in (batch, every)
+        find_arm("message").reading(ArmCaches(module.link, module.writer, each)).cache for each in (batch, every)
     )
     assert few.values[0].shape != all_.values[0].shape or not torch.equal(few.values[0], all_.values[0])
+
+
+@torch.no_grad()
+def test_permuted_deals_what_is_sent(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each span keeps its size, and the question's tokens are in none."""
+    module = small_module(spec("llama"), spec("qwen3"), pooler="prefix", gate_noise="none")
+    module.configure_model()
+    data = small_data(spec("llama"), spec("qwen3"), prompts=PROMPTS)
+    data.setup("test")
+    caches = ArmCaches(module.eval().link, module.writer, next(iter(data.test_dataloader())))
+    pooled, pool = [], module.link.pool
+    monkeypatch.setattr(module.link, "pool", lambda cache, index: pooled.append(index) or pool(cache, index))
+    find_arm("permuted").reading(caches)
+    sent = caches.sharer.spans_sent(caches.batch.index)
+    for mine, dealt in zip(sent, caches.sharer.spans_sent(pooled[-1]), strict=True):
+        assert torch.equal(mine.sort().values, dealt.sort().values)
 
 
 def test_bad_settings_are_named(spec: Spec) -> None:
@@ -123,6 +143,11 @@ def test_bad_settings_are_named(spec: Spec) -> None:
         PromptSettings(send_tokens=0)
     with pytest.raises(SettingError, match="send_tokens=3 must be null where share_question is false"):
         PromptSettings(send_tokens=3, share_question=False)
+    module, _ = carry(spec)
+    channel = channel_of(module)
+    channel.prompts = PROMPTS
+    with pytest.raises(SettingError, match="question=None must be given where send_tokens=3"):
+        channel.send(FACTS)
     tokenizer = load_tokenizer(spec("llama"))
     with pytest.raises(SettingError, match="send_tokens=3 must be null where both models read the same text"):
         SharedCollator.of(PROMPTS, tokenizer, tokenizer)

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.data.alignment import STRATEGIES, Layout
 from lcf_lightning.data.example import Example, Passage
+from lcf_lightning.data.spans import parse_span_mode
 from lcf_lightning.data.tokens import Encoded, Prompt, split_question
 from lcf_lightning.errors import DataError, SettingError
 
@@ -99,20 +100,6 @@ class PromptSettings:
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 raise SettingError(f"{name}={limit} must be at least 1, or null for no limit.")
-
-
-def parse_span_mode(mode: str) -> tuple[str, int]:
-    """``paragraph``, ``sentence`` or ``window:N`` as a kind and N (0 where there is none).
-
-    Raises:
-        SettingError: If the mode is none of these.
-    """
-    window = re.fullmatch(r"window:([1-9]\d*)", mode)
-    if window:
-        return "window", int(window[1])
-    if mode in ("paragraph", "sentence"):
-        return mode, 0
-    raise SettingError(f"spans={mode!r} must be paragraph, sentence or window:N with N ≥ 1 tokens.")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ OTHERS = {
     "shared": SHARED,
     "shared_closed_and_pruned": [*SHARED, "--model.adapter.gate_init", "-5", "--model.adapter.layers", "[0,2]"],
     "c2c_pruned": [*SHARED, "--model.adapter.fuser", "c2c", "--model.adapter.layers", "[1,3]"],
-    "prefix": ["--config", str(CONFIGS / "quickstart_blind.yaml"), *SMALL],
+    "carry": ["--config", str(CONFIGS / "quickstart_blind.yaml"), *SMALL],
+    "prefix": ["--config", str(CONFIGS / "quickstart_blind.yaml"), *SMALL, "--model.adapter.pooler", "prefix"],
     "closed": ["--config", str(CONFIGS / "quickstart.yaml"), *SMALL, "--model.adapter.gate_init", "-5"],
 }
 

@@ -10,7 +10,8 @@ import torch
 from scipy.spatial.distance import jensenshannon
 from torch.nn import functional as F
 
-from lcf_lightning import LCFModule, ModelSpec
+from lcf_lightning import LCFModule, Message, ModelSpec
+from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import Arm, default_arms, find_arm, readable, require_arms
@@ -22,8 +23,7 @@ from lcf_lightning.evaluation.latency import measure
 from lcf_lightning.evaluation.markdown import latency_page
 from lcf_lightning.evaluation.prediction import Prediction, answer_losses, jensen_shannon, run_arms
 from lcf_lightning.models.geometry import KV
-from lcf_lightning.wire import decode, encode
-from tests.pairs import ARMS, small_data, small_module
+from tests.pairs import ARMS, channel_of, small_data, small_module
 
 Spec = Callable[[str], ModelSpec]
 MESSAGES = ("message", "mismatched", "zero", "self", "noise")
@@ -221,18 +221,27 @@ def test_a_timed_arm_of_ones_own_is_reported(module: LCFModule, spec: Spec) -> N
     assert "| written |" in latency_page(latency)
 
 
+@pytest.mark.parametrize("pooler", ["span", "prefix"])
 @pytest.mark.parametrize("dtype", ["int8", "int4"])
-def test_a_message_of_fewer_bytes_is_read_as_it_comes_off_the_wire(module: LCFModule, batch: Batch, dtype: str) -> None:
+def test_a_message_of_fewer_bytes_is_read_as_it_comes_off_the_wire(
+    spec: Spec, batch: Batch, dtype: str, pooler: str
+) -> None:
+    module = small_module(spec("llama"), spec("qwen3"), pooler=pooler)
+    module.configure_model()
+    module.eval()
     caches = ArmCaches(module.link, module.writer, batch)
-    sent, row = caches.summaries, 1
-    spans = sent.present[row]
-    keys, values = (side[:, row][:, :, spans] for side in sent.kv)
-    received = decode(encode(keys, values, dtype), dtype, tuple(keys.shape))
-    kv = KV(*(side.clone() for side in sent.kv))
-    for side, part in zip(kv, received, strict=True):
-        side[:, row, :, spans] = part
-    expected = caches.receives(sent._replace(kv=kv)).cache
     found = find_arm(f"message_{dtype}").reading(caches).cache
-    assert all(torch.equal(one[row], other[row]) for one, other in zip(found.values, expected.values, strict=True))
-    assert not torch.equal(found.values[0][row], caches.message.cache.values[0][row])
+    channel = channel_of(module)
+    channel.prompts = batch.prompts
+    for row, example in enumerate(batch.examples):
+        sent = channel.send([fact for (fact,) in example.sharer], example.question)
+        received = Message.from_bytes(sent.to_bytes(dtype))
+        alone = ArmCaches(module.link, module.writer, module.writer.collator(batch.prompts).train([example]))
+        summaries = Summaries(KV(received.keys, received.values), torch.ones(1, received.spans, dtype=torch.bool))
+        expected = alone.receives(module.link.merge(summaries)).cache
+        tokens = int(expected.mask.sum())
+        torch.testing.assert_close(
+            found.values[0][row, :, -tokens:], expected.values[0][0, :, -tokens:], atol=1e-4, rtol=1e-4
+        )
+    assert not torch.equal(found.values[0], caches.message.cache.values[0])
     assert f"message_{dtype}" not in default_arms(False, batch.prompts, batch.examples)

@@ -30,8 +30,8 @@ from lcf_lightning.writer import Writer
 from tests.pairs import ARMS, channel_of, small_data, small_module
 
 DELAYS = {
-    "read_sharer": 30.0, "summarise": 2.0, "write_at_once": 230.0, "read_receiver": 40.0, "read_on": 7.0, "fuse": 1.0,
-    "token": 5.0,
+    "prefill_sharer": 30.0, "summarise": 2.0, "write_at_once": 230.0, "read_receiver": 40.0, "read_on": 7.0,
+    "fuse": 1.0, "token": 5.0,
 }  # fmt: skip
 
 
@@ -68,7 +68,7 @@ def clocked(module: LCFModule, monkeypatch: pytest.MonkeyPatch) -> LCFModule:
         finally:
             hook.remove()
 
-    for name in ("read_sharer", "summarise", "read_receiver", "read_on", "fuse"):
+    for name in ("prefill_sharer", "summarise", "read_receiver", "read_on", "fuse"):
         monkeypatch.setattr(module.link, name, taking(name, getattr(module.link, name)))
     monkeypatch.setattr(text_to_text, "write_at_once", taking("write_at_once", text_to_text.write_at_once))
     monkeypatch.setattr(latency, "generate", decode)
@@ -194,9 +194,12 @@ def test_spread_repeats_and_sizes(module: LCFModule, batches: list[Batch]) -> No
     ]
 
 
-@pytest.mark.parametrize("pooler", ["span", "carry"])
-def test_bytes_are_those_of_every_sharers_message(spec: Callable[[str], ModelSpec], pooler: str) -> None:
-    prompts = PromptSettings(question=" {question}", sharers=2)
+@pytest.mark.parametrize("send_tokens", [None, 3])
+@pytest.mark.parametrize("pooler", ["span", "prefix", "carry"])
+def test_bytes_are_those_of_every_sharers_message(
+    spec: Callable[[str], ModelSpec], pooler: str, send_tokens: int | None
+) -> None:
+    prompts = PromptSettings(question=" {question}", sharers=2, send_tokens=send_tokens)
     module = small_module(spec("llama"), spec("qwen3"), pooler=pooler)
     module.configure_model()
     data = small_data(spec("llama"), spec("qwen3"), prompts=prompts)

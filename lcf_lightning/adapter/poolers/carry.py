@@ -26,8 +26,6 @@ class CarryPooler(Pooler):
 
     Args:
         shape: What it is built for.
-        tokens: How many are sent at most, the last ones of the spans: of the question, where the sharer is shown it,
-            and then of the passages. Null for all.
         sources: Sharer layers that each map reads; where both sides are one model, there is none.
 
     Attributes:
@@ -37,7 +35,7 @@ class CarryPooler(Pooler):
         maps: ``[layers, 2, 1 + sources·H_s D_s, H_r D_r]``, a bias and the weights of keys and of values.
 
     Raises:
-        SettingError: If ``tokens`` is below 1, or ``sources`` is below 1 or above the sharer's layers.
+        SettingError: If ``sources`` is below 1 or above the sharer's layers.
     """
 
     alias = "carry"
@@ -50,14 +48,12 @@ class CarryPooler(Pooler):
     sources: Tensor
     maps: Tensor
 
-    def __init__(self, shape: PartShape, tokens: int | None = None, sources: int = 3) -> None:
+    def __init__(self, shape: PartShape, sources: int = 3) -> None:
         super().__init__()
         sharer, receiver = shape.sharer, shape.receiver
-        if tokens is not None and tokens < 1:
-            raise SettingError(f"tokens={tokens} of pooler=carry must be at least 1, or null for all.")
         if not 1 <= sources <= sharer.layers:
             raise SettingError(f"sources={sources} of pooler=carry must be between 1 and {sharer.layers}.")
-        self.tokens, self.head_dim, self.is_mapped = tokens, receiver.head_dim, not shape.same_model
+        self.head_dim, self.is_mapped = receiver.head_dim, not shape.same_model
         for name in ("mean", "deviation"):
             self.register_buffer(name, torch.zeros(shape.layers, 2, 1, receiver.kv_heads, 1, receiver.head_dim))
         if self.is_mapped:
@@ -91,8 +87,6 @@ class CarryPooler(Pooler):
     def summarise(self, cache: KV, spans: Tensor) -> Summaries:
         require_spans(cache, spans)
         member = spans >= 0
-        if self.tokens is not None:
-            member &= member.flip(1).cumsum(1).flip(1) <= self.tokens
         places = (~member).byte().argsort(dim=1, stable=True)[:, : int(member.sum(1).max())]
         layers, _, heads, _, size = cache.keys.shape
         index = places[None, :, None, :, None].expand(layers, -1, heads, -1, size)

@@ -43,7 +43,8 @@ def _imported(name: str) -> Arm | None:
 
 
 def _allowed() -> str:
-    return f"one or more of {', '.join(known_arms())}, t2t_N, t2t_N_form, or class paths of your own"
+    named = ("t2t_N", "t2t_N_form", "message_int8", "message_int4")  # those that no evaluation runs unasked
+    return f"one or more of {', '.join((*known_arms(), *named))}, or class paths of your own"
 
 
 def known_arms() -> list[str]:

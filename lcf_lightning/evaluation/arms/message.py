@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
+import torch
 from torch import Tensor
 
 from lcf_lightning.adapter.parts import Summaries
@@ -30,38 +29,31 @@ class MessageArm(Arm):
 
     def run(self, link: Link, writer: Writer, batch: Batch, run: TimedRun) -> tuple[KVCache, Tensor]:
         with run.watch("sharer_prefill"):
-            sharer = link.read_sharer(batch.sharer)
+            sharer = link.prefill_sharer(batch.sharer)
         with run.watch("pool"):
+            sharer = link.select(sharer, batch.sharer)
             summaries = link.summarise(sharer, batch.index)
         with run.watch("receiver_prefill"):
             receiver = link.read_receiver(batch.receiver)
         with run.watch("fuse"):
             cache = link.fuse(receiver, link.merge(summaries), question=batch.question)
         cache = ask(link, cache, batch.question, run)
-        spans = sharer.spans_sent(batch.sharer.spans)
-        run.sent = [summaries] if link.shared else by_sharer(summaries, _ends(link, summaries, spans))
+        run.sent = [summaries] if link.shared else by_sharer(link, sharer, batch.sharer.spans)
         run.prompt = digests(batch.receiver)[0] if link.shared else None
         return cache, batch.last
 
 
-def _ends(link: Link, summaries: Summaries, spans: Tensor) -> list[int]:
-    """How much of one example's message is there up to the end of each sharer's part.
+def by_sharer(link: Link, sharer: KVCache, spans: Tensor) -> list[Summaries]:
+    """The message of each sharer of one example that has something to send.
 
     Args:
         link: The pair and the adapter.
-        summaries: The message, a part for each span, or for each of the last tokens where the sharer's are carried.
-        spans: ``[sharers, tokens]``, int64: the span of each token of each sharer, -1 where none is sent; counted on.
+        sharer: What the sharers have read.
+        spans: ``[sharers, tokens]``, int64: the span of each token of each sharer, -1 for none; counted over all.
     """
-    if not link.adapter.carries:
-        return (spans.amax(1) + 1).cummax(0).values.tolist()
-    read = (spans >= 0).sum(1).cumsum(0)
-    return (read - read[-1] + summaries.present.sum()).clamp(min=0).tolist()
-
-
-def by_sharer(summaries: Summaries, ends: list[int]) -> list[Summaries]:
-    """The summaries of one example, a part for each of its sharers that has something to send."""
-    return [
-        Summaries(KV(*(part[:, :, :, start:end] for part in summaries.kv)), summaries.present[:, start:end])
-        for start, end in pairwise([0, *ends])
-        if end > start  # who has read nothing sends nothing
-    ]
+    messages = []
+    for own in torch.eye(len(spans), dtype=torch.bool, device=spans.device):
+        kv, present = link.summarise(sharer, spans.masked_fill(~own[:, None], -1).reshape(1, -1))
+        if present.any():  # who has read nothing sends nothing
+            messages.append(Summaries(KV(*(side[:, :, :, present[0]] for side in kv)), present[:, present[0]]))
+    return messages

@@ -32,5 +32,6 @@ class OnTheWire(Arm):
         return []
 
     def read(self, caches: ArmCaches) -> Reading:
-        sent = caches.summaries
-        return caches.receives(sent._replace(kv=KV(*(rounded(side, self.dtype).to(side) for side in sent.kv))))
+        sent = caches.link.summarise(caches.sharer, caches.batch.index)
+        received = sent._replace(kv=KV(*(rounded(side, self.dtype).to(side) for side in sent.kv)))
+        return caches.receives(caches.link.merge(received))

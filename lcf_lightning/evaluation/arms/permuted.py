@@ -47,7 +47,7 @@ class Permuted(Arm):
         if caches.link.shared:
             index = dealt(batch.index.masked_fill(~batch.receiver.mask, -1), ids).clamp(min=0)
         else:
-            index = dealt(batch.index, ids)
+            index = dealt(caches.sharer.spans_sent(batch.index), ids)
         return caches.receives(caches.link.pool(caches.sharer, index))
 
 
