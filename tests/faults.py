@@ -194,7 +194,7 @@ FAULTS = [
     *faults(
         "evaluation", "tests/evaluation/test_latency.py",
         ("run.sent = [summaries] if link.shared else by_sharer(", "run.sent = [summaries] or by_sharer("),
-        ("if present.any():  # who has", "if True:  # who has"),
+        ("if not (index >= 0).any():", "if False:"),
         ("present[0]] for side in kv)), present", ":] for side in kv)), present"),
         ("run.prompt = digests(batch.receiver)[0] if link.shared else None", "run.prompt = None"),
         ("apart -= max(0.0,", "apart -= min(0.0,"),

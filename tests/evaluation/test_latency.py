@@ -13,7 +13,7 @@ from lcf_lightning import LCFModule, ModelSpec
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompts import PromptSettings
-from lcf_lightning.data.sources import Knowledge
+from lcf_lightning.data.sources import Knowledge, World
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import TimedRun, find_arm, text_to_text
 from lcf_lightning.evaluation.caches import ArmCaches
@@ -213,6 +213,19 @@ def test_bytes_are_those_of_every_sharers_message(
     wire = {dtype: sum(len(one.to_bytes(dtype)) for one in sent) for dtype in found["arms"]["message"]["sent_bytes"]}
     assert found["arms"]["message"]["sent_bytes"] == wire
     assert len(sent) == 2
+
+
+def test_a_sharer_that_has_read_nothing_sends_nothing(spec: Callable[[str], ModelSpec]) -> None:
+    prompts = PromptSettings(question=" {question}", sharers=2, share_question=False)
+    module = small_module(spec("llama"), spec("qwen3"))
+    module.configure_model()
+    example = World(sharer_facts=1, test_size=1).examples("test", 1)[0]
+    single = batches_of_one(module.link, module.writer, prompts, [example])
+    found = measure(module.link, module.writer, single, [], max_new_tokens=2, repeats=1, warmup=0)
+    channel = channel_of(module)
+    channel.prompts = prompts
+    message = channel.send([fact for (fact,) in example.sharer])
+    assert found["arms"]["message"]["sent_bytes"]["float32"] == len(message.to_bytes("float32"))
 
 
 def test_bytes_of_aligned_tokens_and_of_values_that_a_dtype_cannot_hold(spec: Callable[[str], ModelSpec]) -> None:

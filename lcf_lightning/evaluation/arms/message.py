@@ -53,7 +53,9 @@ def by_sharer(link: Link, sharer: KVCache, spans: Tensor) -> list[Summaries]:
     """
     messages = []
     for own in torch.eye(len(spans), dtype=torch.bool, device=spans.device):
-        kv, present = link.summarise(sharer, spans.masked_fill(~own[:, None], -1).reshape(1, -1))
-        if present.any():  # who has read nothing sends nothing
-            messages.append(Summaries(KV(*(side[:, :, :, present[0]] for side in kv)), present[:, present[0]]))
+        index = spans.masked_fill(~own[:, None], -1).reshape(1, -1)
+        if not (index >= 0).any():
+            continue  # who has read nothing sends nothing
+        kv, present = link.summarise(sharer, index)
+        messages.append(Summaries(KV(*(side[:, :, :, present[0]] for side in kv)), present[:, present[0]]))
     return messages
