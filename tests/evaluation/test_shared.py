@@ -234,3 +234,11 @@ def test_pruning_is_shown_as_page_and_picture(module: LCFModule, spec: Spec) -> 
     figure = pruning_figure(points, [0])
     assert len(figure.axes) >= 2
     assert figure.axes[0].lines[0].get_xdata().tolist() == [0, 1, 3]
+
+
+def test_aligned_tokens_are_rounded_as_on_the_wire(spec: Spec, module: LCFModule) -> None:
+    batch = batch_of(spec)
+    caches = ArmCaches(module.link, module.writer, batch)
+    whole, rounded = (find_arm(arm).reading(caches).cache for arm in ("message", "message_int4"))
+    assert not torch.equal(whole.values[0], rounded.values[0])
+    torch.testing.assert_close(whole.values[0], rounded.values[0], atol=0.1, rtol=0.1)
