@@ -59,7 +59,7 @@ def torchrun(*options: str) -> list[str]:
     return [sys.executable, "-m", "torch.distributed.run", "--master-addr", "127.0.0.1", *options]
 
 
-def run_in_two_processes(commands: Sequence[Sequence[str]], folder: Path, seconds: float = 240) -> None:
+def run_in_two_processes(commands: Sequence[Sequence[str]], folder: Path, seconds: float = 600) -> None:
     """Run commands of ``lcf_lightning`` one after the other in the same two processes, in ``folder``."""
     file = folder / "commands.json"
     file.write_text(json.dumps(commands))
