@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from lcf_lightning.models.cache import KVCache, cache_argument, padded_left, positions_of, to_transformers
+from lcf_lightning.models.cache import KVCache, forward, padded_left, positions_of, to_transformers
 
 NEIGHBOURS = 5
 """Tokens that a token's attention is averaged over: an answer is longer than the token that is looked at."""
@@ -67,15 +66,10 @@ def attention_paid(model: PreTrainedModel, cache: KVCache, ids: Tensor, asks: Te
     places = before.byte().argsort(dim=1, stable=True)
     mask = torch.cat([past.mask, asking], dim=1)
     with _attention_weights(model), torch.autocast(ids.device.type, enabled=False):
-        output: Any = model(
-            input_ids=ids.gather(1, order),
-            attention_mask=mask.long(),
-            position_ids=positions_of(mask)[:, ids.shape[1] :],
-            use_cache=True,
-            logits_to_keep=1,
-            output_attentions=True,
-            **{cache_argument(type(model)): to_transformers(model, past)},
-        )
+        output = forward(
+            model, to_transformers(model, past), ids.gather(1, order), mask, positions_of(mask)[:, ids.shape[1] :],
+            keep=1, output_attentions=True,
+        )  # fmt: skip
     layers = [  # [batch, heads, asking tokens, all tokens]
         (layer[..., : ids.shape[1]].float() * asking[:, None, :, None]).sum(2) for layer in output.attentions
     ]

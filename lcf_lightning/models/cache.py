@@ -152,7 +152,7 @@ def prefill(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor
     family = family_of(model.config.get_text_config(decoder=True))
     cache = family.new_cache()
     with torch.autocast(ids.device.type, enabled=False):  # a frozen model has a dtype of its own
-        _forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, keep=1)
+        forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, keep=1)
     return KVCache(*family.keys_values(cache), mask)
 
 
@@ -171,7 +171,8 @@ def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Ten
     _check_tokens(ids, mask)
     full = torch.cat([cache.mask, mask], dim=1)
     positions = positions_of(full)[:, cache.mask.shape[1] :]
-    return _forward(model, to_transformers(model, cache), ids, full, positions, keep=0)
+    logits: Tensor = forward(model, to_transformers(model, cache), ids, full, positions, keep=0).logits
+    return logits
 
 
 def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) -> KVCache:
@@ -189,7 +190,7 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) ->
     full = torch.cat([cache.mask, mask], dim=1)
     past = to_transformers(model, cache)
     with torch.autocast(ids.device.type, enabled=False):
-        _forward(model, past, ids, full, positions_of(full)[:, cache.mask.shape[1] :], keep=1)
+        forward(model, past, ids, full, positions_of(full)[:, cache.mask.shape[1] :], keep=1)
     keys, values = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
     if len(full) == 1:  # one text has no padding
         return KVCache(keys, values, full)
@@ -214,17 +215,19 @@ def to_transformers(model: PreTrainedModel, cache: KVCache, size: int | None = N
     return family.filled_cache(cache.keys, cache.values) if static is None else static
 
 
-def _forward(model: PreTrainedModel, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, keep: int) -> Tensor:
-    output: Any = model(
+def forward(
+    model: PreTrainedModel, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, keep: int, **options: Any
+) -> Any:
+    """What a model says of tokens that it reads on ``past``, which remembers them then; ``keep`` logits, 0 for all."""
+    return model(
         input_ids=ids,
         attention_mask=mask.long(),
         position_ids=positions,
         use_cache=True,
         logits_to_keep=keep,
         **{cache_argument(type(model)): past},
+        **options,
     )
-    logits: Tensor = output.logits
-    return logits
 
 
 def cache_argument(model: type[PreTrainedModel]) -> str:
