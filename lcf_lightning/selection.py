@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from lcf_lightning.models.cache import KVCache, forward, padded_left, positions_of, to_transformers
+from lcf_lightning.models.cache import KVCache, forward, padded_left, positions_of, real_last, to_transformers
 
 NEIGHBOURS = 5
 """Tokens that a token's attention is averaged over: an answer is longer than the token that is looked at."""
@@ -59,11 +59,11 @@ def attention_paid(model: PreTrainedModel, cache: KVCache, ids: Tensor, asks: Te
     Returns:
         ``[batch, heads of all layers, tokens]``, float32; 0 at the tokens themselves.
     """
-    order = (~asks).byte().argsort(dim=1, stable=True)[:, : max(1, int(asks.sum(1).max()))]
+    order = real_last(~asks)[:, : max(1, int(asks.sum(1).max()))]
     asking, before = asks.gather(1, order), cache.mask & ~asks
     # A sliding window counts slots: what stands before must end where they begin.
     past = padded_left(torch.stack(cache.keys), torch.stack(cache.values), before)
-    places = before.byte().argsort(dim=1, stable=True)
+    places = real_last(before)
     mask = torch.cat([past.mask, asking], dim=1)
     with _attention_weights(model), torch.autocast(ids.device.type, enabled=False):
         output = forward(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import string
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 import lcf_lightning.evaluation.predictions as evaluation
+from lcf_lightning.adapter.folder import CONFIG_FILE
 from lcf_lightning.cli import main
 from lcf_lightning.evaluation.arms.text_to_text import TextToText
 from lcf_lightning.evaluation.predictions import read_predictions
@@ -205,6 +207,16 @@ def test_other_prompts_than_in_training_are_remarked(
     assert "other prompts" not in capsys.readouterr().err  # the text baseline's are no part of training
     evaluate(run, tmp_path / "b", "--limit", "2", "--data.prompts.spans", "sentence", arms=["message"])
     assert "warning: the adapter was trained with other prompts: spans differ." in capsys.readouterr().err
+    older = tmp_path / "older"  # of a time when a message held every token: it does not say so
+    shutil.copytree(run / "adapter", older)
+    config = json.loads((older / CONFIG_FILE).read_text())
+    del config["metadata"]["prompts"]["send_tokens"]
+    (older / CONFIG_FILE).write_text(json.dumps(config))
+    selected = ["--adapter", str(older), "--limit", "2", "--data.prompts.send_tokens"]
+    evaluate(run, tmp_path / "c", *selected[:-1], arms=["message"])
+    assert "other prompts" not in capsys.readouterr().err
+    evaluate(run, tmp_path / "d", *selected, "2", arms=["message"])
+    assert "warning: the adapter was trained with other prompts: send_tokens differ." in capsys.readouterr().err
 
 
 def test_latency_can_be_left_out(run: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from lcf_lightning.adapter.folder import WEIGHTS_FILE
 from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
 from lcf_lightning.data.datamodule import PairDataModule
+from lcf_lightning.data.prompts import PromptSettings
 from lcf_lightning.discovery import class_path, in_package
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import default_arms, find_arm, require_arms
@@ -142,10 +143,13 @@ def _warn_of_differences(adapter: CacheAdapter, data: PairDataModule) -> None:
     trained = [(model.dtype, model.quantization) for model in (adapter.config.sharer, adapter.config.receiver)]
     if trained != [(model.dtype, model.quantization) for model in (data.sharer, data.receiver)]:
         sys.stderr.write("warning: the adapter was trained on models of another dtype or quantization.\n")
-    prompts = asdict(data.prompts)
-    trained_with = adapter.config.metadata.get("prompts", {})
+    trained_with = adapter.config.metadata.get("prompts", asdict(data.prompts))
+    # What an older adapter does not know it did not do, as the defaults do not.
+    trained_with = {**asdict(PromptSettings()), **trained_with}
     differing = [
-        name for name, value in trained_with.items() if prompts.get(name) != value and not name.startswith("text")
+        name
+        for name, value in asdict(data.prompts).items()
+        if trained_with[name] != value and not name.startswith("text")
     ]
     if differing:
         sys.stderr.write(f"warning: the adapter was trained with other prompts: {', '.join(differing)} differ.\n")

@@ -113,7 +113,7 @@ class KVCache:
     def rows(self, index: Tensor) -> KVCache:
         """The cache of some rows of the batch, ``index`` ``[rows]``, int64, in that order; a row may come twice."""
         keys, values = (tuple(tensor[index] for tensor in tensors) for tensors in (self.keys, self.values))
-        return KVCache(keys, values, self.mask[index])
+        return KVCache(keys, values, self.mask[index], None if self.sent is None else self.sent[index])
 
     def with_rows(self, index: Tensor, other: KVCache) -> KVCache:
         """The cache with the rows of ``other``, which is as long or longer, in place of those at ``index``."""
@@ -199,9 +199,14 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) ->
 
 def padded_left(keys: Tensor, values: Tensor, mask: Tensor) -> KVCache:
     """All layers' tokens with all padding before them: a sliding window counts slots, not positions."""
-    order = mask.byte().argsort(dim=1, stable=True)
+    order = real_last(mask)
     index = order[None, :, None, :, None].expand(keys.shape)
     return KVCache(tuple(keys.gather(3, index)), tuple(values.gather(3, index)), mask.gather(1, order))
+
+
+def real_last(mask: Tensor) -> Tensor:
+    """The order, ``[batch, tokens]``, int64, in which what ``mask`` marks comes last, else as it was."""
+    return mask.byte().argsort(dim=1, stable=True)
 
 
 def to_transformers(model: PreTrainedModel, cache: KVCache, size: int | None = None) -> Cache:
