@@ -65,7 +65,7 @@ class Row(NamedTuple):
 ROWS = {
     "carry": Row(),
     "carry, re-read": Row("--model.optimizer.init_args.lr 1e-3", REREAD),
-    **{f"carry, re-read, {n} tokens": Row(of="carry, re-read", evaluate=SEND % n) for n in (32, 16, 8)},
+    **{f"carry, re-read, {n} tokens": Row(of="carry, re-read", evaluate=SEND % n) for n in (64, 32, 16, 8)},
     "carry, not trained": Row("--model.optimizer.init_args.lr 0 --trainer.max_steps 1"),
     "carry, not trained, re-read": Row(of="carry, not trained", evaluate=REREAD),
     "LCF-X": Row("--model.adapter.pooler span --model.adapter.gate_noise logistic"),
