@@ -95,7 +95,7 @@ FAULTS = [
         ("return round(layer * (sharer - 1) / max(1, receiver - 1))", "return round(layer * sharer / receiver)"),
         ("gated = KV(gates[:, 0] * delta.keys, gates[:, 1] * delta.values)", "gated = KV(gates[:, 0] * delta.keys, gates[:, 0] * delta.values)"),
         ("if batch != rows or n not in (1, tokens):", "if n not in (1, tokens):"),
-        ("hidden = F.gelu(self.up(F.rms_norm(z, z.shape[-1:]) * self.norm))", "hidden = F.gelu(self.up(F.rms_norm(z, z.shape[-1:])))"),
+        ("hidden = F.gelu(self.up(F.rms_norm(z, z.shape[-1:], eps=self.norm_eps) * self.norm))", "hidden = F.gelu(self.up(F.rms_norm(z, z.shape[-1:], eps=self.norm_eps)))"),
         ("by_key, by_value = weights.chunk(2, dim=2)", "by_value, by_key = weights.chunk(2, dim=2)"),
         ("return scores.unsqueeze(-2).masked_fill(~member[:, None]", "return scores.unsqueeze(-2).masked_fill(member[:, None]"),
         ("return torch.einsum(\"lhd,lbhnd->lbhn\", query, keys) * query.shape[-1] ** -0.5", "return torch.einsum(\"lhd,lbhnd->lbhn\", query, keys)"),

@@ -19,6 +19,8 @@ GATE_NOISES = ("logistic", "gumbel", "none")
 _ALWAYS = {  # the settings of release 0.1.0, which enter every fingerprint
     "fuser", "pooler", "d", "layers", "layer_map", "gate_init", "unrotate_keys", "dropout", "zero_init"
 }  # fmt: skip
+_BEFORE = {"norm_eps": None}
+"""Settings whose default is not what adapters did before they had them."""
 
 
 def last_aligned(layer: int, sharer: int, receiver: int) -> int:
@@ -52,6 +54,8 @@ class AdapterSettings:
         gate_noise: ``logistic``, ``gumbel`` or ``none``, see `LayerGates`.
         unrotate_keys: Take the rotary embedding off keys before pooling and fusing, and put it on the edit.
         dropout: Dropout of the fuser's FFN blocks in training (C2C's recipe: 0.1).
+        norm_eps: What the RMSNorm of these blocks adds to the mean square, 1e-6 as in C2C's code. Null for the smallest
+            step of the dtype at 1, as in adapters of earlier releases, whose files do not name it.
         zero_init: Start from no edit at all: the maps that write Δ are zero at first, as in LoRA. Where the receiver
             knows something already, training need not first repair what random edits broke. False: as the papers.
             With ``pooler=prefix`` the start is zero tokens, which is not quite nothing; with ``pooler=carry`` it is
@@ -67,6 +71,7 @@ class AdapterSettings:
     gate_noise: str = "logistic"
     unrotate_keys: bool = True
     dropout: float = 0.0
+    norm_eps: float | None = 1e-6
     zero_init: bool = False
 
     def __post_init__(self) -> None:
@@ -81,6 +86,7 @@ class AdapterSettings:
                 f"gate_noise={self.gate_noise!r} must be one of {', '.join(GATE_NOISES)}",
             ),
             (0 <= self.dropout < 1, f"dropout={self.dropout} must be in [0, 1)"),
+            (self.norm_eps is None or self.norm_eps > 0, f"norm_eps={self.norm_eps} must be above 0, or null"),
         ]
         wrong = [message for holds, message in checks if not holds]
         if wrong:
@@ -107,7 +113,7 @@ class AdapterSettings:
 
     def deciding(self) -> dict[str, Any]:
         """What of these settings decides how messages are written and read; see `CacheAdapter.fingerprint`."""
-        defaults = {field.name: field.default for field in fields(self)}
+        defaults = {field.name: field.default for field in fields(self)} | _BEFORE
         settings = {name: value for name, value in asdict(self).items() if name != "gate_noise"}  # of training only
         return {name: value for name, value in settings.items() if name in _ALWAYS or value != defaults[name]}
 
@@ -216,6 +222,7 @@ class AdapterConfig:
             receiver=self.receiver.geometry,
             d=self.settings.d,
             dropout=self.settings.dropout,
+            norm_eps=self.settings.norm_eps,
             prepends=self.settings.prepends,
             same_model=(self.sharer.path, self.sharer.revision) == (self.receiver.path, self.receiver.revision),
         )
@@ -248,7 +255,7 @@ class AdapterConfig:
                 f"format_version={version!r} is unknown; this release reads version {FORMAT_VERSION}."
             )
         try:
-            settings = dict(data["settings"])
+            settings = {**_BEFORE, **data["settings"]}
             if settings.get("layers") is not None:
                 settings["layers"] = tuple(settings["layers"])
             unknown = set(data) - {field.name for field in fields(cls)}

@@ -46,18 +46,19 @@ class LayerFFN(nn.Module):
         width: Features of ``z``.
         hidden: Features between the two maps.
         dropout: Probability of dropping a hidden feature in training.
+        norm_eps: What RMSNorm adds to the mean square; null for the smallest step of the dtype at 1.
     """
 
-    def __init__(self, layers: int, width: int, hidden: int, dropout: float) -> None:
+    def __init__(self, layers: int, width: int, hidden: int, dropout: float, norm_eps: float | None = 1e-6) -> None:
         super().__init__()
         self.norm = nn.Parameter(torch.ones(layers, 1, width))
         self.up = LayerLinear(layers, width, hidden, bias=False)
         self.down = LayerLinear(layers, hidden, width, bias=False)
-        self.dropout = dropout
+        self.dropout, self.norm_eps = dropout, norm_eps
 
     def forward(self, z: Tensor) -> Tensor:
         """``[layers, rows, width] → [layers, rows, width]``."""
-        hidden = F.gelu(self.up(F.rms_norm(z, z.shape[-1:]) * self.norm))
+        hidden = F.gelu(self.up(F.rms_norm(z, z.shape[-1:], eps=self.norm_eps) * self.norm))
         return z + self.down(F.dropout(hidden, self.dropout, self.training))
 
 

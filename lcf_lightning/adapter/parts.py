@@ -48,6 +48,7 @@ class PartShape:
         prepends: Whether the message becomes tokens before the receiver's own; then there is no token of the receiver
             for a fuser to read.
         same_model: Whether sharer and receiver are one model, so that what the one has cached the other can read.
+        norm_eps: Of the RMSNorm of its blocks, see `LayerFFN`.
     """
 
     layers: int
@@ -57,6 +58,7 @@ class PartShape:
     dropout: float = 0.0
     prepends: bool = False
     same_model: bool = False
+    norm_eps: float | None = 1e-6
 
 
 class Pooler(nn.Module, ABC):

@@ -10,14 +10,14 @@ from difflib import get_close_matches
 
 import torch.distributed as dist
 
-from lcf_lightning.cli import cache, compare, evaluate, export, params, prune, run
+from lcf_lightning.cli import cache, compare, evaluate, export, import_c2c, params, prune, run
 from lcf_lightning.cli.commands import Command, overview
 from lcf_lightning.cli.faults import explain
 from lcf_lightning.errors import SettingError, Stopped
 from lcf_lightning.slurm import requeue_between_steps
 
 COMMANDS: dict[str, Command] = run.COMMANDS | {
-    module.COMMAND.name: module.COMMAND for module in (evaluate, compare, prune, export, params, cache)
+    module.COMMAND.name: module.COMMAND for module in (evaluate, compare, prune, export, import_c2c, params, cache)
 }
 """All commands; those of `run` need a Trainer."""
 

@@ -78,6 +78,11 @@ class Collator:
     sharer: PromptEncoder
     receiver: PromptEncoder
 
+    def __post_init__(self) -> None:
+        reads = self.sharer.settings.sharer_reads
+        if reads != "own":
+            raise SettingError(f"sharer_reads={reads!r} must be own where the two models read different texts.")
+
     @classmethod
     def of(
         cls, settings: PromptSettings, sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase
@@ -212,23 +217,30 @@ class SharedCollator(Collator):
             value = getattr(self.sharer.settings, name)
             if value is not None:
                 raise SettingError(f"{name}={value!r} must be null where both models read the same text.")
+        if self.reader is self.receiver:
+            _require_one_vocabulary(self.sharer.tokenizer, self.receiver.tokenizer)
+
+    @property
+    def reader(self) -> PromptEncoder:
+        """What writes the sharer's prompts: its own encoder, or the receiver's (``prompts.sharer_reads``)."""
+        return self.sharer if self.sharer.settings.sharer_reads == "own" else self.receiver
 
     def collate(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:
         align = _kept if self.keeps else _aligned
         prompts = [align(self, example) for example in examples]
-        tokens = pad_left([sharer for sharer, _, _ in prompts], self.sharer.pad_id)
+        tokens = pad_left([sharer for sharer, _, _ in prompts], self.reader.pad_id)
         index = [index[:-1] for _, _, index in prompts]  # the receiver's last token is read on the edited cache
         return self._batch(examples, tokens, _padded(index, tokens), [receiver for _, receiver, _ in prompts], 0)
 
     def sharer_tokens(self, example: Example) -> int:
-        return len(self.sharer.shared_prompt(example)[0].ids)
+        return len(self.reader.shared_prompt(example)[0].ids)
 
     def form(self, example: Example) -> tuple[int, ...]:
         """How many choices, earlier turns, and lines of each content an example has.
 
         Of two examples of one form a message keeps its lines: see `align_places`.
         """
-        lines = [content.count("\n") for content in self.sharer.contents(example)]
+        lines = [content.count("\n") for content in self.reader.contents(example)]
         return len(example.choices), len(example.history), *lines
 
     def message_of(
@@ -237,26 +249,37 @@ class SharedCollator(Collator):
         # Another example's text has no character in common with the receiver's: only the place is left.
         prompts, index = [], []
         for example, own in zip(examples, to, strict=True):
-            prompt, said = self.sharer.shared_prompt(example)
+            prompt, said = self.reader.shared_prompt(example)
             _, read = self.receiver.shared_prompt(own)
-            places = align_places(said, self.sharer.contents(example), read, self.receiver.contents(own))
+            places = align_places(said, self.reader.contents(example), read, self.receiver.contents(own))
             prompts.append(prompt)
             index.append(places[:-1])  # as in training, the last token counts, though it is read on the edited cache
-        tokens = pad_left(prompts, self.sharer.pad_id)
+        tokens = pad_left(prompts, self.reader.pad_id)
         return tokens, _padded(index, tokens)
 
     def fits(self, example: Example) -> bool:
         """Whether both models' prompts of an example keep to their limits."""
         settings = self.sharer.settings
-        limits = ((self.sharer, settings.max_sharer_tokens), (self.receiver, settings.max_receiver_tokens))
+        limits = ((self.reader, settings.max_sharer_tokens), (self.receiver, settings.max_receiver_tokens))
         return all(limit is None or len(side.shared_prompt(example)[0].ids) <= limit for side, limit in limits)
 
 
 def _aligned(collator: SharedCollator, example: Example) -> tuple[Encoded, Encoded, Indexes]:
     """Both prompts of an example, and the sharer token of every receiver token."""
-    sharer, sharer_layout = collator.sharer.shared_prompt(example)
+    sharer, sharer_layout = collator.reader.shared_prompt(example)
     receiver, receiver_layout = collator.receiver.shared_prompt(example)
     return sharer, receiver, align(sharer_layout, receiver_layout, collator.sharer.settings.alignment)
+
+
+def _require_one_vocabulary(sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> None:
+    """Raise a SettingError unless every token that both tokenizers know has one id."""
+    known = sharer.get_vocab()
+    other = next((token for token, id in receiver.get_vocab().items() if known.get(token, id) != id), None)
+    if other is not None:
+        raise SettingError(
+            f"sharer_reads='receiver_tokens' must be own: {other!r} is token {receiver.get_vocab()[other]} of the "
+            f"receiver and token {known[other]} of the sharer."
+        )
 
 
 _kept = lru_cache(maxsize=4_096)(_aligned)

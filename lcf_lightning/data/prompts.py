@@ -19,6 +19,7 @@ from lcf_lightning.data.tokens import Encoded, Prompt, split_question
 from lcf_lightning.errors import DataError, SettingError
 
 TEXT_PLACES = ("after", "before")
+READS = ("own", "receiver_tokens")
 _NONE, _QUESTION = -1, -2  # labels of text that belongs to no span, and of the question before it is numbered
 History = Sequence[tuple[str, str]]
 """Earlier turns of a chat: what the user said and what was answered."""
@@ -44,6 +45,9 @@ class PromptSettings:
         max_receiver_tokens: Limit of the receiver's prompt; likewise, without the tokens that a message puts before it.
         max_answer_tokens: Score only so many tokens of a longer answer. Null for all.
         alignment: Where both models read the same text in different tokens: ``first`` or ``longest``, see `align`.
+        sharer_reads: Where both models read the same text: the sharer its ``own`` tokens of it, or ``receiver_tokens``,
+            the very ids that the receiver reads, template included, as in C2C's Qwen pairs; for two models of one
+            vocabulary. Where it answers by itself or writes a text it reads its own.
         text_request: After the sharer's context where it is asked to write a text instead (T2T); may hold
             ``{question}``, which is the question where ``share_question`` and empty where not.
         text_chat: Whether that request is a user turn of the sharer's chat template, even where ``chat`` is false.
@@ -70,6 +74,7 @@ class PromptSettings:
     max_receiver_tokens: int | None = None
     max_answer_tokens: int | None = None
     alignment: str = "longest"
+    sharer_reads: str = "own"
     text_request: str = "Question: {question}\nSummary of the text above, for somebody who has to answer:\n"
     text_chat: bool = False
     text: str = "{text}\n"
@@ -88,6 +93,8 @@ class PromptSettings:
             raise SettingError(f"sharers={self.sharers} must be at least 1.")
         if self.alignment not in STRATEGIES:
             raise SettingError(f"alignment={self.alignment!r} must be one of {', '.join(STRATEGIES)}.")
+        if self.sharer_reads not in READS:
+            raise SettingError(f"sharer_reads={self.sharer_reads!r} must be one of {', '.join(READS)}.")
         if self.text_place not in TEXT_PLACES:
             raise SettingError(f"text_place={self.text_place!r} must be one of {', '.join(TEXT_PLACES)}.")
         if self.reread not in (None, "question"):

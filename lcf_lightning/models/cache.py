@@ -146,9 +146,12 @@ def prefill(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor
         positions: ``[batch, tokens]``, int64; by default counted from the mask.
 
     Raises:
-        GeometryError: If the shapes differ or a row is padded on the right.
+        GeometryError: If the shapes differ, a row is padded on the right or a token is none of the model's.
     """
     check_prompts(ids, mask)
+    known = model.config.get_text_config(decoder=True).vocab_size
+    if ids.numel() and int(ids.max()) >= known:
+        raise GeometryError(f"ids hold token {int(ids.max())}; the model knows {known} tokens.")
     family = family_of(model.config.get_text_config(decoder=True))
     cache = family.new_cache()
     with torch.autocast(ids.device.type, enabled=False):  # a frozen model has a dtype of its own

@@ -214,9 +214,9 @@ def test_a_fingerprint_covers_what_a_message_means(adapter: Callable[..., CacheA
 
 
 def test_a_fingerprint_is_what_earlier_releases_found(adapter: Callable[..., CacheAdapter]) -> None:
-    """Or messages of an older sharer would be refused. `gate_noise` is younger, and matters in training only."""
+    """Or messages of an older sharer would be refused. `gate_noise` and `norm_eps` are younger."""
     for noise in GATE_NOISES:
-        module = adapter(gate_noise=noise)
+        module = adapter(gate_noise=noise, norm_eps=None)
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.fill_(0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
@@ -23,10 +25,11 @@ class C2CPipeline(nn.Module):
         layers, sharer, receiver, hidden = shape.layers, shape.sharer, shape.receiver, shape.d
         self.size = receiver.head_dim
         self.down = LayerLinear(layers, sharer.width + (receiver.width if reads_receiver else 0), hidden)
-        self.block = LayerFFN(layers, hidden, hidden, shape.dropout)
-        self.update_block = LayerFFN(layers, hidden, hidden, shape.dropout)
+        block = partial(LayerFFN, layers, hidden, hidden, shape.dropout, shape.norm_eps)
+        self.block = block()
+        self.update_block = block()
         self.update = LayerLinear(layers, hidden, receiver.width)
-        self.weight_block = LayerFFN(layers, hidden, hidden, shape.dropout)
+        self.weight_block = block()
         self.weight = LayerLinear(layers, hidden, receiver.kv_heads)
 
     def forward(self, sharer: Tensor, receiver: Tensor | None) -> Tensor:

@@ -29,7 +29,8 @@ class LCFFuser(Fuser):
         self.reads_receiver = not shape.prepends
         self.size = receiver.head_dim
         self.down = LayerLinear(layers, 2 * sharer.width + (2 * receiver.width if self.reads_receiver else 0), d)
-        self.blocks = nn.Sequential(*(LayerFFN(layers, d, 4 * d, shape.dropout) for _ in range(2)))
+        blocks = (LayerFFN(layers, d, 4 * d, shape.dropout, shape.norm_eps) for _ in range(2))
+        self.blocks = nn.Sequential(*blocks)
         self.weights = nn.ModuleList(LayerLinear(layers, d, receiver.kv_heads) for _ in range(2))
         self.updates = nn.ModuleList(LayerLinear(layers, d // 2, receiver.width) for _ in range(2))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptSettings
@@ -30,4 +31,9 @@ class SharerAlone(Arm):
             raise SettingError(
                 "share_question=false: the sharer cannot answer alone (arm sharer_alone) what it never reads."
             )
-        return Reading(caches.sharer.without_last(), caches.batch.sharer.ids[:, -1:], role="sharer")
+        tokens, cache = caches.batch.sharer, caches.sharer
+        if prompts.sharer_reads != "own":
+            collator = caches.writer.collator(replace(prompts, sharer_reads="own"))
+            tokens = collator.train(caches.batch.examples).sharer.to(caches.link.sharer.device)
+            cache = caches.link.prefill_sharer(tokens)
+        return Reading(cache.without_last(), tokens.ids[:, -1:], role="sharer")
