@@ -133,7 +133,7 @@ FAULTS = [
         ("self.sampler.skip = self.done() * (self.batch_size or 1)", "self.sampler.skip = self.done()"),
         ("return [*self.candidate(text), self.tokenizer.eos_token_id][: self.settings.max_answer_tokens]",
          "return self.candidate(text)[: self.settings.max_answer_tokens]"),
-        ('return row.get("error_type") in (None, "ok")', "return True"),
+        ('return error in (None, "ok") or', "return True or"),
         ("better = (shared > covered) & (first + step <= last)", "better = (shared >= covered) & (first + step <= last)"),
         ("drop_last=True,\n            collate_fn=", "drop_last=False,\n            collate_fn="),
     ),

@@ -19,6 +19,8 @@ CONFIGS["runs/my_run"] = "my_run.yaml"  # of docs/extend.md
 """By run folder, the config that writes it."""
 NOT_RUN = {
     "python -m lcf_lightning.assets.make_tiny_models": "trains the embedded models for minutes and writes over them",
+    "python -m lcf_lightning import-c2c nics-efc/C2C_Fuser --pair qwen3_0.6b+qwen2.5_0.5b_Fuser --output "
+    "runs/qwen_c2c/adapter": "fetches a fuser of 1 GB from the hub",
 }
 STAND_INS = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": "llama", "google/gemma-3-270m": "gemma3_text",

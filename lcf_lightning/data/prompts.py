@@ -34,6 +34,9 @@ class PromptSettings:
         separator: After each passage.
         question: After the context; must hold ``{question}``.
         answer: Around the answer that follows the question; must hold ``{answer}``.
+        answer_prefix: How the answer begins, such as ``The correct answer is``: stands behind the question, in a chat
+            behind the template's opening of the answer. It is read and not scored, and the answer follows it as
+            ``answer`` says, blanks included. Null for none.
         chat: Wrap context and question as one user turn of the tokenizer's chat template.
         share_question: Whether the sharer sees the question, after its passages and as a span of its own.
         sharers: Sharers that an example's passages are spread over, in order; each sends a message of its own, and
@@ -66,6 +69,7 @@ class PromptSettings:
     separator: str = "\n"
     question: str = "Question: {question}\nAnswer:"
     answer: str = " {answer}"
+    answer_prefix: str | None = None
     chat: bool = False
     share_question: bool = True
     sharers: int = 1
@@ -99,6 +103,8 @@ class PromptSettings:
             raise SettingError(f"text_place={self.text_place!r} must be one of {', '.join(TEXT_PLACES)}.")
         if self.reread not in (None, "question"):
             raise SettingError(f"reread={self.reread!r} must be question, or null.")
+        if self.answer_prefix == "":
+            raise SettingError("answer_prefix='' must be some text, or null for none.")
         if self.stop == "":
             raise SettingError("stop='' must be some text, or null for none.")
         if self.send_tokens is not None and not self.share_question:
@@ -151,13 +157,15 @@ class PromptEncoder:
 
     def contents(self, example: Example) -> list[str]:
         """The texts of an example that both models read: what stands in the odd pieces of its prompt's `Layout`."""
-        return self._contents(self._segments(example.shared, example.question), example.history)[1]
+        said = self._contents(self._segments(example.shared, example.question), example.history)[1]
+        return [*said, *([self.settings.answer_prefix] if self.settings.answer_prefix else [])]
 
     def text_prompt(self, passages: Sequence[Passage], question: str, history: History = ()) -> Encoded:
         """The prompt that asks for a text about some passages (T2T)."""
         shown = question if self.settings.share_question else ""
         request = self.settings.text_request.replace("{question}", shown)
-        asked = replace(self, settings=replace(self.settings, chat=self.settings.chat or self.settings.text_chat))
+        settings = replace(self.settings, chat=self.settings.chat or self.settings.text_chat, answer_prefix=None)
+        asked = replace(self, settings=settings)
         return asked._limited(*asked._encoded([*self._context(passages), (request, _QUESTION)], history)[:2])
 
     def split(self, prompts: Sequence[Encoded], device: torch.device | str = "cpu") -> Prompt:
@@ -181,9 +189,10 @@ class PromptEncoder:
         """Token ids, span ids and layout of a chat whose last turn is ``segments``."""
         segments, contents = self._contents(segments, history)
         text = "".join(segment for segment, _ in segments)
-        ids, layout = self._tokenized(self._wrapped(contents))
-        ends = list(accumulate(len(segment) for segment, _ in segments))
         labels = [label for _, label in segments]
+        begun = [self.settings.answer_prefix, ""] if self.settings.answer_prefix and _QUESTION in labels else []
+        ids, layout = self._tokenized([*self._wrapped(contents), *begun])
+        ends = list(accumulate(len(segment) for segment, _ in segments))
         after = _QUESTION if _QUESTION in labels else _NONE  # the label of what a chat template adds behind
         stripped = text.find(contents[-1])
         spans = []
@@ -226,7 +235,7 @@ class PromptEncoder:
     def candidate(self, text: str) -> list[int]:
         """Token ids of a possible answer, whole and without an end."""
         content = self.settings.answer.replace("{answer}", text)
-        content = content.lstrip() if self.settings.chat else content
+        content = content.lstrip() if self.settings.chat and not self.settings.answer_prefix else content
         ids: list[int] = self.tokenizer(content, add_special_tokens=False)["input_ids"]
         return ids
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,3 +145,25 @@ def test_an_evaluation_may_put_like_lengths_together(make: Make) -> None:
         for order in (False, True)
     ]  # fmt: skip
     assert partners[0] == partners[1]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_an_answer_prefix_is_read_by_both_and_not_scored(make: Make, chat: bool) -> None:
+    settings = PromptSettings(chat=chat, question="{question}", answer_prefix="The answer is", answer=" {answer}")
+    plain, begun = (
+        make(*EXAMPLES[:2], source=Listed(*EXAMPLES[:2]), prompts=prompts)
+        for prompts in (replace(settings, answer_prefix=None), settings)
+    )
+    own = load_tokenizer(begun.receiver)
+    batch, bare = batch_of(begun), batch_of(plain)
+    for name in ("sharer", "receiver"):
+        tokenizer = load_tokenizer(getattr(begun, name))
+        texts = []
+        for given in (bare, batch):
+            ids = given.sharer.ids if name == "sharer" else torch.cat([given.receiver.ids, given.last], 1)
+            texts.append([text.replace("<pad>", "") for text in tokenizer.batch_decode(ids)])
+        assert texts[1] == [f"{text}The answer is" for text in texts[0]]
+    said = own.decode(batch.receiver.ids[0])
+    assert said.endswith("The answer")  # but for its last token, which is read on the edited cache
+    assert own.decode(batch.answers[0][batch.answer_mask[0]]) == " Mary moved.<eos>"
+    assert batch.index.max() < batch.sharer.ids.shape[1] - 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from string import ascii_uppercase
 from typing import Any
 
@@ -10,21 +11,28 @@ from lcf_lightning.data.sources.source import RowSource, row_id
 from lcf_lightning.errors import SettingError
 
 ANSWERS = ("letter", "text")
+ERRORS = ("left_out", "corrected")
+LISTING = "{question}\n{choices}\nAnswer with the letter of the right choice."
+_NO_KEY = ("no_correct_answer", "expert")
 
 
 class MultipleChoice(RowSource):
     """Questions with up to twenty-six choices, scored by their likelihood.
 
     A row holds ``question`` (or ``question_stem``), ``choices`` (or ``options``; a list, or ``text`` and ``label``) and
-    ``answer`` (an index; or ``answer_index``, or ``answerKey``, a label). Rows whose ``error_type`` is not ``ok``
-    (MMLU-Redux) are left out.
+    ``answer`` (an index; or ``answer_index``, or ``answerKey``, a label). Rows of MMLU-Redux have an ``error_type``.
 
     Args:
         train: Hub id or local file; null where there is only a test split.
         test: The same, for the test split; null where there is only a training split.
         answer_with: ``letter``: the prompt lists the choices, the answer is a letter. ``text``: the prompt holds the
             question only, the answer is the choice itself; small models answer so better.
-        hub_config: Configuration of a hub data set, such as ``ARC-Challenge``.
+        listing: How the question is written where its choices are listed; must hold ``{question}`` and ``{choices}``,
+            a line each.
+        errors: Of MMLU-Redux, rows whose ``error_type`` is not ``ok``: ``left_out``, or ``corrected``, as C2C has it: a
+            wrong key is corrected where the row says how, only those without a right choice or in need of an expert
+            are left out.
+        hub_config: Configuration of a hub data set, such as ``ARC-Challenge``; ``*`` for all, one after the other.
         validation_size: Rows of the training split to hold out for validation, or, below 1, their fraction.
         train_limit: Use at most so many training rows; null for all.
         test_limit: Use at most so many test rows; null for all.
@@ -37,6 +45,8 @@ class MultipleChoice(RowSource):
         train: str | None = None,
         test: str | None = None,
         answer_with: str = "letter",
+        listing: str = LISTING,
+        errors: str = "left_out",
         hub_config: str | None = None,
         validation_size: float = 128,
         train_limit: int | None = None,
@@ -45,20 +55,27 @@ class MultipleChoice(RowSource):
         super().__init__(train, test, validation_size, train_limit, test_limit)
         if answer_with not in ANSWERS:
             raise SettingError(f"answer_with={answer_with!r} must be one of {', '.join(ANSWERS)}.")
-        self.answer_with, self.hub_config = answer_with, hub_config
+        for slot in ("{question}", "{choices}"):
+            if listing.count(slot) != 1:
+                raise SettingError(f"listing={listing!r} must hold {slot} exactly once.")
+        if errors not in ERRORS:
+            raise SettingError(f"errors={errors!r} must be one of {', '.join(ERRORS)}.")
+        self.answer_with, self.listing, self.errors, self.hub_config = answer_with, listing, errors, hub_config
 
     def keep(self, row: dict[str, Any]) -> bool:
-        return row.get("error_type") in (None, "ok")
+        error = row.get("error_type")
+        return error in (None, "ok") or (self.errors == "corrected" and error not in _NO_KEY)
 
     def to_example(self, row: dict[str, Any], seed: int) -> Example:
         texts, labels = _choices(row)
-        answer = _answer(row, labels)
+        answer = _corrected(row) if row.get("error_type") == "wrong_groundtruth" else _answer(row, labels)
         question = str(row.get("question") or row["question_stem"]).strip()
         choices = texts
         if self.answer_with == "letter":
             choices = list(ascii_uppercase[: len(texts)])
             listed = [f"{letter}. {text}" for letter, text in zip(choices, texts, strict=True)]
-            question = "\n".join([question, *listed, "Answer with the letter of the right choice."])
+            parts = {"{question}": question, "{choices}": "\n".join(listed)}
+            question = re.sub("|".join(map(re.escape, parts)), lambda slot: parts[slot[0]], self.listing)
         return Example(
             id=row_id(row, question, texts),
             question=question,
@@ -78,6 +95,18 @@ def _choices(row: dict[str, Any]) -> tuple[list[str], list[str]]:
     if not all(stripped):
         raise ValueError("an empty choice")
     return stripped, labels
+
+
+def _corrected(row: dict[str, Any]) -> int:
+    """Index of the right choice by the row's correction, an index or a letter; by its key where there is none."""
+    correction = next((row[name] for name in ("correct_answer", "corrected_answer") if row.get(name) is not None), None)
+    if correction is None:
+        return _answer(row, list(ascii_uppercase[: len(_choices(row)[0])]))
+    key = str(correction).strip()
+    index = int(key) if key.isdecimal() else ascii_uppercase.index(key)
+    if not 0 <= index < len(_choices(row)[0]):
+        raise ValueError(f"corrected answer {correction!r} of {len(_choices(row)[0])} choices")
+    return index
 
 
 def _answer(row: dict[str, Any], labels: list[str]) -> int:

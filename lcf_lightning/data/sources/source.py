@@ -80,6 +80,7 @@ class RowSource(Source):
     """
 
     hub_config: str | None = None
+    """Configuration of a hub data set; null for its only one, ``*`` for all, one after the other."""
     hub_splits: tuple[str, str] = ("train", "validation")
 
     def __init__(
@@ -181,7 +182,10 @@ class RowSource(Source):
                 # A local file is one split, whatever it holds; only a slice of one is meant as such.
                 part = "".join(hub_split.partition("[")[1:])
                 return datasets.load_dataset(FILE_LOADERS[suffix], data_files=location, split=f"train{part}")
-            return datasets.load_dataset(location, self.hub_config, split=hub_split)
+            if self.hub_config != "*":
+                return datasets.load_dataset(location, self.hub_config, split=hub_split)
+            names = datasets.get_dataset_config_names(location)
+            return datasets.concatenate_datasets([datasets.load_dataset(location, n, split=hub_split) for n in names])
         except (OSError, EOFError, StopIteration, ValueError, datasets.exceptions.DatasetsError) as error:
             raise DataError(f"{setting}={location!r} cannot be read: {reason(error)}") from error
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 
 from lcf_lightning.data.sources import Mixture, MultipleChoice
@@ -42,6 +43,40 @@ def test_rows_with_an_error_are_left_out(tmp_path: Path) -> None:
     rows = [{**ROW, "id": name, "error_type": name} for name in ("ok", "wrong_groundtruth", "no_correct_answer")]
     examples = MultipleChoice(test=write(tmp_path / "rows.jsonl", rows)).examples("test", 0)
     assert [example.id for example in examples] == ["ok"]
+
+
+def test_wrong_keys_are_corrected_where_that_is_asked_for(tmp_path: Path) -> None:
+    rows = [
+        {**ROW, "id": f"{error}{number}", "error_type": error, "correct_answer": key}
+        for number, (error, key) in enumerate(
+            [("ok", "0"), ("wrong_groundtruth", "C"), ("wrong_groundtruth", "0"), ("wrong_groundtruth", None),
+             ("bad_options_clarity", "0"), ("no_correct_answer", None), ("expert", "0")]
+        )
+    ]  # fmt: skip
+    examples = MultipleChoice(test=write(tmp_path / "rows.jsonl", rows), errors="corrected").examples("test", 0)
+    assert [example.answers[0] for example in examples] == ["B", "C", "A", "B", "B"]
+    bad = write(tmp_path / "bad.jsonl", [{**rows[1], "correct_answer": "7"}])
+    with pytest.raises(DataError, match="corrected answer '7' of 3 choices"):
+        MultipleChoice(test=bad, errors="corrected").examples("test", 0)
+
+
+def test_the_listing_is_a_setting(tmp_path: Path) -> None:
+    row = {**ROW, "question": "Why {choices}?"}
+    file = write(tmp_path / "rows.jsonl", [row])
+    (example,) = MultipleChoice(test=file, listing="Q: {question}\n\nChoices:\n{choices}\n").examples("test", 0)
+    assert example.question == "Q: Why {choices}?\n\nChoices:\nA. Because\nB. No reason\nC. Who knows\n"
+    with pytest.raises(SettingError, match=r"listing='\{question\}' must hold \{choices\} exactly once"):
+        MultipleChoice(test=file, listing="{question}")
+    with pytest.raises(SettingError, match="errors='kept' must be one of left_out, corrected"):
+        MultipleChoice(test=file, errors="kept")
+
+
+def test_all_configurations_of_a_hub_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tables = {name: datasets.Dataset.from_list([{**ROW, "id": name}]) for name in ("anatomy", "virology")}
+    monkeypatch.setattr(datasets, "get_dataset_config_names", lambda location: list(tables))
+    monkeypatch.setattr(datasets, "load_dataset", lambda location, name, split: tables[name])
+    examples = MultipleChoice(test="owner/name", hub_config="*").examples("test", 0)
+    assert [example.id for example in examples] == ["anatomy", "virology"]
 
 
 @pytest.mark.parametrize(
