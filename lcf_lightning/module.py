@@ -28,7 +28,7 @@ from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.writer import Writer
 
-_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+_PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
@@ -188,15 +188,15 @@ class LCFModule(pl.LightningModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> list[dict[str, Any]]:
         """Answers of the message arm, as JSON-ready data."""
-        return [
-            asdict(answer)
-            for answer in run_arms(ArmCaches(self.link, self.writer, batch), ["message"], self.max_new_tokens)
-        ]
+        with torch.autocast(self.device.type, enabled=False):
+            answers = run_arms(ArmCaches(self.link, self.writer, batch), ["message"], self.max_new_tokens)
+        return [asdict(answer) for answer in answers]
 
     def _evaluate(self, batch: Batch, stage: str) -> dict[str, ArmCaches]:
         caches = ArmCaches(self.link, self.writer, batch)
         losses = self.val_loss if stage == "val" else self.test_loss
-        losses.update(answer_losses(self.link, caches.message, batch))
+        with torch.autocast(self.device.type, enabled=False):  # as `evaluate` and `Channel` use the adapter
+            losses.update(answer_losses(self.link, caches.message, batch))
         self.log(f"{stage}/loss", losses, prog_bar=True, batch_size=len(batch))
         dropped = float(batch.dropped_spans)
         self.log(f"{stage}/dropped_spans", dropped, on_epoch=True, reduce_fx="sum", sync_dist=True, batch_size=1)

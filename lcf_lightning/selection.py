@@ -65,7 +65,7 @@ def attention_paid(model: PreTrainedModel, cache: KVCache, ids: Tensor, asks: Te
     past = padded_left(torch.stack(cache.keys), torch.stack(cache.values), before)
     places = real_last(before)
     mask = torch.cat([past.mask, asking], dim=1)
-    with _attention_weights(model), torch.autocast(ids.device.type, enabled=False):
+    with _attention_weights(model):
         output = forward(
             model, to_transformers(model, past), ids.gather(1, order), mask, positions_of(mask)[:, ids.shape[1] :],
             keep=1, output_attentions=True,

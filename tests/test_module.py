@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lcf_lightning import LCFModule, ModelSpec
+from lcf_lightning.adapter.fusers.lcf import LCFFuser
 from lcf_lightning.errors import AdapterFileError, DivergedError, GeometryError, ModelError, SettingError
 from tests.pairs import small_data, small_module, small_trainer
 
@@ -38,6 +39,40 @@ def test_training_changes_the_adapter_and_nothing_else(
         assert all(parameter.grad is None for parameter in model.parameters())
     unchanged = [name for name, tensor in module.adapter.state_dict().items() if torch.equal(tensor, adapter[name])]
     assert unchanged == []
+
+
+@pytest.mark.parametrize("pooler", ["span", "prefix", "carry"])
+def test_mixed_precision_is_how_the_adapter_computes(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pooler: str
+) -> None:
+    """Its parameters stay float32; that frozen models keep their dtype: tests/models/test_cache.py."""
+    seen: list[torch.dtype] = []
+    pair, delta = (spec("llama"), spec("qwen3")), LCFFuser.forward
+
+    def fused(fuser: LCFFuser, *caches: Any) -> Any:
+        found = delta(fuser, *caches)
+        seen.extend(tensor.dtype for tensor in found)
+        return found
+
+    monkeypatch.setattr(LCFFuser, "forward", fused)
+    adapters = []
+    for precision, dtype in (("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)):
+        module = small_module(*pair, pooler=pooler)
+        small_trainer(tmp_path, precision=precision).fit(module, datamodule=small_data(*pair))
+        assert set(seen) == {dtype}
+        seen.clear()
+        adapters.append(module.adapter.state_dict())
+    assert {tensor.dtype for tensor in adapters[1].values()} == {torch.float32}
+    assert any(not torch.equal(tensor, adapters[0][name]) for name, tensor in adapters[1].items())
+
+
+def test_float16_is_refused(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU; on a CPU Lightning takes bf16-mixed for it, and says so."""
+    module = small_module(spec("llama"), spec("qwen3"))
+    module.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(type(module.trainer), "precision", "16-mixed")
+    with pytest.raises(SettingError, match="precision='16-mixed' must be one of 32-true, bf16-mixed"):
+        module.setup("fit")
 
 
 def test_only_the_adapter_is_in_state_dict_optimizer_and_checkpoint(spec: Spec, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, Timer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -99,6 +100,8 @@ class LCFCLI(LightningCLI):
             raise SettingError(f"default_root_dir={str(self.run_folder)!r} must be a folder that can be written.")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        if torch.cuda.is_available():
+            torch.set_float32_matmul_precision("high")  # 32-true with TF32
         config = self._get(self.config_init, "trainer")
         callbacks = list(config["callbacks"] or [])
         defaults = [Timer(), AdapterExport(), CommunicationAccuracy(), GateMonitor()]

@@ -154,8 +154,7 @@ def prefill(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor
         raise GeometryError(f"ids hold token {int(ids.max())}; the model knows {known} tokens.")
     family = family_of(model.config.get_text_config(decoder=True))
     cache = family.new_cache()
-    with torch.autocast(ids.device.type, enabled=False):  # a frozen model has a dtype of its own
-        forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, keep=1)
+    forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, keep=1)
     return KVCache(*family.keys_values(cache), mask)
 
 
@@ -192,8 +191,7 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) ->
     _check_tokens(ids, mask)
     full = torch.cat([cache.mask, mask], dim=1)
     past = to_transformers(model, cache)
-    with torch.autocast(ids.device.type, enabled=False):
-        forward(model, past, ids, full, positions_of(full)[:, cache.mask.shape[1] :], keep=1)
+    forward(model, past, ids, full, positions_of(full)[:, cache.mask.shape[1] :], keep=1)
     keys, values = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
     if len(full) == 1:  # one text has no padding
         return KVCache(keys, values, full)
@@ -226,16 +224,20 @@ def to_transformers(model: PreTrainedModel, cache: KVCache, size: int | None = N
 def forward(
     model: PreTrainedModel, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, keep: int, **options: Any
 ) -> Any:
-    """What a model says of tokens that it reads on ``past``, which remembers them then; ``keep`` logits, 0 for all."""
-    return model(
-        input_ids=ids,
-        attention_mask=mask.long(),
-        position_ids=positions,
-        use_cache=True,
-        logits_to_keep=keep,
-        **{cache_argument(type(model)): past},
-        **options,
-    )
+    """What a model says of tokens that it reads on ``past``, which remembers them then; ``keep`` logits, 0 for all.
+
+    In the model's own dtype, whatever the precision of the training around it.
+    """
+    with torch.autocast(ids.device.type, enabled=False):
+        return model(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            use_cache=True,
+            logits_to_keep=keep,
+            **{cache_argument(type(model)): past},
+            **options,
+        )
 
 
 def cache_argument(model: type[PreTrainedModel]) -> str:

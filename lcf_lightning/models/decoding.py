@@ -241,13 +241,14 @@ def _generate(
     **options: Any,
 ) -> Tensor:
     """The new tokens of transformers' ``generate``; ``ids`` and ``mask`` are of the cache's tokens and one more."""
-    generated: Tensor = reader.model.generate(  # type: ignore[operator]
-        ids,
-        attention_mask=mask.long(),
-        generation_config=config,
-        **{cache_argument(type(reader.model)): to_transformers(reader.model, cache, static_size)},
-        **options,
-    )
+    with torch.autocast(ids.device.type, enabled=False):  # a frozen model has a dtype of its own
+        generated: Tensor = reader.model.generate(  # type: ignore[operator]
+            ids,
+            attention_mask=mask.long(),
+            generation_config=config,
+            **{cache_argument(type(reader.model)): to_transformers(reader.model, cache, static_size)},
+            **options,
+        )
     progress.end()
     return generated[:, ids.shape[1] :]
 

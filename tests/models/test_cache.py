@@ -31,6 +31,22 @@ def test_prefill_then_continue_equals_the_plain_forward(frozen: FrozenModel) -> 
             torch.testing.assert_close(alone[0, :count], plain, atol=1e-4, rtol=1e-4)
 
 
+def test_a_frozen_model_has_its_own_dtype_whatever_surrounds_it(frozen: FrozenModel) -> None:
+    """As in a fit in mixed precision."""
+
+    def read() -> tuple[torch.Tensor, ...]:
+        cache = prefill(frozen.model, *left_padded(rows()))
+        more, mask = torch.tensor([[7, 8]] * 3), torch.ones(3, 2, dtype=torch.bool)
+        extended = extend(frozen.model, cache, more, mask)
+        return continue_from(frozen.model, cache, more, mask), *extended.keys, generate(frozen, cache, more[:, :1], 3)
+
+    with torch.no_grad():
+        expected = read()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = read()
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+
+
 def test_every_layer_keeps_all_tokens(frozen: FrozenModel) -> None:
     cache = prefill(frozen.model, *left_padded(rows()))
     geometry = frozen.geometry
