@@ -28,6 +28,7 @@ from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.writer import Writer
 
+_OF_TRAINING = {"dropout", "gate_init", "gate_noise", "zero_init"}
 _PRECISIONS = ("32-true", "bf16-mixed")
 
 
@@ -53,9 +54,12 @@ class LCFModule(pl.LightningModule):
         max_new_tokens: Longest answer, in receiver tokens.
         seed: Decides initial weights and gate noise.
         prefills: Where both models' prefills are kept, so that later epochs and runs make none; null for nowhere.
+        init_from: An adapter folder, or ``owner/name`` on the hub, whose parameters are the initial ones: to go on with
+            other data, say. Null for random ones.
 
     Raises:
-        SettingError: If a setting is out of range.
+        SettingError: If a setting is out of range, or the adapter of ``init_from`` is built otherwise.
+        AdapterFileError: If that cannot be read.
         ModelError: If a model's config cannot be found.
         GeometryError: If it describes no usable decoder.
     """
@@ -72,6 +76,7 @@ class LCFModule(pl.LightningModule):
         max_new_tokens: int = 16,
         seed: int = 42,
         prefills: PrefillSettings | None = None,
+        init_from: str | None = None,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
@@ -92,6 +97,8 @@ class LCFModule(pl.LightningModule):
         )
         with _seeded(seed):
             self.adapter = CacheAdapter(config)
+        if init_from is not None:
+            _start_from(self.adapter, init_from)
         self.strict_loading = False  # the frozen models are in no checkpoint; `on_load_checkpoint` checks the adapter
         # Metrics, since Lightning's own mean over ranks rounds an odd number of examples down.
         self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
@@ -253,6 +260,23 @@ class LCFModule(pl.LightningModule):
 
 def _identity(spec: ModelSpec) -> ModelIdentity:
     return ModelIdentity(spec.path, spec.revision, geometry_of(spec), spec.dtype, spec.quantization)
+
+
+def _start_from(adapter: CacheAdapter, location: str) -> None:
+    """Give an adapter the parameters of another that is built alike; what matters in training alone may differ."""
+    given = CacheAdapter.from_pretrained(location)
+    built = [asdict(each.config.settings) for each in (adapter, given)]
+    differing = [name for name, value in built[0].items() if name not in _OF_TRAINING and built[1][name] != value]
+    differing += [
+        f"geometry of the {role}"
+        for role in ("sharer", "receiver")
+        if getattr(adapter.config, role).geometry != getattr(given.config, role).geometry
+    ]
+    if adapter.state_dict().keys() != given.state_dict().keys():  # of carry, where only one pair is one model
+        differing.append("parameters")
+    if differing:
+        raise SettingError(f"init_from={location!r} must be built as this adapter is: {', '.join(differing)} differ.")
+    adapter.load_state_dict(given.state_dict())
 
 
 def _identified(identity: ModelIdentity, model: FrozenModel) -> ModelIdentity:
