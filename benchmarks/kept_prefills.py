@@ -21,7 +21,7 @@ import torch
 from lcf_lightning import AdapterConfig, AdapterSettings, CacheAdapter, ModelSpec
 from lcf_lightning.adapter.config import ModelIdentity
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import HotpotQA
 from lcf_lightning.evaluation.caches import Reading
 from lcf_lightning.evaluation.prediction import answer_losses

@@ -18,7 +18,7 @@ import torch
 
 from lcf_lightning import AdapterSettings, LCFModule, ModelSpec
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.evaluation.latency import batches_of_one, measure
 from lcf_lightning.evaluation.markdown import latency_page
 from lcf_lightning.files import write_text

@@ -12,7 +12,7 @@ import torch
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.subset import without_closed_layers
 from lcf_lightning.data.parsing import Question, Text
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.likelihood import Score

@@ -21,7 +21,7 @@ from lcf_lightning.cli.evaluate import EvaluateOptions
 from lcf_lightning.cli.prune import PruneOptions
 from lcf_lightning.cli.run import COMMANDS as RUN_COMMANDS
 from lcf_lightning.cli.run import LCFCLI
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import World
 from lcf_lightning.models.cache import KVCache, prefill
 

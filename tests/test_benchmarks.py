@@ -13,7 +13,7 @@ import pytest
 
 from lcf_lightning import AdapterSettings, LCFModule, ModelSpec
 from lcf_lightning.cli import main
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import World
 from lcf_lightning.evaluation.caches import ArmCaches
 from tests.evaluation.answers import answer

@@ -36,8 +36,8 @@ def test_a_fit_can_start_from_an_adapter(spec: Spec, tmp_path: Path, pooler: str
 
 
 def test_one_model_on_both_sides_is_another_carry(spec: Spec, tmp_path: Path) -> None:
-    small_module(spec("llama"), spec("llama"), pooler="carry").adapter.save_pretrained(tmp_path / "adapter")
+    alike = small_module(spec("llama"), spec("llama"), pooler="carry").adapter
+    alike.save_pretrained(tmp_path / "adapter")
     twin = ModelSpec(f"{spec('llama').path}/")
     with pytest.raises(SettingError, match="must be built as this adapter is: parameters differ"):
-        LCFModule(twin, spec("llama"), small_module(spec("llama"), spec("llama"), pooler="carry").adapter.config.settings,
-                  init_from=str(tmp_path / "adapter"))  # fmt: skip
+        LCFModule(twin, spec("llama"), alike.config.settings, init_from=str(tmp_path / "adapter"))

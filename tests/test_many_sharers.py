@@ -15,7 +15,7 @@ from lcf_lightning import AdapterSettings, Channel, LCFModule, Message, ModelSpe
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.prediction import run_arms

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from lcf_lightning import CacheAdapter, Channel, ModelSpec
 from lcf_lightning.cli import main
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.models.loading import FrozenModel
 from tests.pairs import small_data, small_module, small_trainer
 from tests.test_cli import CONFIGS, QUICK

@@ -23,7 +23,7 @@ from lcf_lightning.adapter.folder import WEIGHTS_FILE
 from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
 from lcf_lightning.data.datamodule import PairDataModule
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.discovery import class_path, in_package
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import default_arms, find_arm, require_arms

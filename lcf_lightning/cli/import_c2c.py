@@ -10,7 +10,7 @@ from lcf_lightning.adapter.c2c_files import LAYERS, RECIPE, Recipe, read_fuser, 
 from lcf_lightning.adapter.config import ModelIdentity
 from lcf_lightning.adapter.hub import fetch, is_hub_id
 from lcf_lightning.cli.commands import Command
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.models.loading import geometry_of
 from lcf_lightning.models.spec import ModelSpec

@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import lcf_lightning.callbacks
 from lcf_lightning.data.datamodule import PairDataModule
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import known_sources
 from lcf_lightning.data.sources.source import Source
 from lcf_lightning.discovery import subclasses

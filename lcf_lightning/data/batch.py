@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.data.alignment import Indexes, align, align_places
 from lcf_lightning.data.example import Example, Passage
-from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
+from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.data.tokens import Encoded, Tokens, pad_left, pad_right
 from lcf_lightning.errors import DataError, SettingError
 

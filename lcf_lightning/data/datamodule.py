@@ -19,7 +19,7 @@ from lcf_lightning.data.batch import Batch, Collator, SharedCollator
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.loader import ResumableLoader, ResumableSampler
 from lcf_lightning.data.partition import mismatched_partners, shared_text
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sample import sample
 from lcf_lightning.data.sources.source import Source, Split
 from lcf_lightning.errors import DataError, SettingError

@@ -11,7 +11,7 @@ import torch
 
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.errors import MessageError, SettingError
 from lcf_lightning.evaluation.arms import Arm, TimedRun, find_arm
 from lcf_lightning.evaluation.writing import Spread, Writing, measure_writing, ratio, spread, static_size

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.tokens import Prompt, Tokens, split_last
 from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache

@@ -16,7 +16,8 @@ from lcf_lightning import ModelSpec
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.datamodule import ContextMismatchDataModule, ResumableLoader
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
+from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.data.sources import Source, World
 from lcf_lightning.data.sources.source import Split
 

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from lcf_lightning.data.alignment import Layout, align, align_places, by_position
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
+from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.errors import GeometryError
 from tests.conftest import CORPUS, byte_tokenizer
 

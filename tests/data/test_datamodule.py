@@ -10,7 +10,8 @@ from transformers import AutoTokenizer
 from lcf_lightning import ModelSpec
 from lcf_lightning.data.batch import Batch, Collator
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
+from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.data.sources import World
 from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import DataError, SettingError

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from lcf_lightning.data.prompts import PromptEncoder, PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
+from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.data.spans import parse_span_mode
 from lcf_lightning.data.tokens import Encoded
 from lcf_lightning.errors import DataError, SettingError

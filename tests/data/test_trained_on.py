@@ -11,7 +11,7 @@ from lcf_lightning import ModelSpec
 from lcf_lightning.data.batch import Collator, SharedCollator
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.parsing import parse_passages
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.errors import SettingError
 from lcf_lightning.models.spec import load_tokenizer
 from tests.data.conftest import Make, on_rank

@@ -10,7 +10,7 @@ import torch
 
 from lcf_lightning import LCFModule, ModelSpec, SharedContextDataModule
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import Knowledge
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import default_arms, find_arm

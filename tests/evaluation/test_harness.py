@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from lcf_lightning import Channel, ModelSpec, SharedContextDataModule
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import MultipleChoice
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.evaluation.caches import ArmCaches

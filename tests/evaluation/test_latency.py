@@ -12,7 +12,7 @@ import lcf_lightning.evaluation.latency as latency
 from lcf_lightning import LCFModule, ModelSpec
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import Knowledge, World
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import TimedRun, find_arm, text_to_text

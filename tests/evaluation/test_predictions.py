@@ -11,7 +11,7 @@ import pytest
 
 from lcf_lightning import LCFModule, ModelSpec, SharedContextDataModule
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import Chat
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.markdown import to_markdown

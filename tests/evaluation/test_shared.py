@@ -14,7 +14,7 @@ import torch
 from lcf_lightning import LCFModule, ModelSpec, SharedContextDataModule
 from lcf_lightning.adapter.subset import keep_layers
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import Knowledge, MultipleChoice
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import find_arm

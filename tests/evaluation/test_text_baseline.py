@@ -9,7 +9,7 @@ import torch
 from lcf_lightning import LCFModule, ModelSpec
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.datamodule import ContextMismatchDataModule
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import World
 from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.caches import ArmCaches

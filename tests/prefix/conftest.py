@@ -10,7 +10,7 @@ from lcf_lightning.callbacks import AdapterExport
 
 from lcf_lightning import Channel, LCFModule, Message, ModelSpec
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.receiving import decoder
 from tests.pairs import small_data, small_module, small_trainer

@@ -13,7 +13,7 @@ from torch import Tensor
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.caches import ArmCaches, Reading

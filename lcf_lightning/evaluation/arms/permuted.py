@@ -11,7 +11,7 @@ from lcf_lightning.adapter.layers import aligned
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.partition import shuffled
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.evaluation.arms.arm import Arm
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 

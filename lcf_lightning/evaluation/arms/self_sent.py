@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms.arm import Arm
 from lcf_lightning.evaluation.caches import ArmCaches, Reading

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.evaluation.arms.arm import Arm, TimedRun
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.evaluation.text_baseline import read_ahead, reading_prompts, text_prompts, write_at_once, write_texts

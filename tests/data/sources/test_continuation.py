@@ -7,7 +7,7 @@ import pytest
 from lcf_lightning import ModelSpec
 from lcf_lightning.data.batch import Collator
 from lcf_lightning.data.example import Example, Passage
-from lcf_lightning.data.prompts import PromptSettings
+from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import Continuation, HotpotQA
 from lcf_lightning.data.sources.source import Source, Split
 from lcf_lightning.errors import DataError, SettingError
