@@ -11,14 +11,12 @@ import hmac
 import json
 import re
 import struct
-from collections.abc import Sequence
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from lcf_lightning.errors import MessageError, SettingError, reason
 from lcf_lightning.files import write_file
@@ -203,9 +201,11 @@ class _Header:
         others = {name: value for name, value in asdict(self).items() if name != "origin"}
         return json.dumps({**others, **asdict(self.origin), **more}, sort_keys=True).encode()
 
-    def digest(self, payload: bytes) -> str:
+    def digest(self, payload: bytes | memoryview) -> str:
         """SHA-256 of header and payload."""
-        return hashlib.sha256(self.to_json() + payload).hexdigest()
+        found = hashlib.sha256(self.to_json())
+        found.update(payload)
+        return found.hexdigest()
 
     @classmethod
     def from_json(cls, text: bytes) -> tuple[_Header, str]:
@@ -248,22 +248,24 @@ def _allowed(name: str, value: Any) -> bool:
 
 
 def _require_limit(max_bytes: int) -> None:
-    if type(max_bytes) is not int or max_bytes < 0:
-        raise SettingError(f"max_bytes={max_bytes!r} must be a whole number of at least 0.")
+    if type(max_bytes) is not int or not 0 <= max_bytes < sys.maxsize:
+        raise SettingError(f"max_bytes={max_bytes!r} must be a whole number between 0 and {sys.maxsize - 1}.")
 
 
-def _tag(key: bytes | None, body: bytes) -> bytes:
+def _tag(key: bytes | None, body: bytes | memoryview) -> bytes:
     """What authenticates a message; zero where there is no key."""
     if key is None:
         return bytes(hashlib.sha256().digest_size)
     if not isinstance(key, bytes) or len(key) < MIN_KEY_BYTES:
         kind = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
         raise SettingError(f"key of a message must be at least {MIN_KEY_BYTES} bytes, not {kind}.")
-    return hmac.new(key, MAGIC + body, hashlib.sha256).digest()
+    tag = hmac.new(key, MAGIC, hashlib.sha256)
+    tag.update(body)
+    return tag.digest()
 
 
-def _unframed(data: bytes, key: bytes | None, max_bytes: int) -> tuple[_Header, bytes]:
-    """Header and payload, if size, tag, lengths and digest hold."""
+def _unframed(data: bytes, key: bytes | None, max_bytes: int) -> tuple[_Header, memoryview]:
+    """Header and payload, if size, tag, lengths and digest hold; neither is copied."""
     if not isinstance(data, bytes):
         raise MessageError(f"a message must be bytes, not {type(data).__name__}.")
     _require_limit(max_bytes)
@@ -271,30 +273,14 @@ def _unframed(data: bytes, key: bytes | None, max_bytes: int) -> tuple[_Header, 
         raise MessageError(f"message exceeds max_bytes={max_bytes}.")
     if not data.startswith(MAGIC) or len(data) < _START:
         raise MessageError("these bytes are no message, or its first few only.")
-    body = data[_TAG.stop :]
+    view = memoryview(data)
+    body = view[_TAG.stop :]
     if key is not None and not hmac.compare_digest(_tag(key, body), data[_TAG]):
         raise MessageError("message is not authenticated by this key: another key, none, or it was changed on the way.")
     (length,) = _FRAME.unpack(body[: _FRAME.size])
     if length > min(_MAX_HEADER_BYTES, len(data) - _START):
         raise MessageError(f"message header of {length} bytes is cut off, or longer than {_MAX_HEADER_BYTES}.")
-    (header, digest), payload = _Header.from_json(data[_START : _START + length]), data[_START + length :]
+    (header, digest), payload = _Header.from_json(data[_START : _START + length]), view[_START + length :]
     if header.digest(payload) != digest:
         raise MessageError("message payload or header is cut off or damaged: the digest is another.")
     return header, payload
-
-
-def together(received: Sequence[Sequence[Message]], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The spans of each row's messages, padded on the left with zeros, in the dtype and on the device of ``like``.
-
-    Returns:
-        Keys and values, ``[layers, batch, heads, spans, head_dim]``, and ``[batch, spans]``, bool, False on padding.
-    """
-    counts = torch.tensor([sum(message.spans for message in messages) for messages in received])
-    width = int(counts.max())
-    present = (torch.arange(width) >= width - counts[:, None]).to(like.device)
-
-    def padded(side: str) -> Tensor:
-        rows = [torch.cat([getattr(message, side).to(like) for message in messages], 3) for messages in received]
-        return torch.cat([pad(row, (0, 0, width - row.shape[3], 0)) for row in rows], 1)
-
-    return padded("keys"), padded("values"), present

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
@@ -14,7 +15,7 @@ from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.data.tokens import Encoded, Tokens, split_last
 from lcf_lightning.errors import DataError, MessageError
 from lcf_lightning.likelihood import Candidate, Score, score_candidates
-from lcf_lightning.message import Message, together
+from lcf_lightning.message import Message
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.decoding import Decoder, Decoding
 from lcf_lightning.models.geometry import KV
@@ -166,3 +167,20 @@ def _candidate(encoder: PromptEncoder, text: str) -> list[int]:
     if not isinstance(text, str) or not (ids := encoder.candidate(text)):
         raise DataError(f"candidate {text!r:.60} must be a text of at least one token.")
     return ids
+
+
+def together(received: Sequence[Sequence[Message]], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The spans of each row's messages, padded on the left with zeros, in the dtype and on the device of ``like``.
+
+    Returns:
+        Keys and values, ``[layers, batch, heads, spans, head_dim]``, and ``[batch, spans]``, bool, False on padding.
+    """
+    counts = torch.tensor([sum(message.spans for message in messages) for messages in received])
+    width = int(counts.max())
+    present = (torch.arange(width) >= width - counts[:, None]).to(like.device)
+
+    def padded(side: str) -> Tensor:
+        rows = [torch.cat([getattr(message, side).to(like) for message in messages], 3) for messages in received]
+        return torch.cat([pad(row, (0, 0, width - row.shape[3], 0)) for row in rows], 1)
+
+    return padded("keys"), padded("values"), present

@@ -19,6 +19,8 @@ WIRE_DTYPES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int8": "
 """By the dtype of a message on the wire, its name in safetensors; two numbers of int4 share a byte."""
 LARGEST = {"int8": 127, "int4": 7}
 """Of the whole numbers that each head's vector of each span is rounded to, in units of a scale of its own."""
+MAX_TABLE = 1024
+"""Bytes of the table of tensors that a payload begins with, at most; those that `encode` writes have up to 400."""
 _KINDS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16, "I8": torch.int8, "U8": torch.uint8}
 _SIDES = ("keys", "values")
 
@@ -37,14 +39,16 @@ def encode(keys: Tensor, values: Tensor, dtype: str) -> bytes:
     return save(tensors)
 
 
-def decode(payload: bytes, dtype: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def decode(payload: bytes | memoryview, dtype: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Keys and values of ``shape``, as `encode` wrote them; int8 and int4 as float32.
 
     Raises:
         MessageError: If these are not exactly those tensors, or one is not finite. No tensor has been made then.
     """
+    if int.from_bytes(payload[:8], "little") > MAX_TABLE:  # before it is parsed, which costs far more than its length
+        raise MessageError(f"message payload has a table of tensors longer than {MAX_TABLE} bytes.")
     try:
-        parts = dict(deserialize(payload))
+        parts = dict(deserialize(bytes(payload)))
     except SafetensorError as error:
         raise MessageError("message payload is no safetensors file.") from error
     width = (shape[-1] + 1) // 2 if dtype == "int4" else shape[-1]

@@ -52,14 +52,14 @@ def faults(group: str, tests: str, *changes: tuple[str, str]) -> list[Fault]:
 FAULTS = [
     *faults(
         "message", MESSAGE,
-        ("return hmac.new(key, MAGIC + body, hashlib.sha256).digest()", "return hmac.new(key, body[4:], hashlib.sha256).digest()"),
+        ("tag.update(body)", "tag.update(body[4:])"),
         ("if key is not None and not hmac.compare_digest(", "if key and not data[_TAG] and not hmac.compare_digest("),
         ("if len(data) > max_bytes:", "if len(data) > max_bytes + 1:"),
         ("data = file.read(max_bytes + 1)", "data = file.read()"),
         ("len(key) < MIN_KEY_BYTES", "len(key) < MIN_KEY_BYTES - 1"),
         ("return type(value) is int and 1 <= value <= _MAX_COUNT", "return isinstance(value, int) and 1 <= value <= _MAX_COUNT"),
         ("if header.digest(payload) != digest:", "if header.digest(payload)[:1] != digest[:1]:"),
-        ("return hashlib.sha256(self.to_json() + payload).hexdigest()", "return hashlib.sha256(payload).hexdigest()"),
+        ("found = hashlib.sha256(self.to_json())", "found = hashlib.sha256()"),
         ('None in (one, other))', 'True)'),
         ('return one == other or (name in ("sharer", "receiver")', 'return one == other or (name in ("sharer",)'),
         ("fits = len(shape) == 5 and (*shape[:3], shape[4])", "fits = len(shape) == 5 and (*shape[:3], origin.head_dim)"),

@@ -57,6 +57,8 @@ class ModelSpec:
             ModelError: If ``path`` looks like a local path and nothing usable is there.
         """
         path = Path(BUILTIN.get(self.path, self.path)).expanduser()
+        if self.revision is not None and path.exists():
+            raise ModelError(f"revision={self.revision!r} of model {self.path!r} must be null: that is no hub id.")
         if self.is_gguf:
             missing = [name for name in ("gguf", "accelerate") if find_spec(name) is None]
             if missing:
@@ -93,13 +95,13 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
 
 
 def from_pretrained(auto_class: Any, spec: ModelSpec, **options: Any) -> Any:
-    """What a class of transformers reads at ``spec``.
+    """What a class of transformers reads at ``spec``; no code that comes with it is run.
 
     Raises:
         ModelError: If it cannot be read.
     """
     source = spec.source()
     try:
-        return auto_class.from_pretrained(**source, **options)
+        return auto_class.from_pretrained(**source, trust_remote_code=False, **options)
     except _UNREADABLE as error:
         raise ModelError(f"path={spec.path!r} (revision={spec.revision!r}) cannot be read: {reason(error)}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import time
 import warnings
 import zlib
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lcf_lightning.errors import SettingError, reason
@@ -52,7 +53,8 @@ class PrefillStore:
     """Keeps what a frozen model remembers of a text: same weights, dtype and tokens give the same cache.
 
     One safetensors file a text, ``folder/ab/ab….safetensors``, holds keys and values ``[layers, kv_heads, tokens,
-    head_dim]`` without padding. Its name is a digest of the model's fingerprint, the stored dtype and the token ids.
+    head_dim]`` without padding. Its name, which also stands in it, is a digest of the model's fingerprint, the stored
+    dtype and the token ids.
     A file is written aside and renamed, and nothing is locked, so any number of processes may share a folder; two that
     compute the same text write the same file. A file is checked when it is read: one that is damaged is computed
     again, with a warning.
@@ -127,10 +129,12 @@ class PrefillStore:
     def _load(self, file: Path, length: int) -> tuple[Tensor, Tensor] | None:
         """A text's keys and values, memory-mapped; null where they are not kept, or not whole."""
         try:
+            if not stat.S_ISREG(file.stat().st_mode):  # to open a pipe would wait for a writer
+                return self._damaged(file, "no regular file")
             with safe_open(file, framework="pt") as stored:
                 keys, values = stored.get_tensor("keys"), stored.get_tensor("values")
-                checksum = (stored.metadata() or {}).get("crc32")
-        except FileNotFoundError:
+                found = stored.metadata() or {}
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except (SafetensorError, OSError) as error:
             return self._damaged(file, reason(error))
@@ -139,7 +143,11 @@ class PrefillStore:
         shape = (geometry.layers, geometry.kv_heads, length, geometry.head_dim)
         if any(tuple(side.shape) != shape or side.dtype != self.dtype for side in (keys, values)):
             return self._damaged(file, "another shape or dtype")
-        return (keys, values) if checksum == _checksum(keys, values) else self._damaged(file, "wrong checksum")
+        if found.get("name") != file.stem:
+            return self._damaged(file, "of another text")
+        return (
+            (keys, values) if found.get("crc32") == _checksum(keys, values) else self._damaged(file, "wrong checksum")
+        )
 
     @staticmethod
     def _damaged(file: Path, why: str) -> None:
@@ -151,13 +159,13 @@ class PrefillStore:
         if not self.writes or not self._room(size):
             return
         tensors = {"keys": keys.cpu().contiguous(), "values": values.cpu().contiguous()}
-        metadata = {"crc32": _checksum(*tensors.values())}
+        content = save(tensors, {"crc32": _checksum(*tensors.values()), "name": file.stem})
         try:
-            write_file(file, lambda aside: save_file(tensors, aside, metadata))
+            write_file(file, lambda aside: aside.write_bytes(content))
             _touch(file)
             size = file.stat().st_size
             self.size, self._unseen = self.size + size, self._unseen + size
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
             self._stop(f"cannot be written ({reason(error)})")
 
     def _room(self, size: int) -> bool:
@@ -195,8 +203,8 @@ class PrefillStore:
         for file in self.folder.glob("*/*.safetensors"):
             try:
                 status = file.stat()
-            except FileNotFoundError:
-                continue  # gone meanwhile: another process makes room
+            except OSError:  # gone meanwhile, as another process makes room; or a link in a circle
+                continue
             yield status.st_mtime, status.st_size, file
 
 

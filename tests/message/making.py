@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from lcf_lightning import Message
-from lcf_lightning import message as message_module
 from lcf_lightning.errors import MessageError
 from lcf_lightning.message import Origin
 
@@ -101,6 +100,6 @@ def refuses(match: str) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for maker in MAKERS:
-            patch.setattr(message_module.torch, maker, made)
+            patch.setattr(torch, maker, made)
         with pytest.raises(MessageError, match=match):
             yield

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
+import time
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -93,7 +95,9 @@ def test_a_payload_that_is_no_safetensors_is_refused() -> None:
     others = [b"", b"\0", bytes(8), payload[:7], payload[:-1], payload + b"\0", payload[8:], huge, shape, payload[:8]]
     for other in (*others, struct.pack("<Q", length - 1) + payload[8:], payload.replace(b"F32", b"F99")):
         for key in (None, KEY):
-            with refuses("payload is no safetensors file|does not hold exactly the tensors"):
+            with refuses(
+                "payload is no safetensors file|does not hold exactly the tensors|a table of tensors longer than"
+            ):
                 Message.from_bytes(resigned(data, key, other), key)
 
 
@@ -144,3 +148,25 @@ def test_a_scale_that_overflows_when_multiplied_is_refused(side: str, sign: int)
     scale[-1] = sign * largest / 128.5
     arrived = Message.from_bytes(resigned(data, KEY, safetensors.torch.save(tensors)), KEY)
     assert torch.isfinite(getattr(arrived, side)).all()
+
+
+def test_a_table_of_many_tensors_is_refused_before_it_is_parsed() -> None:
+    """It cost 12 seconds and 1.7 GB at 64 MiB."""
+    rows = ",".join(f'"{place}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for place in range(1_000_000))
+    table = f"{{{rows}}}".encode()
+    data = resigned(message().to_bytes(), None, payload=len(table).to_bytes(8, "little") + table)
+    assert len(data) > 50_000_000
+    tracemalloc.start()
+    start = time.perf_counter()
+    with refuses("message payload has a table of tensors longer than 1024 bytes"):
+        Message.from_bytes(data, max_bytes=2**30)
+    seconds, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert seconds < 1  # its digest is what takes time
+    assert peak < 2 * len(data)
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, "int8", "int4"])
+def test_an_honest_table_is_far_below_the_limit(dtype: str) -> None:
+    _, payload = parts(message(spans=65_535, layers=1, heads=1).to_bytes(dtype))
+    assert int.from_bytes(payload[:8], "little") <= 400

@@ -166,3 +166,23 @@ def test_what_makers_like_for_their_chats_is_no_setting_of_ours(model_folders: d
     assert loaded.stop_ids == (1, 7)
     found = loaded.model.generation_config
     assert (found.repetition_penalty, found.num_beams, found.do_sample) == (None, None, None)
+
+
+def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, model_folders: dict[str, Path]) -> None:
+    """Nor is anybody asked whether it should be."""
+    folder = Path(shutil.copytree(model_folders["llama"], tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "unheard_of",
+        "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_frozen(ModelSpec(str(folder)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_folder_has_no_revision(model_folders: dict[str, Path]) -> None:
+    with pytest.raises(ModelError, match=r"revision='main' of model '.*llama' must be null: that is no hub id"):
+        load_frozen(ModelSpec(str(model_folders["llama"]), revision="main"))

@@ -138,39 +138,13 @@ def test_a_folder_that_may_only_be_read_is_read(
     assert not [warning for warning in recwarn if "damaged" in str(warning.message)]
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-10])
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-5] ^= 1
-    path.write_bytes(bytes(content))
-
-
-def empty(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def swap(path: Path) -> None:
-    """Another text's file under this name."""
-    other = next(other for other in files(path.parents[1]) if other.stat().st_size != path.stat().st_size)
-    path.write_bytes(other.read_bytes())
-
-
-@pytest.mark.parametrize("damage", [cut, flip, empty, swap])
-def test_a_damaged_file_is_computed_again_and_mended(
-    model: FrozenModel, tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
-    expected = prefill(model.model, *prompts())
-    store = PrefillStore(PrefillSettings(str(tmp_path)), model)
-    store.read(*prompts())
-    damage(files(tmp_path)[0])
-    with pytest.warns(UserWarning, match=r"kept prefill .* is damaged \(.*\); it is computed again"):
-        assert_same(store.read(*prompts()), expected)
-    hits = store.hits
-    assert_same(store.read(*prompts()), expected)
-    assert store.hits == hits + 3
+def test_files_can_be_read_by_whom_the_umask_lets(model: FrozenModel, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        PrefillStore(PrefillSettings(str(tmp_path)), model).read(*prompts())
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in files(tmp_path)} == {0o640}
 
 
 def test_what_was_unused_for_longest_gives_way(model: FrozenModel, tmp_path: Path) -> None:
