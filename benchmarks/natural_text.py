@@ -200,7 +200,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/natural_text"))
     parser.add_argument("--config", default="qwen_coder_hotpotqa", help="of configs/, without its ending")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--texts", nargs="*", default=TEXT_ARMS, help="more arms, answered with the first row")
+    texts = f"arms that the first row answers too, in place of {' '.join(TEXT_ARMS)}; a bare --texts: none"
+    parser.add_argument("--texts", nargs="*", default=TEXT_ARMS, help=texts)
     parser.add_argument("--train", help="training rows: a local file instead of the hub's")
     parser.add_argument("--test", help="likewise the rows that are answered")
     parser.add_argument("--train_limit", type=int, help="training rows that are used (default: all)")
