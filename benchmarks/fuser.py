@@ -16,7 +16,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lcf_lightning.adapter.fusers import LCFFuser
+from lcf_lightning.adapter.fusers.lcf import LCFFuser
+from lcf_lightning.adapter.parts import PartShape
 from lcf_lightning.models.geometry import KNOWN_GEOMETRIES, KV, Geometry
 
 PAIRS = {
@@ -50,7 +51,7 @@ def milliseconds(call: Callable[[], Tensor]) -> float:
 @torch.no_grad()
 def compare(name: str, sharer: Geometry, receiver: Geometry, tokens: int, d: int, repeats: int) -> None:
     layers = receiver.layers
-    fuser = LCFFuser(layers, sharer, receiver, d).eval()
+    fuser = LCFFuser(PartShape(layers, sharer, receiver, d)).eval()
     singles = one_layer_each(fuser, layers)
     message, cache = random_kv(layers, sharer, 1), random_kv(layers, receiver, tokens)
     spread = KV(*(tensor.expand(-1, -1, -1, tokens, -1) for tensor in message))

@@ -17,13 +17,12 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from lcf_lightning.cli.config import FitConfig, config_parser
@@ -34,6 +33,9 @@ from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.evaluation.prediction import answer_losses, columns, run_arms
 from lcf_lightning.files import write_text
 from lcf_lightning.module import LCFModule
+
+if TYPE_CHECKING:
+    from peft.tuners.tuners_utils import BaseTunerLayer
 
 ARMS = ["own_context", "full_context"]
 _MAPS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -53,6 +55,9 @@ class TunedReceiver(pl.LightningModule):
     def configure_model(self) -> None:
         if hasattr(self, "lora"):
             return
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
         self.module.configure_model()
         link = self.module.link
         budget, model = self.module.adapter.parameter_counts()["total"], link.receiver.model
@@ -102,6 +107,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="predictions, one JSON object a line")
     args, options = parser.parse_known_args()
+    if find_spec("peft") is None:
+        parser.exit(2, "error: peft is not installed; pip install peft.\n")
     if args.output.is_file():
         print(f"{args.output} is there already.")
         return

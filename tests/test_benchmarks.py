@@ -16,10 +16,12 @@ from lcf_lightning.cli import main
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import World
 from lcf_lightning.evaluation.caches import ArmCaches
+from lcf_lightning.models.geometry import Geometry
 from tests.evaluation.answers import answer
 from tests.pairs import channel_of
 
 ROOT = Path(__file__).parents[1]
+SCRIPTS = [file for file in sorted((ROOT / "benchmarks").glob("*.py")) if file.stem != "embedded"]  # no command
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +34,39 @@ def script(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], dict[str, Any]]:
     """From a benchmark's name to what it defines."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return lambda name: runpy.run_path(str(ROOT / "benchmarks" / f"{name}.py"))
+
+
+@pytest.mark.parametrize("file", SCRIPTS, ids=lambda file: file.stem)
+def test_every_benchmark_says_what_it_does(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where peft, which one of them needs, is not installed."""
+    monkeypatch.syspath_prepend(file.parent)
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setattr(sys, "argv", [file.name, "--help"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(file), run_name="__main__")
+    assert not ended.value.code
+    assert "usage:" in capsys.readouterr().out
+
+
+def test_a_benchmark_without_its_package_says_what_to_install(
+    script: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    monkeypatch.setattr(sys, "argv", ["lora_control.py", "--output", "none.jsonl"])
+    with pytest.raises(SystemExit) as ended:
+        script("lora_control")["main"]()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: peft is not installed; pip install peft.\n"
+
+
+def test_the_fuser_s_benchmark_compares_the_same_weights(
+    script: Callable[[str], dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    geometry = Geometry(layers=2, kv_heads=2, head_dim=4)
+    script("fuser")["compare"]("tiny", geometry, geometry, tokens=3, d=8, repeats=1)
+    assert capsys.readouterr().out.count("tiny, d=8, 3 tokens: ") == 3
 
 
 def test_what_was_measured_is_not_measured_again(embedded: dict[str, Any], tmp_path: Path) -> None:
