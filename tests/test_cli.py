@@ -147,6 +147,24 @@ def test_print_config_shows_defaults_and_overrides(capsys: pytest.CaptureFixture
     assert printed["data"]["init_args"]["source"]["init_args"]["sharer_facts"] == 4
 
 
+@pytest.mark.parametrize("command", ["fit", "evaluate"])
+def test_a_config_that_is_printed_stands_alone(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It holds what its base says, and runs from another folder."""
+    with pytest.raises(SystemExit):
+        main([command, "--config", str(CONFIGS / "quickstart_shared_c2c.yaml"), "--print_config"])
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--config", "printed.yaml", "--print_config"])
+    again = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert again == (tmp_path / "printed.yaml").read_text()
+    assert yaml.safe_load(again)["base"] is None
+    assert yaml.safe_load(again)["data"]["init_args"]["source"]["class_path"].endswith("Knowledge")
+
+
 @pytest.mark.parametrize(
     ("config", "total", "megabytes"),
     [
@@ -238,12 +256,15 @@ def test_bad_input_ends_with_code_2_and_a_sentence(
     assert not (run_folder / "adapter").exists()
 
 
-def test_a_base_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_base_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--config", str(tmp_path / "a.yaml")])
+        main(["fit", "--config", "a.yaml"])
     assert stopped.value.code == 2
-    assert "base='b.yaml' must name another config file" in capsys.readouterr().err
+    assert f"base='b.yaml' must name another config file in {tmp_path}." in capsys.readouterr().err
 
 
 def test_an_untrained_adapter_is_not_scored(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

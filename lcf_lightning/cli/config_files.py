@@ -35,6 +35,6 @@ def bases(file: Path) -> list[Path]:
             break
         file = file.parent / base
         if file in chain or not file.is_file():
-            raise SettingError(f"base={base!r} must name another config file in {file.parent}.")
+            raise SettingError(f"base={base!r} must name another config file in {file.parent.absolute()}.")
         chain.insert(0, file)
     return chain

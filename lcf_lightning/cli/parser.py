@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from typing import Any, NoReturn
 
 import torch
-from jsonargparse import DefaultHelpFormatter
+from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -38,6 +38,13 @@ class LCFParser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise a SettingError in place of jsonargparse's usage and message."""
         raise SettingError(self._sentence(message)) from ex
+
+    def dump(self, cfg: Namespace, **kwargs: Any) -> str:
+        """A config that stands alone, wherever it is saved: it holds what its base says, and names none."""
+        if cfg.get("base") is not None:
+            cfg = cfg.clone()
+            cfg["base"] = None
+        return super().dump(cfg, **kwargs)
 
     def _sentence(self, message: str) -> str:
         flat = " ".join(message.split())

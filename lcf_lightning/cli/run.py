@@ -71,7 +71,6 @@ class LCFCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         import_named(self._get(self.config, "modules"))
-        self.config[str(self.subcommand)]["base"] = None  # what is saved stands alone
         require_data(self._get(self.config, "data"))
         self._check_checkpoint()
         self._check_run_folder()
