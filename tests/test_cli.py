@@ -147,24 +147,6 @@ def test_print_config_shows_defaults_and_overrides(capsys: pytest.CaptureFixture
     assert printed["data"]["init_args"]["source"]["init_args"]["sharer_facts"] == 4
 
 
-@pytest.mark.parametrize("command", ["fit", "evaluate"])
-def test_a_config_that_is_printed_stands_alone(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It holds what its base says, and runs from another folder."""
-    with pytest.raises(SystemExit):
-        main([command, "--config", str(CONFIGS / "quickstart_shared_c2c.yaml"), "--print_config"])
-    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        main([command, "--config", "printed.yaml", "--print_config"])
-    again = capsys.readouterr().out
-    assert stopped.value.code == 0
-    assert again == (tmp_path / "printed.yaml").read_text()
-    assert yaml.safe_load(again)["base"] is None
-    assert yaml.safe_load(again)["data"]["init_args"]["source"]["class_path"].endswith("Knowledge")
-
-
 @pytest.mark.parametrize(
     ("config", "total", "megabytes"),
     [
@@ -214,21 +196,25 @@ BAD_INPUT = [
     (["--data.batch_size", "0"], "batch_size=0 must be at least 1"),
     (["--data.source.test_size", "0"], "test_size=0 must be at least 1"),
     (["--data.source.own_questions", "2"], "own_questions=2"),
-    (["--data.source", "Wikipedia"], "source='Wikipedia' must be one of BAbI, Chat, Continuation, HotpotQA, Knowledge"),
+    (["--data.source", "Wikipedia"], "data.source='Wikipedia' must be one of BAbI, Chat, Continuation, HotpotQA, Kno"),
     (["--data.source", "HotpotQA", "--data.source.train", "no.jsonl"], "train='no.jsonl' is not a file"),
     (["--config", "no.yaml"], "no.yaml' is not a file."),
     (["--model.adaptr.d", "3"], "model.adaptr.d is no setting; did you mean model.adapter.d?"),
-    (["--model.adapter.d", "x"], "d=x must be a whole number."),
+    (["--model.adapter.d", "x"], "model.adapter.d=x must be a whole number."),
+    (["--trainer.max_steps", "two"], "error: trainer.max_steps=two must be a whole number."),
+    (["--data.source.test_size", "x"], "error: data.source.test_size=x must be a whole number."),
+    (["--data.prompts.max_sharer_tokens", "x"], "error: data.prompts.max_sharer_tokens=x is of a kind that is not"),
+    (["--trainer.accelerator", "tpu"], "trainer.accelerator='tpu' is not on this machine; take auto or "),
     (["--data.prompts.spns", "3"], "prompts.spns is no setting; did you mean prompts.spans?"),
     (["--data", "ContextMismatch"], "data='ContextMismatch' must be one of ContextMismatchDataModule, SharedContext"),
     (["--model.optimizer", "AdmW"], "or the import path of a torch optimizer; did you mean AdamW?"),
     (["--trainer.callbacks+", "Speedupp"], "or the import path of a Callback; did you mean Speedup?"),
     (
         ["--model.optimizer", "torch.optim.AdmW"],
-        "optimizer names a class that cannot be imported: module 'torch.optim'",
+        "error: model.optimizer names a class that cannot be imported: module 'torch.optim'",
     ),
-    (["--data.source", "nowhere.Mine"], "source names a class that cannot be imported: No module named 'nowhere'."),
-    (["--trainer.precision", "half"], "precision='half' must be one of transformer-engine"),
+    (["--data.source", "nowhere.Mine"], "data.source names a class that cannot be imported: No module named 'nowh"),
+    (["--trainer.precision", "half"], "trainer.precision='half' must be one of transformer-engine"),
     (["--trainer.max_step", "5"], "trainer.max_step is no setting; did you mean trainer.max_steps?"),
     (["--modules", "nowhere_at_all"], "modules='nowhere_at_all' cannot be imported: No module named"),
     (["--modules", "[nowhere_at_all]"], "modules='nowhere_at_all' cannot be imported: No module named"),
@@ -254,17 +240,6 @@ def test_bad_input_ends_with_code_2_and_a_sentence(
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert not (run_folder / "adapter").exists()
-
-
-def test_a_base_that_is_not_there_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as stopped:
-        main(["fit", "--config", "a.yaml"])
-    assert stopped.value.code == 2
-    assert f"base='b.yaml' must name another config file in {tmp_path}." in capsys.readouterr().err
 
 
 def test_an_untrained_adapter_is_not_scored(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,10 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 
 from lcf_lightning.cli import main
+from lcf_lightning.cli.config import require_accelerator
 from lcf_lightning.cli.faults import explain
 from lcf_lightning.errors import Stopped
 from tests.survival import ARGUMENTS, outcome
@@ -182,3 +184,19 @@ def test_other_errors_keep_their_traceback_and_a_stopped_fit_its_code() -> None:
     assert explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")) is not None
     assert explain(Stopped("s", signal.SIGTERM, requeued=False)) == ("stopped: s", 143)
     assert explain(Stopped("s", signal.SIGUSR1, requeued=True)) == ("stopped: s", 0)
+
+
+@pytest.mark.parametrize("name", ["fit", "cache"])
+def test_a_gpu_that_is_not_there_is_named(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By every command that loads a model, with Lightning's Trainer or without."""
+    for kind in (CUDAAccelerator, MPSAccelerator):
+        monkeypatch.setattr(kind, "is_available", lambda: False)
+    folders = ["--trainer.default_root_dir", str(tmp_path), "--model.prefills.folder", str(tmp_path)]
+    with pytest.raises(SystemExit) as stopped:
+        main([name, *QUICK, *folders, "--trainer.accelerator", "gpu"])
+    assert stopped.value.code == 2
+    assert "error: trainer.accelerator='gpu' is not on this machine; take auto or " in capsys.readouterr().err
+    monkeypatch.setattr(CUDAAccelerator, "is_available", lambda: True)
+    require_accelerator("gpu")

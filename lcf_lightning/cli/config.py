@@ -10,6 +10,7 @@ import torch
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.fabric import Fabric
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lcf_lightning.adapter.adapter import CacheAdapter
@@ -63,6 +64,7 @@ class FitConfig:
     @property
     def device(self) -> torch.device:
         """The first device of the trainer's accelerator."""
+        require_accelerator(self.values["trainer"]["accelerator"])
         return Fabric(accelerator=self.values["trainer"]["accelerator"], devices=1).device
 
     @property
@@ -164,6 +166,14 @@ def require_data(data: object) -> None:
     """Raise a SettingError unless a config names a data module; `params` alone needs none."""
     if data is None:
         raise SettingError("data=null must name a data module, such as ContextMismatchDataModule.")
+
+
+def require_accelerator(name: object) -> None:
+    """Raise a SettingError unless a trainer's accelerator is one of this machine, or no name."""
+    here = [kind for kind in AcceleratorRegistry if AcceleratorRegistry[kind]["accelerator"].is_available()]
+    known = ["auto", *here, *(["gpu"] if {"cuda", "mps"} & set(here) else [])]
+    if isinstance(name, str) and name not in known:
+        raise SettingError(f"trainer.accelerator={name!r} is not on this machine; take {' or '.join(known)}.")
 
 
 def require_limit(limit: int | None) -> None:

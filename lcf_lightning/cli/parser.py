@@ -48,37 +48,34 @@ class LCFParser(LightningArgumentParser):
 
     def _sentence(self, message: str) -> str:
         flat = " ".join(message.split())
-        inner = re.search(
-            r"(?:- |: )(\S+ is no setting.*?[.?]|\w+='.*?' must be one of .*?[.?]|\w+ names a class .*?\.)(?= - |$)",
-            flat,
-        )
+        settings = re.findall(r'Parser key "([\w.]+)"', flat)
+        said = r"\S+ is no setting.*?[.?]|[\w.]+(?:=\S+ must be|=\S+ is of a kind| names a class) .*?[.?]"
+        inner = re.search(rf"(?:- |: )({said})(?= - |$)", flat)
         if inner:  # of a part, in which this parser has failed before
-            return inner[1]
+            return f"{settings[0]}.{inner[1]}" if settings and " is no setting" not in inner[1] else inner[1]
         unknown = re.search(r"(?:unrecognized arguments: |does not accept option '|Option ')(?:--)?([\w.+-]+)", flat)
         if unknown:
             return f"{unknown[1]} is no setting{self._meant(unknown[1])}"
-        settings = re.findall(r'Parser key "([\w.]+)"', flat)
         setting = settings[-1] if settings else "value"
-        key = setting.rpartition(".")[2]
         name = re.search(r"Expected a dot import path string: (\S+)", flat)
         if name:
-            return _unknown_class(key, name[1])
+            return _unknown_class(setting, name[1])
         missing = re.search(r"File does not exist: '(.*?)'", flat)
         if missing:
-            return f"{key}={missing[1]!r} is not a file."
+            return f"{setting}={missing[1]!r} is not a file."
         kind = re.search(r"Expected a <class '(\w+)'>. Got value: (\S+)", flat)
         if kind and kind[2] == "None":
             return f"{setting} is not set; give a config (--config FILE), or --{setting} itself."
         if kind:
-            return f"{key}={kind[2]} must be {_KINDS.get(kind[1], kind[1])}."
+            return f"{setting}={kind[2]} must be {_KINDS.get(kind[1], kind[1])}."
         why = re.search(r"No module named '[\w.]+'|module '[\w.]+' has no attribute '\w+'", flat)
         if why:
-            return f"{key} names a class that cannot be imported: {why[0]}."
+            return f"{setting} names a class that cannot be imported: {why[0]}."
         value = re.search(r"Given value: (\S+)$", flat)
         choices = re.findall(r"'([\w-]+)'", " ".join(re.findall(r"Literal\[(.*?)\]", flat)))
         if value and choices:
-            return f"{key}={value[1]!r} must be one of {', '.join(dict.fromkeys(choices))}."
-        return f"{key}={value[1]} is of a kind that is not allowed here." if value else flat[:300]
+            return f"{setting}={value[1]!r} must be one of {', '.join(dict.fromkeys(choices))}."
+        return f"{setting}={value[1]} is of a kind that is not allowed here." if value else flat[:300]
 
     def _meant(self, key: str) -> str:
         """Which setting was meant, where there is one like it."""
@@ -96,8 +93,8 @@ class LCFParser(LightningArgumentParser):
         return [parser for named in choices for parser in named.values() if isinstance(parser, LCFParser)]
 
 
-def _unknown_class(key: str, name: str) -> str:
-    """That ``name`` is no class that ``key`` may name, and which are."""
+def _unknown_class(setting: str, name: str) -> str:
+    """That ``name`` is no class that ``setting`` may name, and which are."""
     ours = list(lcf_lightning.callbacks.__all__)
     optimizers = [kind.__name__ for kind in subclasses(torch.optim.Optimizer) if not kind.__name__.startswith("_")]
     known: dict[str, tuple[list[str], list[str], str]] = {  # those to name, those to look for a like one in, the kind
@@ -107,12 +104,13 @@ def _unknown_class(key: str, name: str) -> str:
         "optimizer": (["AdamW", "SGD"], sorted(set(optimizers)), "torch optimizer"),
         "callbacks": (ours, [*ours, *lightning_callbacks.__all__], "Callback"),
     }
+    key = setting.rpartition(".")[2]
     if key not in known:
-        return f"{key}={name!r} must be the import path of a class."
+        return f"{setting}={name!r} must be the import path of a class."
     named, like, kind = known[key]
     close = get_close_matches(name, like, 1)
     meant = f"; did you mean {close[0]}?" if close else "."
-    return f"{key}={name!r} must be one of {', '.join(named)}, or the import path of a {kind}{meant}"
+    return f"{setting}={name!r} must be one of {', '.join(named)}, or the import path of a {kind}{meant}"
 
 
 def _settings_of_data() -> set[str]:

@@ -22,7 +22,7 @@ from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy, GateMo
 from lcf_lightning.callbacks.accuracy import gathered
 from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint, steps_of
 from lcf_lightning.cli.commands import Command
-from lcf_lightning.cli.config import TRAINER_DEFAULTS, add_links, require_data
+from lcf_lightning.cli.config import TRAINER_DEFAULTS, add_links, require_accelerator, require_data
 from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.cli.parser import LCFParser
 from lcf_lightning.discovery import import_named
@@ -72,6 +72,7 @@ class LCFCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         import_named(self._get(self.config, "modules"))
         require_data(self._get(self.config, "data"))
+        require_accelerator(self._get(self.config, "trainer")["accelerator"])
         self._check_checkpoint()
         self._check_run_folder()
 

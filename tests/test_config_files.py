@@ -1,0 +1,40 @@
+"""Configs that extend others."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from lcf_lightning.cli import main
+from tests.test_cli import CONFIGS
+
+
+@pytest.mark.parametrize("command", ["fit", "evaluate"])
+def test_a_config_that_is_printed_stands_alone(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It holds what its base says, and runs from another folder."""
+    with pytest.raises(SystemExit):
+        main([command, "--config", str(CONFIGS / "quickstart_shared_c2c.yaml"), "--print_config"])
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--config", "printed.yaml", "--print_config"])
+    again = capsys.readouterr().out
+    assert stopped.value.code == 0
+    assert again == (tmp_path / "printed.yaml").read_text()
+    assert yaml.safe_load(again)["base"] is None
+    assert yaml.safe_load(again)["data"]["init_args"]["source"]["class_path"].endswith("Knowledge")
+
+
+def test_a_base_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", "a.yaml"])
+    assert stopped.value.code == 2
+    assert f"base='b.yaml' must name another config file in {tmp_path}." in capsys.readouterr().err
