@@ -3,7 +3,7 @@
     python benchmarks/message.py --config configs/quickstart.yaml
     python benchmarks/message.py --config configs/smollm2_babi_cpu.yaml --adapter DIR --limit 256
 
-The config's test split, with the run's own adapter where none is named. Exact match, with its bootstrap interval, on
+The config's test split, with the run's own adapter where none is named. Exact match, with Wilson's interval, on
 questions that need the sharer; *other answers*: how many differ from those of the float32 message; median bytes, header
 included. Every message goes through `to_bytes` and `from_bytes`.
 """
@@ -18,9 +18,9 @@ from lcf_lightning.cli import evaluate
 from lcf_lightning.cli.config import parse
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.evaluation.scoring import score
-from lcf_lightning.evaluation.statistics import estimate, format_estimate
+from lcf_lightning.evaluation.statistics import format_estimate, rate
 
-DTYPES = ("float32", "float16", "int8")
+DTYPES = ("float32", "float16", "bfloat16", "int8", "int4")
 
 
 def texts(passages: tuple[Passage, ...]) -> list[str]:
@@ -64,7 +64,7 @@ def main() -> None:
         other = sum(one != two for one, two in zip(said[dtype, pooled], said["float32", False], strict=True))
         form = "pooled" if pooled else "a summary a span"
         size = f"{median(sizes[dtype, pooled]):,.0f}"
-        print(f"| {form} | {dtype} | {size} | {format_estimate(estimate(right))} | {other} |")
+        print(f"| {form} | {dtype} | {size} | {format_estimate(rate(right))} | {other} |")
 
 
 if __name__ == "__main__":
