@@ -80,12 +80,16 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def commands(block: str) -> list[str]:
-    """Continued lines joined, ``a && b`` apart, and once for each value where a comment says ``# Q in a, b``."""
+    """Continued lines joined, ``a && b`` apart, and once for each value in a loop ``for Q in a b; do`` … ``done``."""
     found: list[str] = []
     name, values = "", [""]
     for line in re.sub(r"\s*\\\n\s*", " ", block).splitlines():
-        if listed := re.fullmatch(r"# (\w+) in (.+)", line):
-            name, values = f"${listed[1]}", listed[2].split(", ")
+        if loop := re.fullmatch(r"for (\w+) in (.+); do", line):
+            name, values = f"${loop[1]}", loop[2].split()
+            continue
+        if line == "done":
+            name, values = "", [""]
+            continue
         for command in re.sub(r"(^|\s+)#\s.*", "", line).split(" && "):
             found += [command.replace(name, value) for value in values] if name and name in command else [command]
     return [command.strip() for command in found if command.strip()]
