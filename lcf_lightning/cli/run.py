@@ -72,7 +72,6 @@ class LCFCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         import_named(self._get(self.config, "modules"))
         require_data(self._get(self.config, "data"))
-        require_accelerator(self._get(self.config, "trainer")["accelerator"])
         self._check_checkpoint()
         self._check_run_folder()
 
@@ -103,6 +102,7 @@ class LCFCLI(LightningCLI):
         if torch.cuda.is_available():
             torch.set_float32_matmul_precision("high")  # 32-true with TF32
         config = self._get(self.config_init, "trainer")
+        require_accelerator(config["accelerator"])
         callbacks = list(config["callbacks"] or [])
         defaults = [Timer(), AdapterExport(), CommunicationAccuracy(), GateMonitor()]
         if self._get(self.config, "model")["adapter"]["pooler"] is not None:  # else the receiver has read it all
