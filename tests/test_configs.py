@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,15 @@ def test_the_first_line_is_a_command_that_parses(config: Path, monkeypatch: pyte
 
     parsed = parse_only([command, *arguments])
     assert parsed["model"]["sharer"]["path"]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_files_that_it_reads_are_in_the_table_of_data_sets(config: Path) -> None:
+    table = (config.parents[1] / "docs" / "models.md").read_text().partition("## Data sets")[2]
+    for read in (config, *bases(config)):
+        for name in re.findall(r"\.\./shared/data/([\w.]+)", read.read_text()):
+            assert f"`{name}`" in table
+            assert f"`{config.stem}`" in table
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -66,6 +66,14 @@ def test_every_figure_of_the_results_table_is_in_the_results_file() -> None:
         assert f"{results[run]['adapter']['parameters']:,}" in row
 
 
+def test_the_tree_names_every_file_of_the_package() -> None:
+    tree = (ROOT / "README.md").read_text().partition("\nlcf_lightning/\n")[2].partition("```")[0]
+    inside = [ROOT / "lcf_lightning" / folder for folder in (".", "data", "models", "adapter", "evaluation")]
+    names = {file.stem for folder in inside for file in folder.glob("[!_]*.py")}
+    assert len(names) > 60
+    assert not {name for name in names if not re.search(rf"\b{name}\b", tree)}
+
+
 def test_every_report_says_which_release_made_it_and_old_sections_are_marked() -> None:
     made = {}
     for file in (ROOT / "docs" / "evaluations").rglob("report*.json"):
