@@ -5,8 +5,15 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from lcf_lightning.errors import SettingError, reason
+
+LOCK_FILE = ".lock"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -32,8 +39,41 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+@contextmanager
+def locked(folder: Path, setting: str) -> Iterator[None]:
+    """Have a folder, which is made where there is none, for this process alone.
+
+    The kernel lets go of it when the process ends, however that ends.
+
+    Args:
+        folder: The folder.
+        setting: The setting that names it.
+
+    Raises:
+        SettingError: If another process has it, or its file system has no locks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise SettingError(
+            f"{setting}={str(folder)!r} is being written by another process; name another folder."
+        ) from error
+    except (NotImplementedError, OSError) as error:
+        raise SettingError(
+            f"{setting}={str(folder)!r} cannot be locked against a second process: {reason(error)}"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def move_aside(folder: Path, traces: Iterable[str]) -> Path | None:
     """Give a folder that holds any of ``traces`` another name, with the time of their last change.
+
+    A lock on it (`locked`) stays where it was, in a new folder.
 
     Returns:
         The new name; None where there was nothing to move.
@@ -45,4 +85,7 @@ def move_aside(folder: Path, traces: Iterable[str]) -> Path | None:
     names = (folder.with_name(f"{folder.name}-{stamp}{tail}") for tail in ("", *(f"-{i}" for i in range(1, 100))))
     aside = next(name for name in names if not name.exists())
     os.rename(folder, aside)
+    if (aside / LOCK_FILE).exists():
+        folder.mkdir()
+        os.rename(aside / LOCK_FILE, folder / LOCK_FILE)
     return aside

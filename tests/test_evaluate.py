@@ -19,6 +19,7 @@ from lcf_lightning.adapter.folder import CONFIG_FILE
 from lcf_lightning.cli import main
 from lcf_lightning.evaluation.arms.text_to_text import TextToText
 from lcf_lightning.evaluation.predictions import read_predictions
+from lcf_lightning.files import locked
 from tests.evaluation.answers import answer
 from tests.pairs import ARMS
 from tests.test_cli import QUICK
@@ -52,7 +53,7 @@ def test_the_default_is_every_arm_in_one_report(run: Path, capsys: pytest.Captur
     main(["evaluate", *QUICK, "--trainer.default_root_dir", str(run), "--repeats", "1"])
     folder, printed = run / "evaluation", capsys.readouterr().out
     assert {path.name for path in folder.iterdir()} == {
-        "arms.png", "frontier.png", "predictions.jsonl", "report.json", "report.md", "settings.json"
+        ".lock", "arms.png", "frontier.png", "predictions.jsonl", "report.json", "report.md", "settings.json"
     }  # fmt: skip
     found = report(folder)
     assert tuple(found["arms"]) == tuple(found["own_questions"]) == ARMS
@@ -260,6 +261,20 @@ def test_a_folder_that_holds_other_things_is_refused(run: Path, capsys: pytest.C
     assert stopped.value.code == 2
     assert "must be a folder of its own; it holds adapter" in capsys.readouterr().err
     assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_two_that_write_into_one_folder_are_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command, folder, setting in ((evaluate, tmp_path / "out", "output"), (fit_again, run, "default_root_dir")):
+        with locked(folder, setting), pytest.raises(SystemExit) as stopped:
+            command(run, folder)
+        assert stopped.value.code == 2
+        assert f"{setting}='{folder}' is being written by another process" in capsys.readouterr().err
+    assert (run / "adapter").is_dir()  # nothing was moved aside
+
+
+def fit_again(run: Path, folder: Path) -> None:
+    assert run == folder
+    main(["fit", *QUICK, "--trainer.default_root_dir", str(folder), "--trainer.max_steps", "2"])
 
 
 def test_a_damaged_predictions_file_is_named(tmp_path: Path) -> None:

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import csv
 import errno
+import multiprocessing
 import os
+import signal
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
 
-from lcf_lightning.files import write_file, write_text
+from lcf_lightning.errors import SettingError
+from lcf_lightning.files import locked, move_aside, write_file, write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
 
 
@@ -52,3 +56,39 @@ def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / 'b.json'}'"):
         write_file(tmp_path / "b.json", fail)
     assert list(tmp_path.iterdir()) == []
+
+
+def hold(folder: Path, held: Event, forever: Event) -> None:
+    with locked(folder, "output"):
+        held.set()
+        forever.wait()
+
+
+def test_a_folder_is_one_processs_until_that_ends(tmp_path: Path) -> None:
+    """However it ends; moved aside, it stays so."""
+    context = multiprocessing.get_context("spawn")
+    held, forever = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(tmp_path / "run", held, forever))
+    other.start()
+    assert held.wait(60)
+    (tmp_path / "run" / "config.yaml").touch()
+    for _ in range(2):
+        with (
+            pytest.raises(SettingError, match=r"output='.*run' is being written by another process"),
+            locked(tmp_path / "run", "output"),
+        ):
+            pass
+        move_aside(tmp_path / "run", ["config.yaml"])
+    os.kill(other.pid or 0, signal.SIGKILL)
+    other.join()
+    with locked(tmp_path / "run", "output"):
+        pass
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(SettingError, match="cannot be locked against a second process"), locked(tmp_path, "output"):
+        pass

@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -34,13 +35,13 @@ from lcf_lightning.evaluation.prediction import Prediction
 from lcf_lightning.evaluation.predictions import predict_all
 from lcf_lightning.evaluation.report import build_report, summarise
 from lcf_lightning.evaluation.tables import arms_table
-from lcf_lightning.files import move_aside, write_text
+from lcf_lightning.files import LOCK_FILE, locked, move_aside, write_text
 from lcf_lightning.link import Link
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.writer import Writer
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
-_OWN = {PREDICTIONS, REPORT, "settings.json", "report.md", "arms.png", "frontier.png"}
+_OWN = {PREDICTIONS, REPORT, "settings.json", "report.md", "arms.png", "frontier.png", LOCK_FILE}
 _ANYHOW = ("batch_size", "eval_batch_size", "num_workers")  # data settings that change no answer
 
 
@@ -74,7 +75,25 @@ def evaluate(args: list[str]) -> None:
     folder = config.adapter_folder(options.adapter)
     adapter = config.read_adapter(folder, data)
     data.setup("test")
-    output = _output(options, config, folder, adapter, data)
+    _warn_of_differences(adapter, data)
+    output = _output(options, config)
+    with locked(output, "output"):
+        _empty_unless_of(_identity(options, config, folder, adapter), output)
+        predictions, latency, facts = _answered(options, config, named, folder, adapter, data, output)
+        facts = {"command": COMMAND.line(args), **facts}
+        _report(predictions, latency, facts, output)
+
+
+def _answered(
+    options: EvaluateOptions,
+    config: FitConfig,
+    named: Sequence[str] | None,
+    folder: Path,
+    adapter: CacheAdapter,
+    data: PairDataModule,
+    output: Path,
+) -> tuple[list[Prediction], Latency | None, dict[str, Any]]:
+    """Every answer, the times where these were asked for, and what they are of."""
     link = config.link(adapter, data)
     writer = Writer.of(link)
     loader = data.evaluation_loader("test", options.limit, by_length=True)
@@ -88,20 +107,24 @@ def evaluate(args: list[str]) -> None:
         batches = batches_of_one(link, writer, data.prompts, spread)
         latency = measure(link, writer, batches, arms, config.max_new_tokens, options.repeats)
     facts = {
-        "command": COMMAND.line(args),
         "examples": f"{len(examples)} of {data.size('test')}",
         **_facts(config, folder, adapter, data, link),
     }
-    _report(predictions, latency, facts, output)
+    return predictions, latency, facts
 
 
-def _output(
-    options: EvaluateOptions, config: FitConfig, folder: Path, adapter: CacheAdapter, data: PairDataModule
-) -> Path:
-    """The output folder, with nothing in it but what belongs to this adapter and these settings."""
-    _warn_of_differences(adapter, data)
+def _output(options: EvaluateOptions, config: FitConfig) -> Path:
+    """The output folder, if nothing is in it but what an evaluation writes."""
     name = "evaluation" if options.adapter is None else f"evaluation_{Path(options.adapter).name}"
     output = Path(options.output or config.run_folder / name)
+    foreign = sorted({path.name for path in output.iterdir()} - _OWN) if output.is_dir() else []
+    if foreign:
+        raise SettingError(f"output={str(output)!r} must be a folder of its own; it holds {', '.join(foreign)}.")
+    return output
+
+
+def _identity(options: EvaluateOptions, config: FitConfig, folder: Path, adapter: CacheAdapter) -> dict[str, Any]:
+    """What an answer depends on besides its example and its arm."""
     settings = config.values["data"].as_dict()
     settings["init_args"] = {name: value for name, value in settings["init_args"].items() if name not in _ANYHOW}
     identity = {
@@ -110,18 +133,17 @@ def _output(
         "max_new_tokens": config.max_new_tokens,
     }
     own = _own_code(options, adapter)
-    if own:
-        identity["own_code"] = own
-    foreign = sorted({path.name for path in output.iterdir()} - _OWN) if output.is_dir() else []
-    if foreign:
-        raise SettingError(f"output={str(output)!r} must be a folder of its own; it holds {', '.join(foreign)}.")
+    return identity | ({"own_code": own} if own else {})
+
+
+def _empty_unless_of(identity: dict[str, Any], output: Path) -> None:
+    """Move aside what the output folder holds of another adapter or of other settings."""
     file = output / "settings.json"
     if not file.is_file() or json.loads(file.read_text()) != identity:
         aside = move_aside(output, (PREDICTIONS, REPORT))
         if aside is not None:
             sys.stderr.write(f"{output} held the evaluation of another adapter or other settings; moved to {aside}.\n")
         write_text(file, json.dumps(identity, indent=2) + "\n")
-    return output
 
 
 def _own_code(options: EvaluateOptions, adapter: CacheAdapter) -> dict[str, str]:

@@ -28,7 +28,7 @@ from lcf_lightning.cli.parser import LCFParser
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.tables import arms_table
-from lcf_lightning.files import move_aside, write_text
+from lcf_lightning.files import locked, move_aside, write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
 from lcf_lightning.module import LCFModule
 
@@ -124,6 +124,15 @@ class LCFCLI(LightningCLI):
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Whoever fits has the run folder alone: two would write into each other's logs, and one adapter be lost."""
+        alone = subcommand == "fit" and self.trainer.is_global_zero
+        if not alone or self._get(self.config, "trainer")["fast_dev_run"]:
+            super()._run_subcommand(subcommand)
+            return
+        with locked(self.run_folder, "default_root_dir"):
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Nothing written is ever lost: a run that begins moves an earlier one in its folder aside."""
