@@ -220,6 +220,12 @@ def test_other_prompts_than_in_training_are_remarked(
     assert "warning: the adapter was trained with other prompts: send_tokens differ." in capsys.readouterr().err
 
 
+def test_arms_may_be_separated_by_commas(run: Path, tmp_path: Path) -> None:
+    main(["evaluate", *QUICK, "--trainer.default_root_dir", str(run), "--output", str(tmp_path / "a"), "--repeats", "0",
+          "--limit", "2", "--arms", "zero, message"])  # fmt: skip
+    assert {line["arm"] for line in lines(tmp_path / "a")} == {"message", "zero"}
+
+
 def test_latency_can_be_left_out(run: Path, tmp_path: Path) -> None:
     folder = evaluate(run, tmp_path / "out", "--limit", "2", "--repeats", "0", arms=["message"])
     assert report(folder)["latency"] is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import pytest
 
 from lcf_lightning.cli import COMMANDS, main
@@ -41,6 +43,13 @@ def test_help_opens_with_what_it_does_its_most_used_options_and_an_example(
         settings = (setting, setting.rpartition(".")[0] or setting)  # --model.prefills holds those below it
         assert any(known in text.split("Example:")[1] for known in settings) or name == "compare", line
     assert f"python -m lcf_lightning {name} {command.example}" in lines
+
+
+def test_the_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"lcf-lightning {version('lcf-lightning')}\n"
 
 
 def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None:

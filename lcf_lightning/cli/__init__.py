@@ -7,6 +7,7 @@ import gc
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
+from importlib.metadata import version
 
 import torch.distributed as dist
 
@@ -27,6 +28,9 @@ def main(args: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if args is None else args)
     if not arguments or arguments[0] in ("-h", "--help"):
         sys.stdout.write(overview(COMMANDS) + "\n")
+        raise SystemExit(0)
+    if arguments[0] == "--version":
+        sys.stdout.write(f"lcf-lightning {version('lcf-lightning')}\n")
         raise SystemExit(0)
     try:
         if arguments[0] not in COMMANDS:

@@ -51,17 +51,22 @@ class EvaluateOptions:
 
     Attributes:
         adapter: Adapter folder, or ``owner/name`` on the hub; by default the run's own.
-        arms: Arms to run, ``t2t_N`` for any N ≥ 1, or class paths of your own; by default all that apply.
+        arms: Arms to run, a list or separated by commas: ``t2t_N`` for any N ≥ 1, or class paths of your own, too; by
+            default all that apply.
         output: Folder to write; by default evaluation/ or evaluation_ADAPTER/ of the run.
         repeats: Measurements of each arm's latency; 0 for none.
         limit: A seeded sample of so many examples, from every benchmark in proportion; null for all.
     """
 
     adapter: str | None = None
-    arms: list[str] | None = None
+    arms: list[str] | str | None = None
     output: str | None = None
     repeats: int = 10
     limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.arms, str):
+            object.__setattr__(self, "arms", [arm.strip() for arm in self.arms.split(",")])
 
 
 def evaluate(args: list[str]) -> None:
