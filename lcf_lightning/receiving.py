@@ -92,7 +92,7 @@ def _heard(
     rereads = bool(question.ids.shape[1])
     tokens = split_last(prompts, encoder.pad_id, device)[0] if rereads else ahead
     if channel.link.shared:
-        _require_same_text(received, tokens)
+        _require_same_text(received, ahead)
     watch = Stopwatch(channel.link.receiver.device)
     with watch("receiver_prefill"):
         cache = channel.link.read_receiver(ahead)

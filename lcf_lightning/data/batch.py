@@ -230,7 +230,7 @@ class SharedCollator(Collator):
         align = _kept if self.keeps else _aligned
         prompts = [align(self, example) for example in examples]
         tokens = pad_left([sharer for sharer, _, _ in prompts], self.reader.pad_id)
-        index = [index[:-1] for _, _, index in prompts]  # the receiver's last token is read on the edited cache
+        index = [index[: receiver.ahead] for _, receiver, index in prompts]  # the rest is read on the edited cache
         return self._batch(examples, tokens, _padded(index, tokens), [receiver for _, receiver, _ in prompts], 0)
 
     def sharer_tokens(self, example: Example) -> int:
@@ -251,10 +251,10 @@ class SharedCollator(Collator):
         prompts, index = [], []
         for example, own in zip(examples, to, strict=True):
             prompt, said = self.reader.shared_prompt(example)
-            _, read = self.receiver.shared_prompt(own)
+            receiver, read = self.receiver.shared_prompt(own)
             places = align_places(said, self.reader.contents(example), read, self.receiver.contents(own))
             prompts.append(prompt)
-            index.append(places[:-1])  # as in training, the last token counts, though it is read on the edited cache
+            index.append(places[: receiver.ahead])  # as in training, the rest counts, though it is not edited
         tokens = pad_left(prompts, self.reader.pad_id)
         return tokens, _padded(index, tokens)
 

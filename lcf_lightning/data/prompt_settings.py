@@ -21,9 +21,9 @@ class PromptSettings:
         separator: After each passage.
         question: After the context; must hold ``{question}``.
         answer: Around the answer that follows the question; must hold ``{answer}``.
-        answer_prefix: How the answer begins, such as ``The correct answer is``: stands behind the question, in a chat
-            behind the template's opening of the answer. It is read and not scored, and the answer follows it as
-            ``answer`` says, blanks included. Null for none.
+        answer_prefix: How the answer begins, such as ``The correct answer is``: stands as it is behind the question, in
+            a chat behind the template's opening of the answer. It is read, after a message, and not scored; the answer
+            follows it as ``answer`` says, blanks included. Earlier turns of a chat have none. Null for none.
         chat: Wrap context and question as one user turn of the tokenizer's chat template.
         share_question: Whether the sharer sees the question, after its passages and as a span of its own.
         sharers: Sharers that an example's passages are spread over, in order; each sends a message of its own, and

@@ -56,13 +56,12 @@ class PromptEncoder:
         Raises:
             DataError: If the prompt without any context exceeds the limit; a question is never cut.
         """
-        return self._limited(*self._encoded(self._segments(passages, question, text), history)[:2])
+        return self._limited(self._encoded(self._segments(passages, question, text), history)[0])
 
     def shared_prompt(self, example: Example) -> tuple[Encoded, Layout]:
         """The prompt of an example that both models read alike, without a limit, and where its tokens stand."""
         segments = self._segments(example.shared, example.question)
-        ids, spans, layout = self._encoded(segments, example.history)
-        return Encoded(ids, spans), layout
+        return self._encoded(segments, example.history)
 
     def contents(self, example: Example) -> list[str]:
         """The texts of an example that both models read: what stands in the odd pieces of its prompt's `Layout`."""
@@ -75,7 +74,7 @@ class PromptEncoder:
         request = self.settings.text_request.replace("{question}", shown)
         settings = replace(self.settings, chat=self.settings.chat or self.settings.text_chat, answer_prefix=None)
         asked = replace(self, settings=settings)
-        return asked._limited(*asked._encoded([*self._context(passages), (request, _QUESTION)], history)[:2])
+        return asked._limited(asked._encoded([*self._context(passages), (request, _QUESTION)], history)[0])
 
     def split(self, prompts: Sequence[Encoded], device: torch.device | str = "cpu") -> Prompt:
         """A batch of a receiver's prompts, as what it reads before a message, after it, and last."""
@@ -94,8 +93,8 @@ class PromptEncoder:
         own = self._context(passages)
         return [*own, *told, *ending] if self.settings.text_place == "after" else [*told, *own, *ending]
 
-    def _encoded(self, segments: list[tuple[str, int]], history: History) -> tuple[list[int], list[int], Layout]:
-        """Token ids, span ids and layout of a chat whose last turn is ``segments``."""
+    def _encoded(self, segments: list[tuple[str, int]], history: History) -> tuple[Encoded, Layout]:
+        """A chat whose last turn is ``segments``, whose question is not numbered yet, and its layout."""
         segments, contents = self._contents(segments, history)
         text = "".join(segment for segment, _ in segments)
         labels = [label for _, label in segments]
@@ -111,7 +110,8 @@ class PromptEncoder:
                 spans.append(_NONE)
             else:
                 spans.append(after if last > 0 else labels[bisect_right(ends, end - 1 + stripped)])
-        return ids, self._windows(spans), layout
+        ahead = 2 * len(contents) + 1  # pieces, without what begins the answer
+        return Encoded(ids, self._windows(spans), begun=int((layout.pieces >= ahead).sum())), layout
 
     def _contents(self, segments: list[tuple[str, int]], history: History) -> tuple[list[tuple[str, int]], list[str]]:
         """The last turn's segments, and the texts of all turns; without a chat template all turns are one."""
@@ -200,9 +200,9 @@ class PromptEncoder:
         counter = count()
         return [span if span < 0 else next(counter) // size for span in spans]
 
-    def _limited(self, ids: list[int], spans: list[int]) -> Encoded:
+    def _limited(self, prompt: Encoded) -> Encoded:
         """Drop whole spans from the end of the context until the limit holds; number the question as the last span."""
-        kept, last = list(zip(ids, spans, strict=True)), max([*spans, _NONE])
+        kept, last = list(zip(prompt.ids, prompt.spans, strict=True)), max([*prompt.spans, _NONE])
         dropped, limit = 0, getattr(self.settings, self.limit)
         while limit is not None and len(kept) > limit:
             if last < 0:
@@ -212,4 +212,4 @@ class PromptEncoder:
             kept = [(token, span) for token, span in kept if span != last]
             last, dropped = last - 1, dropped + 1
         numbered = [last + 1 if span == _QUESTION else span for _, span in kept]
-        return Encoded([token for token, _ in kept], numbered, dropped)
+        return Encoded([token for token, _ in kept], numbered, dropped, prompt.begun)

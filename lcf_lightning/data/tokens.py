@@ -18,11 +18,18 @@ class Encoded:
         ids: Token ids.
         spans: Each token's span, counted from 0; -1 for tokens in none. The question, where there is one, is the last.
         dropped: Spans that a token limit took away.
+        begun: How many of the last tokens begin the answer (``prompts.answer_prefix``).
     """
 
     ids: list[int]
     spans: list[int]
     dropped: int = 0
+    begun: int = 0
+
+    @property
+    def ahead(self) -> int:
+        """How many tokens a receiver can read before a message: all but those that begin the answer, or the last."""
+        return len(self.ids) - max(1, self.begun)
 
 
 @dataclass(frozen=True)
@@ -104,11 +111,11 @@ class Prompt(NamedTuple):
 
 
 def split_question(prompts: Sequence[Encoded], pad_id: int, reread: bool, device: torch.device | str = "cpu") -> Prompt:
-    """Prompts whose last span, the question, is read after a message where ``reread``.
+    """Prompts whose last span, the question, is read after a message where ``reread``; what begins an answer always is.
 
     One token at least is read ahead, also of a prompt that begins with its question.
     """
-    begins = [max(1, row.spans.index(max(row.spans))) if reread and row.spans else len(row.ids) - 1 for row in prompts]
+    begins = [max(1, row.spans.index(max(row.spans))) if reread and row.spans else row.ahead for row in prompts]
     rows = list(zip(prompts, begins, strict=True))
     ahead = [Encoded(row.ids[:begin], row.spans[:begin]) for row, begin in rows]
     question = [Encoded(row.ids[begin:-1], row.spans[begin:-1]) for row, begin in rows]
@@ -118,5 +125,6 @@ def split_question(prompts: Sequence[Encoded], pad_id: int, reread: bool, device
 
 def split_last(prompts: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tokens, Tensor]:
     """What is prefilled of some prompts, and their last tokens ``[batch, 1]``, which are read on that cache."""
-    prompt = split_question(prompts, pad_id, reread=False, device=device)
+    whole = [replace(row, begun=0) for row in prompts]
+    prompt = split_question(whole, pad_id, reread=False, device=device)
     return prompt.ahead, prompt.last

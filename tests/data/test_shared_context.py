@@ -154,16 +154,13 @@ def test_an_answer_prefix_is_read_by_both_and_not_scored(make: Make, chat: bool)
         make(*EXAMPLES[:2], source=Listed(*EXAMPLES[:2]), prompts=prompts)
         for prompts in (replace(settings, answer_prefix=None), settings)
     )
-    own = load_tokenizer(begun.receiver)
+    own, theirs = load_tokenizer(begun.receiver), load_tokenizer(begun.sharer)
     batch, bare = batch_of(begun), batch_of(plain)
-    for name in ("sharer", "receiver"):
-        tokenizer = load_tokenizer(getattr(begun, name))
-        texts = []
-        for given in (bare, batch):
-            ids = given.sharer.ids if name == "sharer" else torch.cat([given.receiver.ids, given.last], 1)
-            texts.append([text.replace("<pad>", "") for text in tokenizer.batch_decode(ids)])
-        assert texts[1] == [f"{text}The answer is" for text in texts[0]]
-    said = own.decode(batch.receiver.ids[0])
-    assert said.endswith("The answer")  # but for its last token, which is read on the edited cache
+    whole = torch.cat([bare.receiver.ids, bare.last], 1)
+    assert torch.equal(batch.receiver.ids, whole)  # what begins the answer is read after the message, as C2C reads it
+    said = torch.cat([batch.question.ids, batch.last], 1)[:, : 1 + int(batch.question.mask.sum(1).max())]
+    assert own.batch_decode(said) == ["The answer is"] * 2
+    assert batch.index.shape == whole.shape
+    texts = [[text.replace("<pad>", "") for text in theirs.batch_decode(given.sharer.ids)] for given in (bare, batch)]
+    assert texts[1] == [f"{text}The answer is" for text in texts[0]]
     assert own.decode(batch.answers[0][batch.answer_mask[0]]) == " Mary moved.<eos>"
-    assert batch.index.max() < batch.sharer.ids.shape[1] - 1

@@ -26,6 +26,7 @@ from lcf_lightning.evaluation.plots import pruning_figure
 from lcf_lightning.evaluation.prediction import answer_losses, run_arms
 from lcf_lightning.evaluation.report import build_report
 from lcf_lightning.link import Link
+from lcf_lightning.models.cache import continue_from, prefill
 from lcf_lightning.models.loading import FrozenModel
 from tests.evaluation.answers import answer
 from tests.pairs import SHARED_ARMS, small_module
@@ -242,3 +243,29 @@ def test_aligned_tokens_are_rounded_as_on_the_wire(spec: Spec, module: LCFModule
     whole, rounded = (find_arm(arm).reading(caches).cache for arm in ("message", "message_int4"))
     assert not torch.equal(whole.values[0], rounded.values[0])
     torch.testing.assert_close(whole.values[0], rounded.values[0], atol=0.1, rtol=0.1)
+
+
+@torch.no_grad()
+def test_what_begins_an_answer_is_read_on_the_edited_cache(module: LCFModule, spec: Spec) -> None:
+    """As C2C reads it: each token is read once the tokens before it have been edited; letters are scored behind it."""
+    prompts = replace(PROMPTS, answer_prefix=" The answer is", answer=" {answer}")
+    pair = spec("llama"), spec("qwen3")
+    data = SharedContextDataModule(Knowledge(test_size=2), *pair, eval_batch_size=1, prompts=prompts)
+    data.setup("test")
+    batch = next(iter(data.test_dataloader()))
+    link, example = module.link, batch.examples[0]
+    (row,) = run_arms(ArmCaches(link, module.writer, batch), ["message"], 4)
+    own = link.receiver.tokenizer
+    ids = torch.tensor([own(f"{example.question}?")["input_ids"]])
+    said = torch.tensor([link.sharer.tokenizer(f"{example.question}?")["input_ids"]])
+    everything = torch.ones_like(ids, dtype=torch.bool)
+    message = link.pool(prefill(link.sharer.model, said, torch.ones_like(said, dtype=torch.bool)), batch.index)
+    cache = link.fuse(prefill(link.receiver.model, ids, everything), message)
+    scores = []
+    for choice in example.choices:
+        more = torch.tensor([own(f" The answer is {choice}", add_special_tokens=False)["input_ids"]])
+        logits = continue_from(link.receiver.model, cache, more, torch.ones_like(more, dtype=torch.bool))[0]
+        begun = len(own(" The answer is", add_special_tokens=False)["input_ids"])
+        picked = logits.log_softmax(-1)[:-1].gather(1, more[0, 1:, None])[begun - 1 :]
+        scores.append(float(picked.sum()) / len(f" {choice}".encode()))
+    assert row.prediction == example.choices[max(range(len(scores)), key=scores.__getitem__)]

@@ -31,9 +31,8 @@ class SharerAlone(Arm):
             raise SettingError(
                 "share_question=false: the sharer cannot answer alone (arm sharer_alone) what it never reads."
             )
-        tokens, cache = caches.batch.sharer, caches.sharer
-        if prompts.sharer_reads != "own":
-            collator = caches.writer.collator(replace(prompts, sharer_reads="own"))
-            tokens = collator.train(caches.batch.examples).sharer.to(caches.link.sharer.device)
-            cache = caches.link.prefill_sharer(tokens)
-        return Reading(cache.without_last(), tokens.ids[:, -1:], role="sharer")
+        if prompts.sharer_reads == "own":
+            return Reading(caches.sharer.without_last(), caches.batch.sharer.ids[:, -1:], role="sharer")
+        collator = caches.writer.collator(replace(prompts, sharer_reads="own"))
+        tokens = collator.train(caches.batch.examples).sharer.to(caches.link.sharer.device)
+        return Reading(caches.link.prefill_sharer(tokens).without_last(), tokens.ids[:, -1:], role="sharer")
