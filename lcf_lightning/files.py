@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
-
-from filelock import FileLock, Timeout
+from typing import IO
 
 from lcf_lightning.errors import SettingError, reason
 
@@ -39,9 +38,8 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-@contextmanager
-def locked(folder: Path, setting: str) -> Iterator[None]:
-    """Have a folder, which is made where there is none, for this process alone.
+class FolderLock:
+    """A folder, made where there is none, that only one process may have; a context.
 
     The kernel lets go of it when the process ends, however that ends.
 
@@ -50,30 +48,47 @@ def locked(folder: Path, setting: str) -> Iterator[None]:
         setting: The setting that names it.
 
     Raises:
-        SettingError: If another process has it, or its file system has no locks.
+        SettingError: On entry, or where it is moved aside: if another process has it, or its file system has no locks.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK_FILE)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise SettingError(
-            f"{setting}={str(folder)!r} is being written by another process; name another folder."
-        ) from error
-    except (NotImplementedError, OSError) as error:
-        raise SettingError(
-            f"{setting}={str(folder)!r} cannot be locked against a second process: {reason(error)}"
-        ) from error
-    try:
-        yield
-    finally:
-        lock.release()
+
+    def __init__(self, folder: Path, setting: str) -> None:
+        self.folder, self.setting = folder, setting
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> FolderLock:
+        self._file = self._taken()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._file is not None
+        self._file.close()
+
+    def move_aside(self, traces: Iterable[str]) -> Path | None:
+        """`move_aside`, and have the new folder of this name instead."""
+        aside = move_aside(self.folder, traces)
+        if aside is not None:
+            new = self._taken()
+            self.__exit__()
+            self._file = new
+        return aside
+
+    def _taken(self) -> IO[str]:
+        named = f"{self.setting}={str(self.folder)!r}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = (self.folder / LOCK_FILE).open("a")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise SettingError(f"{named} is being written by another process; name another folder.") from error
+        except OSError as error:
+            file.close()
+            raise SettingError(f"{named} cannot be locked against a second process: {reason(error)}.") from error
+        return file
 
 
 def move_aside(folder: Path, traces: Iterable[str]) -> Path | None:
     """Give a folder that holds any of ``traces`` another name, with the time of their last change.
-
-    A lock on it (`locked`) stays where it was, in a new folder.
 
     Returns:
         The new name; None where there was nothing to move.
@@ -85,7 +100,4 @@ def move_aside(folder: Path, traces: Iterable[str]) -> Path | None:
     names = (folder.with_name(f"{folder.name}-{stamp}{tail}") for tail in ("", *(f"-{i}" for i in range(1, 100))))
     aside = next(name for name in names if not name.exists())
     os.rename(folder, aside)
-    if (aside / LOCK_FILE).exists():
-        folder.mkdir()
-        os.rename(aside / LOCK_FILE, folder / LOCK_FILE)
     return aside

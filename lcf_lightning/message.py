@@ -11,10 +11,9 @@ import hmac
 import json
 import re
 import struct
-import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
@@ -29,6 +28,7 @@ MAX_BYTES = 64 * 2**20
 """Size limit of a message that arrives, unless another is given."""
 MIN_KEY_BYTES = 16
 _MAX_HEADER_BYTES = 4096
+_BLOCK_BYTES = 1 << 20
 _MAX_COUNT = 2**20  # of layers, heads, spans, and a head's size
 _TAG = slice(len(MAGIC), len(MAGIC) + 32)
 _FRAME = struct.Struct("<I")
@@ -180,7 +180,7 @@ class Message:
         _require_limit(max_bytes)
         try:
             with Path(path).open("rb") as file:
-                data = file.read(max_bytes + 1)  # one more, so that a longer file is refused
+                data = _read(file, max_bytes + 1)  # one more, so that a longer file is refused
         except (OSError, ValueError) as error:  # a path may be none
             why = getattr(error, "strerror", None) or reason(error)
             raise MessageError(f"message file {str(path)!r} cannot be read: {why}.") from error
@@ -247,9 +247,18 @@ def _allowed(name: str, value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", value) is not None
 
 
+def _read(file: BinaryIO, most: int) -> bytes:
+    """Up to ``most`` bytes, in blocks: who asks for many at once is given memory for many."""
+    blocks, found = [], 0
+    while found < most and (block := file.read(min(_BLOCK_BYTES, most - found))):
+        blocks.append(block)
+        found += len(block)
+    return b"".join(blocks)
+
+
 def _require_limit(max_bytes: int) -> None:
-    if type(max_bytes) is not int or not 0 <= max_bytes < sys.maxsize:
-        raise SettingError(f"max_bytes={max_bytes!r} must be a whole number between 0 and {sys.maxsize - 1}.")
+    if type(max_bytes) is not int or max_bytes < 0:
+        raise SettingError(f"max_bytes={max_bytes!r} must be a whole number of at least 0.")
 
 
 def _tag(key: bytes | None, body: bytes | memoryview) -> bytes:
@@ -265,7 +274,7 @@ def _tag(key: bytes | None, body: bytes | memoryview) -> bytes:
 
 
 def _unframed(data: bytes, key: bytes | None, max_bytes: int) -> tuple[_Header, memoryview]:
-    """Header and payload, if size, tag, lengths and digest hold; neither is copied."""
+    """Header and payload, if size, tag, lengths and digest hold."""
     if not isinstance(data, bytes):
         raise MessageError(f"a message must be bytes, not {type(data).__name__}.")
     _require_limit(max_bytes)

@@ -54,12 +54,11 @@ class LCFModule(pl.LightningModule):
         max_new_tokens: Longest answer, in receiver tokens.
         seed: Decides initial weights and gate noise.
         prefills: Where both models' prefills are kept, so that later epochs and runs make none; null for nowhere.
-        init_from: An adapter folder, or ``owner/name`` on the hub, whose parameters are the initial ones: to go on with
-            other data, say. Null for random ones.
+        init_from: An adapter folder, or ``owner/name`` on the hub, whose parameters a fit starts from: to go on with
+            other data, say. Refused as the fit starts if it is built otherwise. Null for random ones.
 
     Raises:
-        SettingError: If a setting is out of range, or the adapter of ``init_from`` is built otherwise.
-        AdapterFileError: If that cannot be read.
+        SettingError: If a setting is out of range.
         ModelError: If a model's config cannot be found.
         GeometryError: If it describes no usable decoder.
     """
@@ -87,7 +86,7 @@ class LCFModule(pl.LightningModule):
             )
         self.sharer, self.receiver = sharer, receiver
         self.optimizer, self.warmup_steps = optimizer, warmup_steps
-        self.max_new_tokens, self.seed, self.prefills = max_new_tokens, seed, prefills
+        self.max_new_tokens, self.seed, self.prefills, self.init_from = max_new_tokens, seed, prefills, init_from
         self.temperature_start, self.temperature_end = temperature_start, temperature_end
         adapter.import_parts()
         config = AdapterConfig(
@@ -97,8 +96,6 @@ class LCFModule(pl.LightningModule):
         )
         with _seeded(seed):
             self.adapter = CacheAdapter(config)
-        if init_from is not None:
-            _start_from(self.adapter, init_from)
         self.strict_loading = False  # the frozen models are in no checkpoint; `on_load_checkpoint` checks the adapter
         # Metrics, since Lightning's own mean over ranks rounds an odd number of examples down.
         self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
@@ -131,6 +128,8 @@ class LCFModule(pl.LightningModule):
                 f"pooler={self.adapter.config.settings.pooler!r} must be null where both models read the same text."
             )
         pooler, fresh = self.adapter.pooler, self.trainer.ckpt_path is None
+        if stage == "fit" and fresh and self.init_from is not None:
+            _start_from(self.adapter, self.init_from)
         if stage == "fit" and fresh and pooler is not None and pooler.unfitted and not isinstance(data, PairDataModule):
             raise SettingError(
                 f"pooler={self.adapter.config.settings.pooler!r} starts from texts that both models read, which only a "
@@ -235,6 +234,8 @@ class LCFModule(pl.LightningModule):
     def training_facts(self) -> dict[str, Any]:
         """What travels with the adapter, JSON-ready: steps, seed, source, and how prompts were written."""
         facts: dict[str, Any] = {"steps": self.trainer.global_step, "seed": self.seed}
+        if self.init_from is not None:
+            facts["init_from"] = self.init_from
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, PairDataModule):
             facts |= {"source": str(data.source), "prompts": asdict(data.prompts)}
@@ -246,12 +247,9 @@ class LCFModule(pl.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse a checkpoint of another adapter, since Lightning will not."""
         stored, trained = AdapterConfig.from_dict(checkpoint.get("adapter_config", {})), self.adapter.config
-        alike = {
-            "sharer": stored.sharer.same(trained.sharer),
-            "receiver": stored.receiver.same(trained.receiver),
-            "settings": stored.settings == trained.settings,
-        }
-        differing = [key for key, same in alike.items() if not same]
+        differing = [
+            role for role in ("sharer", "receiver") if not getattr(stored, role).same(getattr(trained, role))
+        ] + _differing(stored, trained)
         if differing:
             raise AdapterFileError(f"checkpoint belongs to another adapter: {', '.join(differing)} differ.")
         if checkpoint["state_dict"].keys() != self.state_dict().keys():
@@ -262,11 +260,16 @@ def _identity(spec: ModelSpec) -> ModelIdentity:
     return ModelIdentity(spec.path, spec.revision, geometry_of(spec), spec.dtype, spec.quantization)
 
 
+def _differing(one: AdapterConfig, other: AdapterConfig) -> list[str]:
+    """The settings in which two adapters differ."""
+    settings, others = asdict(one.settings), asdict(other.settings)
+    return [name for name, value in settings.items() if others[name] != value]
+
+
 def _start_from(adapter: CacheAdapter, location: str) -> None:
     """Give an adapter the parameters of another that is built alike; what matters in training alone may differ."""
     given = CacheAdapter.from_pretrained(location)
-    built = [asdict(each.config.settings) for each in (adapter, given)]
-    differing = [name for name, value in built[0].items() if name not in _OF_TRAINING and built[1][name] != value]
+    differing = [name for name in _differing(adapter.config, given.config) if name not in _OF_TRAINING]
     differing += [
         f"geometry of the {role}"
         for role in ("sharer", "receiver")

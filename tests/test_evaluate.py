@@ -19,7 +19,7 @@ from lcf_lightning.adapter.folder import CONFIG_FILE
 from lcf_lightning.cli import main
 from lcf_lightning.evaluation.arms.text_to_text import TextToText
 from lcf_lightning.evaluation.predictions import read_predictions
-from lcf_lightning.files import locked
+from lcf_lightning.files import FolderLock
 from tests.evaluation.answers import answer
 from tests.pairs import ARMS
 from tests.test_cli import QUICK
@@ -271,7 +271,7 @@ def test_a_folder_that_holds_other_things_is_refused(run: Path, capsys: pytest.C
 
 def test_two_that_write_into_one_folder_are_told(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for command, folder, setting in ((evaluate, tmp_path / "out", "output"), (fit_again, run, "default_root_dir")):
-        with locked(folder, setting), pytest.raises(SystemExit) as stopped:
+        with FolderLock(folder, setting), pytest.raises(SystemExit) as stopped:
             command(run, folder)
         assert stopped.value.code == 2
         assert f"{setting}='{folder}' is being written by another process" in capsys.readouterr().err

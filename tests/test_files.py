@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lcf_lightning.errors import SettingError
-from lcf_lightning.files import locked, move_aside, write_file, write_text
+from lcf_lightning.files import FolderLock, write_file, write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
 
 
@@ -59,30 +59,45 @@ def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
 
 
 def hold(folder: Path, held: Event, forever: Event) -> None:
-    with locked(folder, "output"):
+    with FolderLock(folder, "output"):
         held.set()
         forever.wait()
 
 
 def test_a_folder_is_one_processs_until_that_ends(tmp_path: Path) -> None:
-    """However it ends; moved aside, it stays so."""
+    """However it ends."""
     context = multiprocessing.get_context("spawn")
     held, forever = context.Event(), context.Event()
     other = context.Process(target=hold, args=(tmp_path / "run", held, forever))
     other.start()
     assert held.wait(60)
-    (tmp_path / "run" / "config.yaml").touch()
-    for _ in range(2):
-        with (
-            pytest.raises(SettingError, match=r"output='.*run' is being written by another process"),
-            locked(tmp_path / "run", "output"),
-        ):
-            pass
-        move_aside(tmp_path / "run", ["config.yaml"])
+    with (
+        pytest.raises(SettingError, match=r"output='.*run' is being written by another process"),
+        FolderLock(tmp_path / "run", "output"),
+    ):
+        pass
     os.kill(other.pid or 0, signal.SIGKILL)
     other.join()
-    with locked(tmp_path / "run", "output"):
+    with FolderLock(tmp_path / "run", "output"):
         pass
+
+
+def test_a_folder_that_is_moved_aside_is_followed_by_one_that_is_locked_too(tmp_path: Path) -> None:
+    """A folder that is a link, too: to another disk, say."""
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "scratch")
+    with FolderLock(tmp_path / "run", "output") as lock:
+        (tmp_path / "run" / "config.yaml").touch()
+        assert lock.move_aside(["config.yaml"]) is not None
+        assert not (tmp_path / "run" / "config.yaml").exists()
+        for name, taken in (("run", True), ("scratch", False)):
+            other = FolderLock(tmp_path / name, "output")
+            if taken:
+                with pytest.raises(SettingError, match="is being written by another process"):
+                    other.__enter__()
+            else:
+                with other:
+                    pass
 
 
 def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,5 +105,8 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
         raise OSError(errno.ENOTSUP, "Operation not supported")
 
     monkeypatch.setattr("fcntl.flock", refuse)
-    with pytest.raises(SettingError, match="cannot be locked against a second process"), locked(tmp_path, "output"):
+    with (
+        pytest.raises(SettingError, match="output='.*' cannot be locked against a second process: .*not supported"),
+        FolderLock(tmp_path, "output"),
+    ):
         pass

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lcf_lightning import CacheAdapter, Channel, ModelSpec
+from lcf_lightning.adapter import hub
 from lcf_lightning.adapter.subset import keep_layers
 from lcf_lightning.cli import main
 from lcf_lightning.models.cache import prefill
@@ -163,6 +164,23 @@ def test_bfloat16_stays_and_a_pair_is_named(spec: Spec, tmp_path: Path) -> None:
     assert keep_layers(adapter, [1, 3]).config.sharer_layers == (0, 2)
 
 
+def test_a_pair_is_fetched_from_the_hub(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing but its own files."""
+    name, asked = "qwen3_0.6b+qwen2.5_0.5b_Fuser", []
+    write(tmp_path / "hub" / name, spec("llama"), spec("qwen3"))
+
+    def fetched(repository: str, revision: str | None, allow_patterns: list[str]) -> str:
+        asked.append((repository, revision, allow_patterns))
+        return str(tmp_path / "hub")
+
+    monkeypatch.setattr(hub, "snapshot_download", fetched)
+    main(
+        ["import-c2c", "nics-efc/C2C_Fuser", "--pair", name, "--revision", "v1", "--output", str(tmp_path / "adapter")]
+    )
+    assert asked == [("nics-efc/C2C_Fuser", "v1", [f"{name}/config.json", f"{name}/final/projector_*"])]
+    assert CacheAdapter.from_pretrained(tmp_path / "adapter").config.sharer.dtype == "bfloat16"
+
+
 LLAMA_TO_QWEN3 = {"1": [[0, 0]], "2": [[1, 1]], "3": [[2, 2]]}
 
 
@@ -170,6 +188,7 @@ LLAMA_TO_QWEN3 = {"1": [[0, 0]], "2": [[1, 1]], "3": [[2, 2]]}
     ("changes", "message"),
     [
         ({"init_args": {"intermediate_dim": 30}}, "intermediate_dim=30 must be 10, as in our C2C fuser."),
+        ({"init_args": {"dropout": "much"}}, "dropout='much' must be a number as 0.1 is."),
         ({"init_args": {"num_layers": 4}}, "num_layers=4 must be 3, as in our C2C fuser."),
         ({"class": "AllInOneProjector"}, "class='AllInOneProjector' must be 'C2CProjector', with init_args."),
         ({"init_args": {"source_dim": 16}}, "source_num_heads and source_dim of the projectors are (2, 16); sharer"),
@@ -212,8 +231,8 @@ def test_what_a_file_would_run_is_not_run(spec: Spec, tmp_path: Path, capsys: py
     ("source", "message"),
     [
         ("nics-efc/C2C_Fuser", "pair=None must be a folder of nics-efc/C2C_Fuser"),
-        (".", "holds no config.json and no projector_config.json of C2C; name one of its pairs with --pair: pair."),
-        ("nowhere", "holds no config.json and no projector_config.json of C2C."),
+        (".", "holds no config.json of C2C; name one of its pairs with --pair: pair."),
+        ("nowhere", "holds no config.json of C2C."),
     ],
 )
 def test_a_source_that_is_no_pair_is_refused(

@@ -95,9 +95,9 @@ def read_fuser(folder: Path, sharer: ModelIdentity, receiver: ModelIdentity, met
         unrotate_keys=False,
         dropout=arguments[0]["dropout"],
     )
+    tensors = _stacked(_weights(folder, projector) for _, projector in used.values())
     with torch.device("meta"):
         adapter = CacheAdapter(AdapterConfig(sharer, receiver, settings, metadata))
-    tensors = _stacked(_weights(folder, projector) for _, projector in used.values())
     try:
         adapter.load_state_dict(tensors, strict=True, assign=True)
     except RuntimeError as error:
@@ -130,6 +130,10 @@ def _arguments(folder: Path, projector: int) -> dict[str, Any]:
     if kind != "C2CProjector" or not isinstance(arguments, dict):
         raise AdapterFileError(f"{str(file)!r}: class={kind!r} must be 'C2CProjector', with init_args.")
     arguments = {**_DEFAULTS, **arguments}
+    for name, default in _DEFAULTS.items():
+        number = arguments[name]
+        if isinstance(number, bool) or not isinstance(number, type(default)) or number < 0:
+            raise AdapterFileError(f"{str(file)!r}: {name}={number!r} must be a number as {default} is.")
     for name, value in {"intermediate_dim": arguments["hidden_dim"], "num_layers": 3}.items():
         if arguments[name] != value:
             raise AdapterFileError(f"{str(file)!r}: {name}={arguments[name]!r} must be {value}, as in our C2C fuser.")

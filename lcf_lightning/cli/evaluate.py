@@ -35,7 +35,7 @@ from lcf_lightning.evaluation.prediction import Prediction
 from lcf_lightning.evaluation.predictions import predict_all
 from lcf_lightning.evaluation.report import build_report, summarise
 from lcf_lightning.evaluation.tables import arms_table
-from lcf_lightning.files import LOCK_FILE, locked, move_aside, write_text
+from lcf_lightning.files import LOCK_FILE, FolderLock, write_text
 from lcf_lightning.link import Link
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.writer import Writer
@@ -82,8 +82,8 @@ def evaluate(args: list[str]) -> None:
     data.setup("test")
     _warn_of_differences(adapter, data)
     output = _output(options, config)
-    with locked(output, "output"):
-        _empty_unless_of(_identity(options, config, folder, adapter), output)
+    with FolderLock(output, "output") as lock:
+        _empty_unless_of(_identity(options, config, folder, adapter), lock)
         predictions, latency, facts = _answered(options, config, named, folder, adapter, data, output)
         facts = {"command": COMMAND.line(args), **facts}
         _report(predictions, latency, facts, output)
@@ -141,11 +141,12 @@ def _identity(options: EvaluateOptions, config: FitConfig, folder: Path, adapter
     return identity | ({"own_code": own} if own else {})
 
 
-def _empty_unless_of(identity: dict[str, Any], output: Path) -> None:
+def _empty_unless_of(identity: dict[str, Any], lock: FolderLock) -> None:
     """Move aside what the output folder holds of another adapter or of other settings."""
+    output = lock.folder
     file = output / "settings.json"
     if not file.is_file() or json.loads(file.read_text()) != identity:
-        aside = move_aside(output, (PREDICTIONS, REPORT))
+        aside = lock.move_aside((PREDICTIONS, REPORT))
         if aside is not None:
             sys.stderr.write(f"{output} held the evaluation of another adapter or other settings; moved to {aside}.\n")
         write_text(file, json.dumps(identity, indent=2) + "\n")

@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from lcf_lightning.adapter.c2c_files import LAYERS, RECIPE, Recipe, read_fuser, read_recipe
+from lcf_lightning.adapter.c2c_files import RECIPE, Recipe, read_fuser, read_recipe
 from lcf_lightning.adapter.config import ModelIdentity
 from lcf_lightning.adapter.hub import fetch, is_hub_id
 from lcf_lightning.cli.commands import Command
@@ -73,7 +73,7 @@ def _pair_folder(options: ImportOptions) -> Path:
     if not (folder / RECIPE).is_file():
         pairs = sorted(path.name for path in folder.iterdir() if (path / RECIPE).is_file()) if folder.is_dir() else []
         meant = f"; name one of its pairs with --pair: {', '.join(pairs)}" if pairs else ""
-        raise AdapterFileError(f"source={str(folder)!r} holds no {RECIPE} and no {LAYERS} of C2C{meant}.")
+        raise AdapterFileError(f"source={str(folder)!r} holds no {RECIPE} of C2C{meant}.")
     return folder
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 
 from lcf_lightning.adapter.folder import WEIGHTS_FILE
@@ -28,7 +28,7 @@ from lcf_lightning.cli.parser import LCFParser
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.tables import arms_table
-from lcf_lightning.files import locked, move_aside, write_text
+from lcf_lightning.files import FolderLock, write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
 from lcf_lightning.module import LCFModule
 
@@ -38,6 +38,7 @@ CallbackT = TypeVar("CallbackT", bound=Callback)
 class LCFCLI(LightningCLI):
     """LightningCLI with a run folder: ``trainer.default_root_dir`` holds all that a run writes."""
 
+    _lock: FolderLock | None = None  # of the process that writes logs, in a fit
     _steps_before: int | None = None  # of the checkpoint that is continued or evaluated
 
     def __init__(self, args: list[str]) -> None:
@@ -131,14 +132,13 @@ class LCFCLI(LightningCLI):
         if not alone or self._get(self.config, "trainer")["fast_dev_run"]:
             super()._run_subcommand(subcommand)
             return
-        with locked(self.run_folder, "default_root_dir"):
+        with FolderLock(self.run_folder, "default_root_dir") as self._lock:
             super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Nothing written is ever lost: a run that begins moves an earlier one in its folder aside."""
-        continued = self.config["fit"]["ckpt_path"] is not None
-        if not continued and not self._get(self.config, "trainer")["fast_dev_run"]:
-            _begin(self.run_folder)
+        if self._lock is not None and self.config["fit"]["ckpt_path"] is None:
+            _begin(self._lock)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}  # never unpickle a checkpoint
@@ -262,9 +262,8 @@ class RunConfig(SaveConfigCallback):
             write_text(Path(trainer.default_root_dir) / "config.yaml", text)
 
 
-@rank_zero_only
-def _begin(folder: Path) -> None:
-    aside = move_aside(folder, ("config.yaml", "metrics.csv", "adapter", "checkpoints"))
+def _begin(lock: FolderLock) -> None:
+    folder, aside = lock.folder, lock.move_aside(("config.yaml", "metrics.csv", "adapter", "checkpoints"))
     if aside is not None:
         if (aside / "config.yaml").is_file():  # which other processes of this fit may have yet to read
             write_text(folder / "config.yaml", (aside / "config.yaml").read_text())

@@ -273,14 +273,14 @@ def _aligned(collator: SharedCollator, example: Example) -> tuple[Encoded, Encod
 
 
 def _require_one_vocabulary(sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> None:
-    """Raise a SettingError unless every token that both tokenizers know has one id."""
-    known = sharer.get_vocab()
-    other = next((token for token, id in receiver.get_vocab().items() if known.get(token, id) != id), None)
-    if other is not None:
-        raise SettingError(
-            f"sharer_reads='receiver_tokens' must be own: {other!r} is token {receiver.get_vocab()[other]} of the "
-            f"receiver and token {known[other]} of the sharer."
-        )
+    """Raise a SettingError unless every id that both tokenizers know is one token. Either may know more."""
+    known = {id: token for token, id in sharer.get_vocab().items()}
+    for token, id in receiver.get_vocab().items():
+        if known.get(id, token) != token:
+            raise SettingError(
+                f"sharer_reads='receiver_tokens' must be own: token {id} of the receiver is {token!r}, of the sharer "
+                f"{known[id]!r}."
+            )
 
 
 _kept = lru_cache(maxsize=4_096)(_aligned)

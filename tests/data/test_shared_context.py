@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lcf_lightning import ModelSpec, SharedContextDataModule
-from lcf_lightning.data.batch import Batch, _kept
+from lcf_lightning.data.batch import Batch, Collator, SharedCollator, _kept
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.errors import DataError, SettingError
@@ -164,3 +164,16 @@ def test_an_answer_prefix_is_read_by_both_and_not_scored(make: Make, chat: bool)
     texts = [[text.replace("<pad>", "") for text in theirs.batch_decode(given.sharer.ids)] for given in (bare, batch)]
     assert texts[1] == [f"{text}The answer is" for text in texts[0]]
     assert own.decode(batch.answers[0][batch.answer_mask[0]]) == " Mary moved.<eos>"
+
+
+def test_receiver_tokens_need_one_vocabulary(make: Make, spec: Callable[[str], ModelSpec]) -> None:
+    prompts = PromptSettings(sharer_reads="receiver_tokens")
+    own, other = load_tokenizer(spec("llama")), load_tokenizer(spec("qwen3"))
+    SharedCollator.of(prompts, other, own)  # either may know more
+    SharedCollator.of(prompts, own, other)
+    with pytest.raises(SettingError, match="sharer_reads='receiver_tokens' must be own: token .* of the receiver is"):
+        SharedCollator.of(prompts, own, load_tokenizer(ModelSpec("tiny-receiver")))
+    with pytest.raises(SettingError, match="must be own where the two models read different texts"):
+        Collator.of(prompts, own, own)
+    with pytest.raises(SettingError, match="sharer_reads='theirs' must be one of own, receiver_tokens"):
+        PromptSettings(sharer_reads="theirs")

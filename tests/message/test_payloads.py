@@ -162,7 +162,7 @@ def test_a_table_of_many_tensors_is_refused_before_it_is_parsed() -> None:
         Message.from_bytes(data, max_bytes=2**30)
     seconds, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert seconds < 1  # its digest is what takes time
+    assert seconds < 3  # its digest is what takes time, on a busy machine
     assert peak < 2 * len(data)
 
 

@@ -47,6 +47,13 @@ def test_a_frozen_model_has_its_own_dtype_whatever_surrounds_it(frozen: FrozenMo
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
+def test_a_token_that_the_model_does_not_know_is_named(frozen: FrozenModel) -> None:
+    known = frozen.config.vocab_size
+    ids = torch.tensor([[3, known]])
+    with pytest.raises(GeometryError, match=f"ids hold token {known}; the model knows {known} tokens"):
+        prefill(frozen.model, ids, torch.ones_like(ids, dtype=torch.bool))
+
+
 def test_every_layer_keeps_all_tokens(frozen: FrozenModel) -> None:
     cache = prefill(frozen.model, *left_padded(rows()))
     geometry = frozen.geometry

@@ -30,8 +30,8 @@ class MultipleChoice(RowSource):
         listing: How the question is written where its choices are listed; must hold ``{question}`` and ``{choices}``,
             a line each.
         errors: Of MMLU-Redux, rows whose ``error_type`` is not ``ok``: ``left_out``, or ``corrected``, as C2C has it: a
-            wrong key is corrected where the row says how, only those without a right choice or in need of an expert
-            are left out.
+            wrong key is corrected, and only rows are left out that have no right choice, need an expert, or do not say
+            by index or letter which choice is right.
         hub_config: Configuration of a hub data set, such as ``ARC-Challenge``; ``*`` for all, one after the other.
         validation_size: Rows of the training split to hold out for validation, or, below 1, their fraction.
         train_limit: Use at most so many training rows; null for all.
@@ -64,11 +64,14 @@ class MultipleChoice(RowSource):
 
     def keep(self, row: dict[str, Any]) -> bool:
         error = row.get("error_type")
-        return error in (None, "ok") or (self.errors == "corrected" and error not in _NO_KEY)
+        if error in (None, "ok") or self.errors == "left_out" or error in _NO_KEY:
+            return error in (None, "ok")
+        return error != "wrong_groundtruth" or _correction(row, len(_choices(row)[0])) is not None
 
     def to_example(self, row: dict[str, Any], seed: int) -> Example:
         texts, labels = _choices(row)
-        answer = _corrected(row) if row.get("error_type") == "wrong_groundtruth" else _answer(row, labels)
+        corrected = _correction(row, len(texts)) if row.get("error_type") == "wrong_groundtruth" else None
+        answer = _answer(row, labels) if corrected is None else corrected
         question = str(row.get("question") or row["question_stem"]).strip()
         choices = texts
         if self.answer_with == "letter":
@@ -97,16 +100,12 @@ def _choices(row: dict[str, Any]) -> tuple[list[str], list[str]]:
     return stripped, labels
 
 
-def _corrected(row: dict[str, Any]) -> int:
-    """Index of the right choice by the row's correction, an index or a letter; by its key where there is none."""
-    correction = next((row[name] for name in ("correct_answer", "corrected_answer") if row.get(name) is not None), None)
-    if correction is None:
-        return _answer(row, list(ascii_uppercase[: len(_choices(row)[0])]))
-    key = str(correction).strip()
-    index = int(key) if key.isdecimal() else ascii_uppercase.index(key)
-    if not 0 <= index < len(_choices(row)[0]):
-        raise ValueError(f"corrected answer {correction!r} of {len(_choices(row)[0])} choices")
-    return index
+def _correction(row: dict[str, Any], choices: int) -> int | None:
+    """The choice that a row's correction names, by index or by letter; null where it says neither."""
+    given = next((row[name] for name in ("correct_answer", "corrected_answer") if row.get(name) is not None), "")
+    key, letters = str(given).strip(), ascii_uppercase[:choices]
+    index = int(key) if key.isdecimal() else letters.index(key) if len(key) == 1 and key in letters else choices
+    return index if index < choices else None
 
 
 def _answer(row: dict[str, Any], labels: list[str]) -> int:
