@@ -2,16 +2,14 @@ from __future__ import annotations
 
 import csv
 import errno
-import multiprocessing
-import os
-import signal
-from multiprocessing.synchronize import Event
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lcf_lightning.errors import SettingError
-from lcf_lightning.files import FolderLock, write_file, write_text
+from lcf_lightning.files import LOCK_FILE, FolderLock, write_file, write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
 
 
@@ -58,27 +56,28 @@ def test_a_full_disk_is_named_with_the_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def hold(folder: Path, held: Event, forever: Event) -> None:
-    with FolderLock(folder, "output"):
-        held.set()
-        forever.wait()
+HOLDER = """
+import fcntl, sys
+file = open(sys.argv[1], "a")
+fcntl.flock(file, fcntl.LOCK_EX)
+print("held", flush=True)
+sys.stdin.read()
+"""
 
 
 def test_a_folder_is_one_processs_until_that_ends(tmp_path: Path) -> None:
     """However it ends."""
-    context = multiprocessing.get_context("spawn")
-    held, forever = context.Event(), context.Event()
-    other = context.Process(target=hold, args=(tmp_path / "run", held, forever))
-    other.start()
-    assert held.wait(60)
-    with (
-        pytest.raises(SettingError, match=r"output='.*run' is being written by another process"),
-        FolderLock(tmp_path / "run", "output"),
-    ):
-        pass
-    os.kill(other.pid or 0, signal.SIGKILL)
-    other.join()
-    with FolderLock(tmp_path / "run", "output"):
+    command = [sys.executable, "-c", HOLDER, str(tmp_path / LOCK_FILE)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(SettingError, match="output='.*' is being written by another process; name another folder"),
+            FolderLock(tmp_path, "output"),
+        ):
+            pass
+        other.kill()
+    with FolderLock(tmp_path, "output"):
         pass
 
 
