@@ -19,7 +19,7 @@ from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import GeometryError, ModelError, SettingError
 from lcf_lightning.models.cache import KVCache, continue_from, extend, prefill
 from lcf_lightning.models.geometry import KV
-from lcf_lightning.models.loading import FrozenModel, load_frozen
+from lcf_lightning.models.loading import FrozenModel, geometry_of, load_frozen
 from lcf_lightning.models.rotary import Rotary
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings, PrefillStore
@@ -233,6 +233,11 @@ class Link:
         """
         ids = torch.cat([last, answers[:, :-1]], dim=1)
         return continue_from(self.side(role).model.model, cache, ids, answer_mask).float()
+
+
+def identity_of(spec: ModelSpec) -> ModelIdentity:
+    """What an adapter says of a model, whose weights are not loaded: they have no fingerprint yet."""
+    return ModelIdentity(spec.path, spec.revision, geometry_of(spec), spec.dtype, spec.quantization)
 
 
 def spec_of(model: ModelIdentity) -> ModelSpec:

@@ -22,8 +22,8 @@ from lcf_lightning.errors import AdapterFileError, DivergedError, ModelError, Se
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.evaluation.prediction import answer_losses, run_arms
 from lcf_lightning.fitting import FITTING_TEXTS, fit_pooler
-from lcf_lightning.link import Link, load_pair
-from lcf_lightning.models.loading import FrozenModel, geometry_of
+from lcf_lightning.link import Link, identity_of, load_pair
+from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.writer import Writer
@@ -90,8 +90,8 @@ class LCFModule(pl.LightningModule):
         self.temperature_start, self.temperature_end = temperature_start, temperature_end
         adapter.import_parts()
         config = AdapterConfig(
-            sharer=_identity(sharer),
-            receiver=_identity(receiver),
+            sharer=identity_of(sharer),
+            receiver=identity_of(receiver),
             settings=adapter,
         )
         with _seeded(seed):
@@ -254,10 +254,6 @@ class LCFModule(pl.LightningModule):
             raise AdapterFileError(f"checkpoint belongs to another adapter: {', '.join(differing)} differ.")
         if checkpoint["state_dict"].keys() != self.state_dict().keys():
             raise AdapterFileError("checkpoint does not hold exactly the adapter's tensors.")
-
-
-def _identity(spec: ModelSpec) -> ModelIdentity:
-    return ModelIdentity(spec.path, spec.revision, geometry_of(spec), spec.dtype, spec.quantization)
 
 
 def _differing(one: AdapterConfig, other: AdapterConfig) -> list[str]:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from lcf_lightning.cli.parser import LCFParser
+from lcf_lightning.errors import SettingError
 
 OptionsT = TypeVar("OptionsT")
 PROGRAM = "python -m lcf_lightning"
@@ -57,6 +59,13 @@ class Command:
         parser.add_class_arguments(kind)
         options: OptionsT = kind(**parser.parse_args(args).as_dict())
         return options
+
+
+def new_folder(output: str | Path) -> Path:
+    """``output`` as the folder that a command is to write; a SettingError if it is there already."""
+    if Path(output).exists():
+        raise SettingError(f"output={str(output)!r} exists; name a folder that does not.")
+    return Path(output)
 
 
 def overview(commands: dict[str, Command]) -> str:

@@ -13,7 +13,7 @@ import torch
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.checkpoints import read_checkpoint
-from lcf_lightning.cli.commands import Command
+from lcf_lightning.cli.commands import Command, new_folder
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import AdapterFileError, SettingError
 
@@ -49,9 +49,7 @@ def export(args: list[str]) -> None:
     options = ExportOptions(**parser.parse_args(args).as_dict())
     if options.dtype not in DTYPES:
         raise SettingError(f"dtype={options.dtype!r} must be one of {', '.join(DTYPES)}.")
-    output = Path(options.output)
-    if output.exists():
-        raise SettingError(f"output={options.output!r} exists; name a folder that does not.")
+    output = new_folder(options.output)
     import_named(options.modules)
     adapter = read_adapter(Path(options.checkpoint)).to(DTYPES[options.dtype])
     adapter.save_pretrained(output)

@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lcf_lightning.adapter.c2c_files import RECIPE, Recipe, read_fuser, read_recipe
-from lcf_lightning.adapter.config import ModelIdentity
 from lcf_lightning.adapter.hub import fetch, is_hub_id
-from lcf_lightning.cli.commands import Command
+from lcf_lightning.cli.commands import Command, new_folder
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.errors import AdapterFileError, SettingError
-from lcf_lightning.models.loading import geometry_of
+from lcf_lightning.link import identity_of
 from lcf_lightning.models.spec import ModelSpec
 
 
@@ -45,15 +44,13 @@ def import_c2c(args: list[str]) -> None:
     parser.add_argument("source", help="A folder of C2C's checkpoints, or owner/name on the hub.")
     parser.add_class_arguments(ImportOptions, skip={"source"})
     options = ImportOptions(**parser.parse_args(args).as_dict())
-    output = Path(options.output)
-    if output.exists():
-        raise SettingError(f"output={options.output!r} exists; name a folder that does not.")
+    output = new_folder(options.output)
     folder = _pair_folder(options)
     recipe = read_recipe(folder)
     adapter = read_fuser(
         folder / "final" if (folder / "final").is_dir() else folder,
-        _identity(options.sharer or recipe.sharer, options.dtype),
-        _identity(options.receiver or recipe.receiver, options.dtype),
+        identity_of(ModelSpec(options.sharer or recipe.sharer, dtype=options.dtype)),
+        identity_of(ModelSpec(options.receiver or recipe.receiver, dtype=options.dtype)),
         {"prompts": asdict(_prompts(recipe)), "source": "imported from C2C", "command": COMMAND.line(args)},
     )
     adapter.save_pretrained(output)
@@ -75,11 +72,6 @@ def _pair_folder(options: ImportOptions) -> Path:
         meant = f"; name one of its pairs with --pair: {', '.join(pairs)}" if pairs else ""
         raise AdapterFileError(f"source={str(folder)!r} holds no {RECIPE} of C2C{meant}.")
     return folder
-
-
-def _identity(path: str, dtype: str) -> ModelIdentity:
-    spec = ModelSpec(path, dtype=dtype)
-    return ModelIdentity(path, None, geometry_of(spec), dtype)
 
 
 def _prompts(recipe: Recipe) -> PromptSettings:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.subset import keep_layers, open_layers
-from lcf_lightning.cli.commands import Command
+from lcf_lightning.cli.commands import Command, new_folder
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
 from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.errors import SettingError
@@ -52,9 +52,7 @@ def prune(args: list[str]) -> None:
     if keep is None or keep < 1:
         raise SettingError(f"keep={keep} must be a number of layers of at least 1.")
     folder = config.adapter_folder(options.adapter)
-    output = Path(options.output or f"{options.adapter or folder}_pruned_{keep}")
-    if output.exists():
-        raise SettingError(f"output={str(output)!r} exists; name a folder that does not.")
+    output = new_folder(options.output or f"{options.adapter or folder}_pruned_{keep}")
     data = config.data()
     adapter = config.read_adapter(folder, data)
     layers = open_layers(adapter)

@@ -272,6 +272,7 @@ def _aligned(collator: SharedCollator, example: Example) -> tuple[Encoded, Encod
     return sharer, receiver, align(sharer_layout, receiver_layout, collator.sharer.settings.alignment)
 
 
+@lru_cache(maxsize=4)  # a collator is made for each batch of an evaluation and each message, and these are large
 def _require_one_vocabulary(sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> None:
     """Raise a SettingError unless every id that both tokenizers know is one token. Either may know more."""
     known = {id: token for token, id in sharer.get_vocab().items()}
