@@ -166,6 +166,8 @@ def _to_be_logged(trainer: pl.Trainer) -> dict[str, float]:
 
 
 def _greatest(trainer: pl.Trainer, number: int) -> int:
-    """The greatest ``number`` of all ranks."""
+    """The greatest ``number`` of all ranks; of a single one, without asking its device."""
+    if trainer.world_size == 1:
+        return number
     strategy = trainer.strategy
     return int(strategy.reduce(torch.tensor(number, device=strategy.root_device), reduce_op="max"))

@@ -103,6 +103,11 @@ class Channel:
         """What tells this channel's messages from others. Found once: its adapter is taken to learn no more."""
         return origin_of(self.adapter)
 
+    @cached_property
+    def opened(self) -> torch.Tensor:
+        """The layers that `receive` edits, see `LayerGates.open`. Found once, as `origin` is."""
+        return self.adapter.gates.open
+
     @property
     def takes_question(self) -> bool:
         """Whether `send` uses a question: the sharer was shown it in training, or reads the receiver's own text."""

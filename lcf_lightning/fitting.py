@@ -43,7 +43,7 @@ def fit_pooler(link: Link, batches: Iterable[Batch]) -> None:
 
 def _at(side: Side, tokens: Tokens, places: Tensor) -> KV:
     """Some tokens of one text, ``[layers, 1, heads, places, size]``, keys un-rotated."""
-    cache = side.prefill(tokens.ids, tokens.mask).read(tuple(range(side.model.geometry.layers)), side.rotary)
+    cache = side.prefill(tokens).read(tuple(range(side.model.geometry.layers)), side.rotary)
     return KV(cache.keys[:, :, :, places], cache.values[:, :, :, places])
 
 

@@ -17,6 +17,7 @@ from lcf_lightning.adapter.config import AdapterConfig, ModelIdentity
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import GeometryError, ModelError, SettingError
+from lcf_lightning.host import Extent
 from lcf_lightning.models.cache import KVCache, continue_from, extend, prefill
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.loading import FrozenModel, geometry_of, load_frozen
@@ -41,12 +42,12 @@ class Side(NamedTuple):
 
     Attributes:
         model: The model.
-        prefill: From token ids and mask, ``[batch, tokens]``, padded on the left, to a `KVCache`: computed, or kept.
+        prefill: From prompts, padded on the left, to a `KVCache`: computed, or kept.
         rotary: Its rotary embedding; None where keys stay rotated.
     """
 
     model: FrozenModel
-    prefill: Callable[[Tensor, Tensor], KVCache]
+    prefill: Callable[[Tokens], KVCache]
     rotary: Rotary | None
 
     @classmethod
@@ -54,8 +55,9 @@ class Side(NamedTuple):
         """A model's side; its rotary embedding is tried out where keys are to be un-rotated."""
         rotary = Rotary(model.model) if unrotate else None
         if prefills is None:
-            return cls(model, lambda ids, mask: prefill(model.model, ids, mask), rotary)
-        return cls(model, PrefillStore(prefills, model).read, rotary)
+            return cls(model, lambda row: prefill(model.model, row.ids, row.mask, largest=row.largest), rotary)
+        store = PrefillStore(prefills, model)
+        return cls(model, lambda row: store.read(row.ids, row.mask), rotary)
 
 
 class Link:
@@ -125,25 +127,26 @@ class Link:
 
     def prefill_sharer(self, tokens: Tokens) -> KVCache:
         """The sharer's prefill."""
-        return self.side("sharer").prefill(tokens.ids, tokens.mask)
+        return self.side("sharer").prefill(tokens)
 
     def select(self, sharer: KVCache, tokens: Tokens) -> KVCache:
         """The sharer's prefill, and which of its tokens are sent, where that is not all (``prompts.send_tokens``)."""
         if tokens.send is None:
             return sharer
-        return replace(sharer, sent=most_attended(self.sharer.model, sharer, tokens.ids, tokens.spans, tokens.send))
+        sent = most_attended(self.sharer.model, sharer, tokens.ids, tokens.spans, tokens.send, tokens.asking)
+        return replace(sharer, sent=sent)
 
     def read_receiver(self, tokens: Tokens) -> KVCache:
         """The receiver's prefill of all prompt tokens but the last."""
-        return self.side("receiver").prefill(tokens.ids, tokens.mask)
+        return self.side("receiver").prefill(tokens)
 
-    def pool(self, sharer: KVCache, index: Tensor) -> Summaries:
+    def pool(self, sharer: KVCache, index: Tensor, extent: Extent | None = None) -> Summaries:
         """What the adapter takes from the sharer's cache, see `CacheAdapter.pool`."""
-        return self.adapter.pool(self._mapped_layers(sharer, len(index)), sharer.spans_sent(index))
+        return self.adapter.pool(self._mapped_layers(sharer, len(index)), sharer.spans_sent(index), extent)
 
-    def summarise(self, sharer: KVCache, index: Tensor) -> Summaries:
+    def summarise(self, sharer: KVCache, index: Tensor, extent: Extent | None = None) -> Summaries:
         """The message as it travels, see `CacheAdapter.summarise`: span summaries, or aligned tokens."""
-        return self.adapter.summarise(self._mapped_layers(sharer, len(index)), sharer.spans_sent(index))
+        return self.adapter.summarise(self._mapped_layers(sharer, len(index)), sharer.spans_sent(index), extent)
 
     def merge(self, message: Summaries) -> Summaries:
         """The message as the fuser takes it, see `CacheAdapter.merge`."""
@@ -159,7 +162,12 @@ class Link:
         return KV(*(part.reshape(grouped).transpose(2, 3).reshape(layers, batch, heads, -1, size) for part in kv))
 
     def fuse(
-        self, receiver: KVCache, message: Summaries, temperature: float | None = None, question: Tokens | None = None
+        self,
+        receiver: KVCache,
+        message: Summaries,
+        temperature: float | None = None,
+        question: Tokens | None = None,
+        opened: Tensor | None = None,
     ) -> KVCache:
         """The receiver's cache with the message in it.
 
@@ -168,12 +176,18 @@ class Link:
             message: What `pool` or `merge` returned.
             temperature: The gates' in training.
             question: What it will read next, but the last prompt token; only to see whether there is room for it.
+            opened: The layers to compute, see `CacheAdapter.forward`.
         """
-        layers = self.adapter.config.receiver_layers
-        return self.edit(receiver, layers, self.delta(receiver, message, temperature, question), message.present)
+        delta = self.delta(receiver, message, temperature, question, opened)
+        return self.edit(receiver, self.adapter.config.receiver_layers, delta, message.present)
 
     def delta(
-        self, receiver: KVCache, message: Summaries, temperature: float | None = None, question: Tokens | None = None
+        self,
+        receiver: KVCache,
+        message: Summaries,
+        temperature: float | None = None,
+        question: Tokens | None = None,
+        opened: Tensor | None = None,
     ) -> KV:
         """What the message adds to the receiver's cache, or puts before it, see `CacheAdapter.forward`.
 
@@ -185,7 +199,7 @@ class Link:
             self._require_room(asked, message.present)
         layers, rotary = self.adapter.config.receiver_layers, self.side("receiver").rotary
         kv = receiver.read(layers, rotary) if self.adapter.fuser.reads_receiver else None
-        delta: KV = self.adapter(message, kv, temperature)
+        delta: KV = self.adapter(message, kv, temperature, opened)
         return delta
 
     def edit(self, receiver: KVCache, layers: tuple[int, ...], delta: KV, present: Tensor) -> KVCache:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -22,19 +23,17 @@ from lcf_lightning.errors import AdapterFileError, DivergedError, ModelError, Se
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.evaluation.prediction import answer_losses, run_arms
 from lcf_lightning.fitting import FITTING_TEXTS, fit_pooler
+from lcf_lightning.host import HostCopy
 from lcf_lightning.link import Link, identity_of, load_pair
 from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
+from lcf_lightning.optimizing import build_optimizer, default_optimizer, warmup_and_decay
 from lcf_lightning.writer import Writer
 
 _OF_TRAINING = {"dropout", "gate_init", "gate_noise", "zero_init"}
 _PRECISIONS = ("32-true", "bf16-mixed")
-
-
-def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
-    """AdamW as in the paper."""
-    return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01)
+_RANKS_APART = 2**40  # of seeds: more than any run takes
 
 
 class LCFModule(pl.LightningModule):
@@ -100,6 +99,8 @@ class LCFModule(pl.LightningModule):
         # Metrics, since Lightning's own mean over ranks rounds an odd number of examples down.
         self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self._link: Link | None = None
+        self._one_group = False
+        self._scored: tuple[Batch, HostCopy]  # the last loss, until it is looked at
 
     @property
     def link(self) -> Link:
@@ -159,24 +160,31 @@ class LCFModule(pl.LightningModule):
             tensor.copy_(self.trainer.strategy.broadcast(tensor))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        # Noise is a function of the step, the same on every rank: a resumed run draws what an undisturbed one would.
-        with _seeded(self.seed + 1 + self.global_step * 1_000 + batch_idx % 1_000, self.device):
-            message = self.link.pool(self.link.read_sharer(batch.sharer), batch.index)
+        # Noise is a function of seed, step and rank: a resumed run draws what an undisturbed one would.
+        drawn = self.seed + 1 + self.global_step * 1_000 + batch_idx % 1_000 + self.global_rank * _RANKS_APART
+        with _seeded(drawn, self.device):
+            message = self.link.pool(self.link.read_sharer(batch.sharer), batch.index, batch.extent)
             cache = self.link.fuse(self.link.read_receiver(batch.receiver), message, self.temperature, batch.question)
             loss = answer_losses(self.link, Reading(cache, batch.last, batch.question), batch).mean()
-        if not bool(torch.isfinite(loss)):
-            raise DivergedError(f"loss={loss.item()} at step {self.global_step}, on the batch of ids {batch.ids}.")
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        self.log("train/temperature", self.temperature, batch_size=len(batch))
-        self.log("train/dropped_spans", float(batch.dropped_spans), batch_size=len(batch))
+        self._scored = batch, HostCopy(loss)
         return loss
 
     def on_after_backward(self) -> None:
-        """Refuse a receiver that lets no gradient through, which would train nothing and say nothing.
+        """Refuse a loss that is not finite, and a receiver that lets no gradient through, which would train nothing.
+
+        The loss is looked at here, while the device has the backward pass to do, and logged from the host.
 
         Raises:
+            DivergedError: If the loss is not finite.
             ModelError: If a parameter of the adapter has got no gradient.
         """
+        batch, copy = self._scored
+        loss = copy.read()
+        if not math.isfinite(loss.numpy()):
+            raise DivergedError(f"loss={loss.numpy()} at step {self.global_step}, on the batch of ids {batch.ids}.")
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
+        self.log("train/temperature", torch.tensor(self.temperature), batch_size=len(batch))
+        self.log("train/dropped_spans", torch.tensor(float(batch.dropped_spans)), batch_size=len(batch))
         without = [name for name, p in self.adapter.named_parameters() if p.requires_grad and p.grad is None]
         if without:
             raise ModelError(
@@ -219,16 +227,10 @@ class LCFModule(pl.LightningModule):
         return int(self.trainer.estimated_stepping_batches)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.adapter.parameters())
+        optimizer = build_optimizer(self.optimizer, self.adapter, split=not self._one_group)
         total = self._total_steps
         warmup = self.warmup_steps * total if self.warmup_steps < 1 else self.warmup_steps
-
-        def factor(step: int) -> float:
-            if step < warmup:
-                return (step + 1) / (warmup + 1)
-            return max(0.0, (total - step) / max(1.0, total - warmup))
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_and_decay(warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def training_facts(self) -> dict[str, Any]:
@@ -254,6 +256,8 @@ class LCFModule(pl.LightningModule):
             raise AdapterFileError(f"checkpoint belongs to another adapter: {', '.join(differing)} differ.")
         if checkpoint["state_dict"].keys() != self.state_dict().keys():
             raise AdapterFileError("checkpoint does not hold exactly the adapter's tensors.")
+        states = checkpoint.get("optimizer_states") or [{"param_groups": ()}]
+        self._one_group = len(states[0]["param_groups"]) == 1  # of a fit of before
 
 
 def _differing(one: AdapterConfig, other: AdapterConfig) -> list[str]:

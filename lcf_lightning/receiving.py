@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_que
 from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.data.tokens import Encoded, Tokens, split_last
 from lcf_lightning.errors import DataError, MessageError
+from lcf_lightning.host import HostCopy, to_device
 from lcf_lightning.likelihood import Candidate, Score, score_candidates
 from lcf_lightning.message import Message
 from lcf_lightning.models.cache import KVCache
@@ -40,12 +42,19 @@ class Heard(NamedTuple):
         tokens: These prompt tokens.
         last: ``[batch, 1]``, int64: the last prompt tokens.
         watch: What the stages took.
+        finite: Whether the messages have left only finite values there; null where none was heard.
     """
 
     cache: KVCache
     tokens: Tokens
     last: Tensor
     watch: Stopwatch
+    finite: HostCopy | None
+
+    def check(self) -> None:
+        """Raise a MessageError unless what was heard is finite; waits for that alone."""
+        if self.finite is not None and not self.finite.read().numpy().all():
+            raise MessageError("this message edits the receiver's cache to values that are not finite.")
 
 
 @torch.no_grad()
@@ -59,8 +68,11 @@ def decoder(
 ) -> Decoder:
     """The receiver's caches, edited by the messages, and what is to be decoded on them."""
     decoding = Decoding.of(channel.link.receiver, max_new_tokens, options, channel.prompts.stop)
-    cache, tokens, last, watch = _heard(channel, messages, questions, passages)
-    return Decoder(channel.link.receiver, cache, tokens.ids, tokens.mask, last, watch, decoding)
+    heard = _heard(channel, messages, questions, passages)
+    tokens = heard.tokens
+    return Decoder(
+        channel.link.receiver, heard.cache, tokens.ids, tokens.mask, heard.last, heard.watch, decoding, heard.check
+    )
 
 
 @torch.no_grad()
@@ -77,6 +89,7 @@ def scores(
     heard = _heard(channel, messages, questions, passages)
     flat = [Candidate(row, ids) for row, of_row in enumerate(tokens) for ids in of_row]
     found = iter(score_candidates(channel.link, heard.cache, heard.last, flat, max(len(questions), AT_ONCE)))
+    heard.check()
     return [[next(found) for _ in texts] for texts in candidates]
 
 
@@ -88,43 +101,52 @@ def _heard(
     prompts = _prompts(channel, questions, passages)
     warn_of_dropped(prompts, "receiver")
     encoder, device = channel.writer.encoder(channel.prompts, "receiver"), channel.link.receiver.device
-    ahead, question, last = encoder.split(prompts, device)
-    rereads = bool(question.ids.shape[1])
-    tokens = split_last(prompts, encoder.pad_id, device)[0] if rereads else ahead
+    ahead, question, last = encoder.split(prompts)
     if channel.link.shared:
         _require_same_text(received, ahead)
-    watch = Stopwatch(channel.link.receiver.device)
+    ahead, question, last = ahead.to(device), question.to(device), to_device(last, device)
+    rereads, finite = bool(question.ids.shape[1]), None
+    tokens = split_last(prompts, encoder.pad_id, device)[0] if rereads else ahead
+    watch = Stopwatch(device, waits=False)
     with watch("receiver_prefill"):
         cache = channel.link.read_receiver(ahead)
     told = [row for row, several in enumerate(received) if several]
     with watch("fuse"):
         if len(told) == len(received):
-            cache = _fused(channel, received, cache, question)
+            cache, finite = _fused(channel, received, cache, question)
         elif told:
-            rows = torch.tensor(told, device=last.device)
-            heard = _fused(channel, [received[row] for row in told], cache.rows(rows), question.rows(rows))
+            rows = to_device(torch.tensor(told), device)
+            heard, finite = _fused(channel, [received[row] for row in told], cache.rows(rows), question.rows(rows))
             cache = cache.with_rows(rows, heard)
     if rereads:
         with watch("question"):
             cache = channel.link.read_on(cache, question)
-    return Heard(cache, tokens, last, watch)
+    return Heard(cache, tokens, last, watch, finite)
 
 
-def _fused(channel: Channel, received: Sequence[Sequence[Message]], cache: KVCache, question: Tokens) -> KVCache:
-    """The receiver's caches, each edited by its messages, of which there is one at least."""
+def _fused(
+    channel: Channel, received: Sequence[Sequence[Message]], cache: KVCache, question: Tokens
+) -> tuple[KVCache, HostCopy]:
+    """The receiver's caches, each edited by its messages, of which there is one at least; and whether that is finite.
+
+    What is not is zero in the cache, so that nothing has to wait for the answer before decoding begins: no sampling
+    sees it, and `Heard.check` refuses the message before anybody sees what was decoded.
+    """
     link = channel.link
     keys, values, present = together(received, channel.adapter.gates.logits)
-    edited = link.fuse(cache, link.merge(Summaries(KV(keys, values), present)), question=question)
+    message = link.merge(Summaries(KV(keys, values), present))
+    edited = link.fuse(cache, message, question=question, opened=channel.opened)
     layers = channel.adapter.config.receiver_layers
-    if not all(bool(torch.isfinite(side[layer]).all()) for side in (edited.keys, edited.values) for layer in layers):
-        raise MessageError("this message edits the receiver's cache to values that are not finite.")
-    return edited
+    sides = (edited.keys, edited.values)
+    finite = torch.stack([torch.stack([side[layer] for layer in layers]).isfinite().all() for side in sides]).all()
+    keys, values = (tuple(torch.where(finite, torch.stack(side), 0)) for side in sides)
+    return replace(edited, keys=keys, values=values), HostCopy(finite)
 
 
 def _require_same_text(received: Sequence[Sequence[Message]], tokens: Tokens) -> None:
     """Refuse messages that were not sent for just these prompts."""
     sent_for = [[(message.prompt, message.spans) for message in several] for several in received]
-    asked = zip(digests(tokens), tokens.mask.sum(1).tolist(), strict=True)
+    asked = zip(digests(tokens), tokens.mask.sum(1).tolist(), strict=True)  # on the host
     if any(several and several != [prompt] for several, prompt in zip(sent_for, asked, strict=True)):
         raise MessageError(
             "message of another text: where both models read the same, send and receive need the same passages "
@@ -175,12 +197,15 @@ def together(received: Sequence[Sequence[Message]], like: Tensor) -> tuple[Tenso
     Returns:
         Keys and values, ``[layers, batch, heads, spans, head_dim]``, and ``[batch, spans]``, bool, False on padding.
     """
-    counts = torch.tensor([sum(message.spans for message in messages) for messages in received])
-    width = int(counts.max())
-    present = (torch.arange(width) >= width - counts[:, None]).to(like.device)
+    counts = [sum(message.spans for message in messages) for messages in received]
+    width, device = max(counts), like.device
+    present = to_device(torch.arange(width) >= width - torch.tensor(counts)[:, None], device)
 
     def padded(side: str) -> Tensor:
-        rows = [torch.cat([getattr(message, side).to(like) for message in messages], 3) for messages in received]
+        rows = [
+            torch.cat([to_device(getattr(message, side), device).to(like.dtype) for message in messages], 3)
+            for messages in received
+        ]
         return torch.cat([pad(row, (0, 0, width - row.shape[3], 0)) for row in rows], 1)
 
     return padded("keys"), padded("values"), present

@@ -14,7 +14,7 @@ from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
 from lcf_lightning.data.prompts import History
-from lcf_lightning.data.tokens import Encoded, Tokens, pad_left
+from lcf_lightning.data.tokens import Encoded, Tokens, extent_of, pad_left
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.link import Role
 from lcf_lightning.message import Message, Origin
@@ -76,12 +76,14 @@ def _summaries(
             f"max_sharer_tokens={channel.prompts.max_sharer_tokens}."
         )
     sharer = channel.link.sharer
-    tokens = pad_left(prompts, channel.writer.pad_id("sharer"), channel.prompts.send_tokens).to(sharer.device)
+    send = channel.prompts.send_tokens
+    tokens = pad_left(prompts, channel.writer.pad_id("sharer"), send).to(sharer.device)
+    extent = extent_of([[prompt] for prompt in prompts], send)
     longest, limit = tokens.mask.shape[1], sharer.family.positions(sharer.config)
     if limit is not None and longest > limit:
         message = f"the sharer reads {longest} tokens, and {sharer.spec.path!r} was made for {limit}."
         warnings.warn(message, stacklevel=5)
-    return channel.link.summarise(channel.link.read_sharer(tokens), tokens.spans)
+    return channel.link.summarise(channel.link.read_sharer(tokens), tokens.spans, extent)
 
 
 def _aligned(
@@ -132,6 +134,6 @@ def warn_of_dropped(prompts: Sequence[Encoded], role: Role) -> None:
 def digests(prompts: Tokens) -> list[str | None]:
     """A digest of each prompt's token ids."""
     return [
-        hashlib.blake2b(ids[mask].cpu().numpy().tobytes(), digest_size=16).hexdigest()
-        for ids, mask in zip(prompts.ids, prompts.mask, strict=True)
+        hashlib.blake2b(ids[mask].tobytes(), digest_size=16).hexdigest()
+        for ids, mask in zip(prompts.ids.cpu().numpy(), prompts.mask.cpu().numpy(), strict=True)
     ]

@@ -24,6 +24,7 @@ from lcf_lightning.adapter.layers import aligned
 from lcf_lightning.adapter.parts import Fuser, Pooler, Summaries, build_part
 from lcf_lightning.digests import tensor_digest
 from lcf_lightning.errors import GeometryError
+from lcf_lightning.host import Extent
 from lcf_lightning.models.geometry import KV, Geometry
 
 
@@ -71,16 +72,16 @@ class CacheAdapter(nn.Module):
         """Whether a message can be pooled over its spans before it is sent."""
         return self.pooler is not None and self.pooler.poolable
 
-    def pool(self, cache: KV, index: Tensor) -> Summaries:
+    def pool(self, cache: KV, index: Tensor, extent: Extent | None = None) -> Summaries:
         """What the receiver is given of one sharer: `summarise`, then `merge`.
 
         Returns:
             Of one vector with the ``span`` pooler, of one for each span with the ``prefix`` pooler, of one for each
             token with the ``carry`` pooler, and of as many as the receiver has tokens without a pooler.
         """
-        return self.merge(self.summarise(cache, index))
+        return self.merge(self.summarise(cache, index, extent))
 
-    def summarise(self, cache: KV, index: Tensor) -> Summaries:
+    def summarise(self, cache: KV, index: Tensor, extent: Extent | None = None) -> Summaries:
         """What a message carries: a summary of each span, or the aligned tokens where there is no pooler.
 
         Args:
@@ -88,14 +89,16 @@ class CacheAdapter(nn.Module):
                 head size]``.
             index: int64. With a pooler ``[batch, tokens]``, the span of each sharer token, -1 for none; without
                 ``[batch, receiver tokens]``, for each receiver token the sharer token it is aligned with.
+            extent: Of an index that the collator has checked (`Batch.extent`); null to check it here, which waits for
+                the device.
 
         Raises:
             GeometryError: If ``cache`` or ``index`` does not fit this adapter or each other.
         """
         cache = self._checked(cache, "sharer", self.config.sharer.geometry, len(self.config.sharer_layers))
         if self.pooler is None:
-            return Summaries(aligned(cache, index), torch.ones_like(index, dtype=torch.bool))
-        return self.pooler.summarise(cache, index)
+            return Summaries(aligned(cache, index, extent), torch.ones_like(index, dtype=torch.bool))
+        return self.pooler.summarise(cache, index, extent)
 
     def merge(self, summaries: Summaries) -> Summaries:
         """Summaries of one sharer or several, pooled as far as they can be before the receiver is known.
@@ -106,7 +109,13 @@ class CacheAdapter(nn.Module):
         summaries = summaries._replace(kv=self._checked(summaries.kv, "message", self.config.message))
         return summaries if self.pooler is None else self.pooler.merge(summaries)
 
-    def forward(self, summaries: Summaries, receiver: KV | None, temperature: float | None = None) -> KV:
+    def forward(
+        self,
+        summaries: Summaries,
+        receiver: KV | None,
+        temperature: float | None = None,
+        opened: Tensor | None = None,
+    ) -> KV:
         """The gated residual to add to the receiver's cache, or, where `prepends`, the tokens to put before it.
 
         Args:
@@ -114,6 +123,7 @@ class CacheAdapter(nn.Module):
             receiver: The edited receiver layers, ``[layers, batch, heads, tokens, head size]``, any float dtype; None
                 where the fuser reads the sharer only.
             temperature: Gate temperature in training; None for the hard gates of evaluation.
+            opened: Then, `LayerGates.open` where it is known already; null to look, which waits for the device.
 
         Returns:
             A KV of ``receiver``'s shape, or of as many tokens as were sent, in the adapter's dtype.
@@ -129,8 +139,11 @@ class CacheAdapter(nn.Module):
             receiver = self._checked(receiver, "receiver", self.config.receiver.geometry)
             _require_fit(kv, receiver)
         carrier = self.pooler if self.carries else None
-        layers = self.gates.open if temperature is None else self._all
-        # Before the fuser, whose dropout draws as many numbers as there are tokens: the same noise on every rank.
+        if temperature is None:
+            layers = self.gates.open if opened is None else opened
+        else:
+            layers = self._all
+        # Before the fuser, whose dropout draws as many numbers as there are tokens: noise does not depend on these.
         gates = self.gates(temperature).view(-1, 2, 1, 1, 1, 1)
         delta = self._fused(layers, kv if carrier is None else carrier.standardised(kv), receiver)
         gated = KV(gates[:, 0] * delta.keys, gates[:, 1] * delta.values)

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lcf_lightning.errors import GeometryError
+from lcf_lightning.host import Extent, require_places
 from lcf_lightning.models.geometry import KV
 
 NEVER = -1e4
@@ -67,34 +68,43 @@ def flatten(*tensors: Tensor) -> Tensor:
     return torch.cat([tensor.transpose(2, 3).flatten(3) for tensor in tensors], dim=-1)
 
 
-def within_spans(scores: Tensor, cache: KV, spans: Tensor) -> tuple[Tensor, Tensor]:
+def within_spans(scores: Tensor, cache: KV, spans: Tensor, extent: Extent | None = None) -> tuple[Tensor, Tensor]:
     """Attention weights within each span, ``[layers, batch, queries, spans, tokens]``, and which spans are there.
 
     Args:
         scores: ``[layers, batch, queries, tokens]``.
         cache: ``[layers, batch, kv_heads, tokens, head_dim]``.
         spans: ``[batch, tokens]``, int64, the span of each token, -1 for none.
+        extent: Of ``spans``; null to look.
     """
-    require_spans(cache, spans)
-    member = spans.unsqueeze(1) == torch.arange(int(spans.max()) + 1, device=spans.device)[:, None]
+    count = require_spans(cache, spans, extent).spans
+    member = spans.unsqueeze(1) == torch.arange(count, device=spans.device)[:, None]
     return scores.unsqueeze(-2).masked_fill(~member[:, None], NEVER).softmax(-1), member.any(-1)
 
 
-def require_spans(cache: KV, spans: Tensor) -> None:
-    """Raise a GeometryError unless ``spans`` has the cache's batch and tokens, and every row a token in a span."""
+def require_spans(cache: KV, spans: Tensor, extent: Extent | None = None) -> Extent:
+    """How far ``spans`` go, found by a look at the device unless it is known; then each row is known to have a span.
+
+    Raises:
+        GeometryError: Unless ``spans`` has the cache's batch and tokens, and every row a token in a span.
+    """
     expected = (cache.keys.shape[1], cache.keys.shape[3])
     if spans.shape != expected:
         raise GeometryError(f"spans {tuple(spans.shape)} must be [batch, tokens] of the cache, {expected}.")
+    if extent is not None:
+        return extent
     if not bool((spans >= 0).any(-1).all()):
         raise GeometryError("spans: every row needs at least one token in a span.")
+    return Extent.of(spans)
 
 
-def aligned(cache: KV, index: Tensor) -> KV:
+def aligned(cache: KV, index: Tensor, extent: Extent | None = None) -> KV:
     """The sharer's token for every token of the receiver, where both read the same text.
 
     Args:
         cache: ``[layers, batch, kv_heads, sharer tokens, head_dim]``.
         index: ``[batch, receiver tokens]``, int64, places in the sharer's cache.
+        extent: Of ``index``, whose places are then known to be in the cache; null to look.
 
     Returns:
         The message, ``[layers, batch, kv_heads, receiver tokens, head_dim]``.
@@ -105,8 +115,8 @@ def aligned(cache: KV, index: Tensor) -> KV:
     layers, batch, heads, tokens, size = cache.keys.shape
     if index.dim() != 2 or len(index) != batch:
         raise GeometryError(f"index {tuple(index.shape)} must be [batch, receiver tokens] with a batch of {batch}.")
-    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < tokens:
-        raise GeometryError(f"index must hold places between 0 and {tokens - 1}; found {index.min()} … {index.max()}.")
+    if extent is None and index.numel():
+        require_places(int(index.min()), int(index.max()), tokens)
     places = index[None, :, None, :, None].expand(layers, -1, heads, -1, size)
     return KV(*(tensor.gather(3, places) for tensor in cache))
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lcf_lightning.discovery import class_path, in_package, subclasses
 from lcf_lightning.errors import LCFError, SettingError, reason
+from lcf_lightning.host import Extent
 from lcf_lightning.models.geometry import KV, Geometry
 
 
@@ -105,13 +106,15 @@ class Pooler(nn.Module, ABC):
         return KV(message.keys + residual.keys, message.values + residual.values)
 
     @abstractmethod
-    def summarise(self, cache: KV, spans: Tensor) -> Summaries:
+    def summarise(self, cache: KV, spans: Tensor, extent: Extent | None = None) -> Summaries:
         """Summarise each span of a sharer's cache.
 
         Args:
             cache: ``[layers, batch, kv_heads, tokens, head_dim]``: the layers that the edited ones read; where it
                 `carries`, all of the sharer's.
             spans: ``[batch, tokens]``, int64, the span of each token, -1 for none.
+            extent: How many spans and tokens in spans there are, where whoever wrote the prompts has counted them: a
+                look at ``spans`` would wait for the device. Every row is known to have a span then. Null to look.
 
         Raises:
             GeometryError: If ``spans`` has not the cache's batch and tokens, or a row has no span.

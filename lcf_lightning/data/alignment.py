@@ -7,12 +7,17 @@ differently, but the characters are the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from lcf_lightning.errors import GeometryError
+from lcf_lightning.errors import GeometryError, SettingError
+from lcf_lightning.host import require_places
 
 STRATEGIES = ("first", "longest")
 Indexes = NDArray[np.int64]
@@ -131,3 +136,33 @@ def _by_characters(starts: Indexes, ends: Indexes, begins: Indexes, stops: Index
         better = (shared > covered) & (first + step <= last)
         best, covered = np.where(better, token, best), np.where(better, shared, covered)
     return best
+
+
+def padded_places(index: Sequence[Indexes], sharer: Tensor) -> Tensor:
+    """Alignments of a batch, ``[batch, receiver tokens]``, both sides padded on the left.
+
+    Args:
+        index: Of each example, as `align` gives it.
+        sharer: ``[batch, sharer tokens]``, bool, False on padding.
+
+    Raises:
+        GeometryError: If a place is none of the sharer's.
+    """
+    width = max(map(len, index))
+    shifts = (~sharer).sum(1).tolist()
+    places = np.stack([np.pad(row + shift, (width - len(row), 0)) for row, shift in zip(index, shifts, strict=True)])
+    if places.size:
+        require_places(int(places.min()), int(places.max()), sharer.shape[1])
+    return torch.from_numpy(places)
+
+
+@lru_cache(maxsize=4)  # a collator is made for each batch of an evaluation and each message, and these are large
+def require_one_vocabulary(sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> None:
+    """Raise a SettingError unless every id that both tokenizers know is one token. Either may know more."""
+    known = {id: token for token, id in sharer.get_vocab().items()}
+    for token, id in receiver.get_vocab().items():
+        if known.get(id, token) != token:
+            raise SettingError(
+                f"sharer_reads='receiver_tokens' must be own: token {id} of the receiver is {token!r}, of the sharer "
+                f"{known[id]!r}."
+            )

@@ -9,17 +9,17 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lcf_lightning.data.alignment import Indexes, align, align_places
+from lcf_lightning.data.alignment import Indexes, align, align_places, padded_places, require_one_vocabulary
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.prompts import PromptEncoder
-from lcf_lightning.data.tokens import Encoded, Tokens, pad_left, pad_right
+from lcf_lightning.data.tokens import Encoded, Tokens, extent_of, pad_left, pad_right
 from lcf_lightning.errors import DataError, SettingError
+from lcf_lightning.host import Extent, to_device
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class Batch:
         answer_mask: ``[batch, tokens]``, bool, False on padding.
         dropped_spans: Spans that token limits took from this batch.
         partners: For each example the one whose message is the wrong message for it; evaluation only.
+        extent: How far ``index`` goes, counted and checked here, so that training need not ask the device; null where
+            nobody has.
     """
 
     examples: tuple[Example, ...]
@@ -53,6 +55,7 @@ class Batch:
     answer_mask: Tensor
     dropped_spans: int
     partners: tuple[Example, ...] = ()
+    extent: Extent | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -61,10 +64,17 @@ class Batch:
     def ids(self) -> list[str]:
         return [example.id for example in self.examples]
 
-    def to(self, *args: Any, **kwargs: Any) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         """The batch with its tensors moved, as Lightning asks for."""
+        return self._each(lambda part: part.to(device) if isinstance(part, Tokens) else to_device(part, device))
+
+    def pin_memory(self) -> Batch:
+        """The batch in memory that a CUDA device reads from by itself, as torch's loaders ask for."""
+        return self._each(lambda part: part.pin_memory())
+
+    def _each(self, change: Callable[[Any], Any]) -> Batch:
         names = ("sharer", "index", "receiver", "question", "last", "answers", "answer_mask")
-        return replace(self, **{name: getattr(self, name).to(*args, **kwargs) for name in names})
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
 
 
 @dataclass(frozen=True)
@@ -125,9 +135,9 @@ class Collator:
         ]
         receiver = [self.receiver.prompt(example.receiver_reads, example.question) for example in examples]
         tokens, index = self._grouped(groups)
-        return self._batch(
-            examples, tokens, index, receiver, sum(prompt.dropped for group in groups for prompt in group)
-        )
+        dropped = sum(prompt.dropped for group in groups for prompt in group)
+        extent = extent_of(groups, self.sharer.settings.send_tokens)
+        return self._batch(examples, tokens, index, receiver, dropped, extent)
 
     def message_of(
         self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]], to: Sequence[Example]
@@ -181,7 +191,13 @@ class Collator:
         return tokens, tokens.spans.reshape(len(groups), -1)
 
     def _batch(
-        self, examples: Sequence[Example], sharer: Tokens, index: Tensor, receiver: Sequence[Encoded], dropped: int
+        self,
+        examples: Sequence[Example],
+        sharer: Tokens,
+        index: Tensor,
+        receiver: Sequence[Encoded],
+        dropped: int,
+        extent: Extent,
     ) -> Batch:
         prompt = self.receiver.split(receiver)
         answers, mask = pad_right([self.receiver.answer(row.answers[0]) for row in examples], self.receiver.pad_id)
@@ -196,6 +212,7 @@ class Collator:
             answers=answers,
             answer_mask=mask,
             dropped_spans=dropped + sum(prompt.dropped for prompt in receiver),
+            extent=extent,
         )
 
 
@@ -219,7 +236,7 @@ class SharedCollator(Collator):
             if value is not None:
                 raise SettingError(f"{name}={value!r} must be null where both models read the same text.")
         if self.reader is self.receiver:
-            _require_one_vocabulary(self.sharer.tokenizer, self.receiver.tokenizer)
+            require_one_vocabulary(self.sharer.tokenizer, self.receiver.tokenizer)
 
     @property
     def reader(self) -> PromptEncoder:
@@ -231,7 +248,8 @@ class SharedCollator(Collator):
         prompts = [align(self, example) for example in examples]
         tokens = pad_left([sharer for sharer, _, _ in prompts], self.reader.pad_id)
         index = [index[: receiver.ahead] for _, receiver, index in prompts]  # the rest is read on the edited cache
-        return self._batch(examples, tokens, _padded(index, tokens), [receiver for _, receiver, _ in prompts], 0)
+        places, receiver = padded_places(index, tokens.mask), [receiver for _, receiver, _ in prompts]
+        return self._batch(examples, tokens, places, receiver, 0, Extent(spans=0, tokens=places.shape[1]))
 
     def sharer_tokens(self, example: Example) -> int:
         return len(self.reader.shared_prompt(example)[0].ids)
@@ -256,7 +274,7 @@ class SharedCollator(Collator):
             prompts.append(prompt)
             index.append(places[: receiver.ahead])  # as in training, the rest counts, though it is not edited
         tokens = pad_left(prompts, self.reader.pad_id)
-        return tokens, _padded(index, tokens)
+        return tokens, padded_places(index, tokens.mask)
 
     def fits(self, example: Example) -> bool:
         """Whether both models' prompts of an example keep to their limits."""
@@ -272,25 +290,4 @@ def _aligned(collator: SharedCollator, example: Example) -> tuple[Encoded, Encod
     return sharer, receiver, align(sharer_layout, receiver_layout, collator.sharer.settings.alignment)
 
 
-@lru_cache(maxsize=4)  # a collator is made for each batch of an evaluation and each message, and these are large
-def _require_one_vocabulary(sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> None:
-    """Raise a SettingError unless every id that both tokenizers know is one token. Either may know more."""
-    known = {id: token for token, id in sharer.get_vocab().items()}
-    for token, id in receiver.get_vocab().items():
-        if known.get(id, token) != token:
-            raise SettingError(
-                f"sharer_reads='receiver_tokens' must be own: token {id} of the receiver is {token!r}, of the sharer "
-                f"{known[id]!r}."
-            )
-
-
 _kept = lru_cache(maxsize=4_096)(_aligned)
-
-
-def _padded(index: Sequence[Indexes], sharer: Tokens) -> Tensor:
-    """Alignments of a batch, ``[batch, receiver tokens]``, both sides padded on the left."""
-    width = max(map(len, index))
-    shifts = (~sharer.mask).sum(1).tolist()
-    return torch.from_numpy(
-        np.stack([np.pad(row + shift, (width - len(row), 0)) for row, shift in zip(index, shifts, strict=True)])
-    )

@@ -112,11 +112,17 @@ class PairDataModule(pl.LightningDataModule):
             batch_size=self.batch_size,
             drop_last=True,
             collate_fn=self._collator.train,
-            num_workers=self.num_workers,
+            **self._loading,
         )
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         loader.done = lambda: progress.current.ready
         return loader
+
+    @property
+    def _loading(self) -> dict[str, Any]:
+        """How batches are made: by processes that stay, in memory that a CUDA device reads from by itself."""
+        on_cuda = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+        return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0, "pin_memory": on_cuda}
 
     def state_dict(self) -> dict[str, Any]:
         """How many examples the ranks take at once, by which a place in an epoch is counted."""
@@ -188,7 +194,7 @@ class PairDataModule(pl.LightningDataModule):
             sampler=UnrepeatedDistributedSampler(rows, num_replicas=world_size, rank=rank, shuffle=False),
             batch_size=self.eval_batch_size,
             collate_fn=self._collator.train if split == "train" else self._collator.evaluate,
-            num_workers=self.num_workers,
+            **self._loading,
         )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from lcf_lightning.host import Extent, to_device
 
 
 @dataclass(frozen=True)
@@ -41,15 +43,22 @@ class Tokens:
         mask: ``[batch, tokens]``, bool, False on padding.
         spans: ``[batch, tokens]``, int64, -1 for tokens in no span.
         send: Of what a sharer reads, how many of the passages' tokens it sends at most; null for all.
+        largest: The largest token id, as `pad_left` has seen it; null where nobody knows, and it must be looked for.
+        asking: How many tokens a prompt has from its last span on, at most; likewise, of what is not sent whole.
     """
 
     ids: Tensor
     mask: Tensor
     spans: Tensor
     send: int | None = None
+    largest: int | None = None
+    asking: int | None = None
 
-    def to(self, *args: Any, **kwargs: Any) -> Tokens:
-        return self._each(lambda tensor: tensor.to(*args, **kwargs))
+    def to(self, device: torch.device | str) -> Tokens:
+        return self._each(lambda tensor: to_device(tensor, device))
+
+    def pin_memory(self) -> Tokens:
+        return self._each(Tensor.pin_memory)
 
     def rows(self, index: Tensor) -> Tokens:
         """Some rows of the batch, ``index`` ``[rows]``, int64."""
@@ -58,7 +67,7 @@ class Tokens:
     def padded_right(self) -> Tokens:
         """The same prompts, padded on the right, as what is read on a cache must be."""
         order = (~self.mask).byte().argsort(dim=1, stable=True)
-        return self._each(lambda tensor: tensor.gather(1, order))
+        return replace(self._each(lambda tensor: tensor.gather(1, order)), largest=None)
 
     def until(self, tokens: int) -> Tokens:
         """The first so many tokens of each row."""
@@ -76,16 +85,42 @@ def pad_left(prompts: Sequence[Encoded], pad_id: int, send: int | None = None) -
     """A batch of prompts, padded on the left; ``send`` as in `Tokens`."""
     width = max(len(prompt.ids) for prompt in prompts)
 
-    def padded(rows: Sequence[list[int]], value: int) -> Tensor:
-        return torch.tensor([[value] * (width - len(row)) + row for row in rows], dtype=torch.long)
+    def padded(rows: Sequence[list[int]], value: int) -> list[list[int]]:
+        return [[value] * (width - len(row)) + row for row in rows]
 
+    ids, spans = padded([prompt.ids for prompt in prompts], pad_id), padded([prompt.spans for prompt in prompts], -1)
     lengths = torch.tensor([len(prompt.ids) for prompt in prompts])
     return Tokens(
-        ids=padded([prompt.ids for prompt in prompts], pad_id),
+        ids=torch.tensor(ids, dtype=torch.long),
         mask=torch.arange(width) >= width - lengths[:, None],
-        spans=padded([prompt.spans for prompt in prompts], -1),
+        spans=torch.tensor(spans, dtype=torch.long),
         send=send,
+        largest=max(max(row, default=0) for row in ids),
+        asking=None if send is None else max(_asking(prompt.spans) for prompt in prompts),
     )
+
+
+def extent_of(groups: Sequence[Sequence[Encoded]], send: int | None = None) -> Extent:
+    """How far the spans of a batch go, counted on the host; of each example what each of its sharers reads."""
+    return Extent(
+        spans=max(sum(max(row.spans, default=-1) + 1 for row in group) for group in groups),
+        tokens=max(sum(_sent(row.spans, send) for row in group) for group in groups),
+    )
+
+
+def _sent(spans: Sequence[int], send: int | None) -> int:
+    """How many tokens of a prompt are sent; see `most_attended`."""
+    own = [span for span in spans if span >= 0]
+    if send is None or not own:
+        return len(own)
+    last = max(own)
+    return min(send, sum(span != last for span in own) or len(own))
+
+
+def _asking(spans: Sequence[int]) -> int:
+    """How many tokens a prompt has from the first of its last span on; 0 where it has no span."""
+    last = max(spans, default=-1)
+    return 0 if last < 0 else len(spans) - spans.index(last)
 
 
 def pad_right(rows: Sequence[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
@@ -119,7 +154,7 @@ def split_question(prompts: Sequence[Encoded], pad_id: int, reread: bool, device
     rows = list(zip(prompts, begins, strict=True))
     ahead = [Encoded(row.ids[:begin], row.spans[:begin]) for row, begin in rows]
     question = [Encoded(row.ids[begin:-1], row.spans[begin:-1]) for row, begin in rows]
-    last = torch.tensor([row.ids[-1:] for row in prompts], device=device)
+    last = to_device(torch.tensor([row.ids[-1:] for row in prompts]), device)
     return Prompt(pad_left(ahead, pad_id).to(device), pad_left(question, pad_id).padded_right().to(device), last)
 
 

@@ -75,11 +75,10 @@ class KVCache:
             if tuple(tensor.shape) != expected:
                 raise GeometryError(f"delta.{name} has shape {tuple(tensor.shape)}; the cache needs {expected}.")
         added = rotary.apply(delta.keys, layers, self.positions) if rotary is not None else delta.keys
-        keys, values = list(self.keys), list(self.values)
-        for index, layer in enumerate(layers):
-            keys[layer] = keys[layer] + added[index].to(keys[layer].dtype)
-            values[layer] = values[layer] + delta.values[index].to(values[layer].dtype)
-        return replace(self, keys=tuple(keys), values=tuple(values))
+        keys, values = (
+            _edited(side, layers, delta) for side, delta in ((self.keys, added), (self.values, delta.values))
+        )
+        return replace(self, keys=keys, values=values)
 
     def prepend(self, layers: tuple[int, ...], tokens: KV, present: Tensor, rotary: Rotary) -> KVCache:
         """A new cache that begins with some tokens, as if its model had read them first: its own move up by as many.
@@ -101,8 +100,7 @@ class KVCache:
             if tuple(tensor.shape) != expected:
                 raise GeometryError(f"tokens.{name} has shape {tuple(tensor.shape)}; the cache needs {expected}.")
         every = tuple(range(len(self.keys)))
-        places = torch.tensor(layers, device=present.device)
-        keys, values = (side.new_zeros(len(every), *side.shape[1:]).index_copy(0, places, side) for side in tokens)
+        keys, values = (_every_layer(side, layers, len(every)) for side in tokens)
         unrotated = rotary.apply(torch.stack(self.keys), every, self.positions, inverse=True)
         mask = torch.cat([present, self.mask], dim=1)
         # All at once: some models rotate by tables that depend on how long a text is.
@@ -130,13 +128,32 @@ class KVCache:
         return KVCache(tuple(keys), tuple(values), self.mask[:, :-1])
 
 
+def _edited(side: tuple[Tensor, ...], layers: tuple[int, ...], delta: Tensor) -> tuple[Tensor, ...]:
+    """A side of a cache with ``delta`` ``[len(layers), …]`` added to some layers: one sum for all of them."""
+    before = torch.stack([side[layer] for layer in layers])
+    after = dict(zip(layers, before + delta.to(before.dtype), strict=True))
+    return tuple(after.get(layer, kept) for layer, kept in enumerate(side))
+
+
+def _every_layer(side: Tensor, layers: tuple[int, ...], count: int) -> Tensor:
+    """``side`` ``[len(layers), …]`` with zeros for the layers of ``count`` that it does not hold."""
+    held, nothing = dict(zip(layers, side, strict=True)), torch.zeros_like(side[0])
+    return torch.stack([held.get(layer, nothing) for layer in range(count)])
+
+
 def positions_of(mask: Tensor) -> Tensor:
     """Position ids that count real tokens only. ``forward`` would count padding too, wrongly and silently."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 @torch.no_grad()
-def prefill(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor | None = None) -> KVCache:
+def prefill(
+    model: PreTrainedModel,
+    ids: Tensor,
+    mask: Tensor,
+    positions: Tensor | None = None,
+    largest: int | None = None,
+) -> KVCache:
     """Read a batch of texts.
 
     Args:
@@ -144,14 +161,19 @@ def prefill(model: PreTrainedModel, ids: Tensor, mask: Tensor, positions: Tensor
         ids: ``[batch, tokens]``, int64, padded on the left (a sliding window counts slots, not positions).
         mask: ``[batch, tokens]``, bool, False on padding.
         positions: ``[batch, tokens]``, int64; by default counted from the mask.
+        largest: The largest of the ids, if the host knows it, as of what it has padded on the left itself (`Tokens`).
+            Null to look at ids and mask, which waits for the device.
 
     Raises:
         GeometryError: If the shapes differ, a row is padded on the right or a token is none of the model's.
     """
-    check_prompts(ids, mask)
+    if largest is None:
+        check_prompts(ids, mask)
+        largest = int(ids.max()) if ids.numel() else 0
+    _check_tokens(ids, mask)
     known = model.config.get_text_config(decoder=True).vocab_size
-    if ids.numel() and int(ids.max()) >= known:
-        raise GeometryError(f"ids hold token {int(ids.max())}; the model knows {known} tokens.")
+    if largest >= known:
+        raise GeometryError(f"ids hold token {largest}; the model knows {known} tokens.")
     family = family_of(model.config.get_text_config(decoder=True))
     cache = family.new_cache()
     forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, keep=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -104,6 +104,8 @@ class Decoder:
         last: ``[batch, 1]``, int64: the last prompt token.
         watch: Notes the stages, after those that it has noted already.
         decoding: How.
+        check: Raises where no answer may be given; called when the device has been asked for one, or for its first
+            piece, so that a look at it keeps nobody waiting.
     """
 
     def __init__(
@@ -115,9 +117,10 @@ class Decoder:
         last: Tensor,
         watch: Stopwatch,
         decoding: Decoding,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.reader, self.watch, self.decoding = reader, watch, decoding
-        self.prompt_tokens = (mask.sum(1) + 1).tolist()
+        self.reader, self.watch, self.decoding, self.check = reader, watch, decoding, check
+        self.prompt_mask = mask
         # `generate` counts a token id for each that the cache holds, also for those that a message put there.
         added = cache.mask.shape[1] - mask.shape[1]
         # One that the prompt holds, so that penalties see none that it does not.
@@ -129,7 +132,9 @@ class Decoder:
 
     def answers(self) -> list[Answer]:
         """The whole answers."""
-        return self._answers(self._generate(_Progress(self.watch)))
+        ids = self._generate(_Progress(self.watch))
+        self.check()
+        return self._answers(ids)
 
     def stream(self) -> Generator[str, None, Answer]:
         """The pieces of a single answer as they come; the whole is the generator's return value.
@@ -143,6 +148,7 @@ class Decoder:
             future = thread.submit(self._generate, progress, streamer)
             future.add_done_callback(lambda _: streamer.on_finalized_text("", stream_end=True))  # also after an error
             try:
+                self.check()
                 yield from _until(streamer, self.decoding.stop)
             finally:
                 progress.stopped.set()
@@ -163,14 +169,13 @@ class Decoder:
             raise SettingError(f"decoding options {self.decoding.names}: {reason(error)}") from error
 
     def _answers(self, ids: Tensor) -> list[Answer]:
-        answers = []
-        for row, prompt_tokens in zip(ids.tolist(), self.prompt_tokens, strict=True):
+        answers, milliseconds = [], self.watch.milliseconds
+        for row, prompt_tokens in zip(ids.tolist(), self.prompt_mask.sum(1).tolist(), strict=True):
             while row and row[-1] == self.decoding.pad_id:  # others of the batch went on
                 row.pop()
             text = str(self.reader.tokenizer.decode(row, skip_special_tokens=True))
-            answers.append(
-                Answer(cut(text, self.decoding.stop), prompt_tokens, len(row), dict(self.watch.milliseconds))
-            )
+            said = cut(text, self.decoding.stop)
+            answers.append(Answer(said, prompt_tokens + 1, len(row), dict(milliseconds)))
         return answers
 
 
@@ -261,11 +266,12 @@ class _Progress(StoppingCriteria):
         self._watch, self.last = watch, watch.now()  # when the last stage ended
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
-        if "first_token" not in self._watch.milliseconds:
+        if "first_token" not in self._watch:
             now = self._watch.now()
-            self._watch.milliseconds["first_token"], self.last = now - self.last, now
+            self._watch.note("first_token", self.last, now)
+            self.last = now
         return torch.full((len(input_ids),), self.stopped.is_set(), device=input_ids.device)
 
     def end(self) -> None:
         """Note the time since the first token."""
-        self._watch.milliseconds["rest_of_answer"] = self._watch.now() - self.last
+        self._watch.note("rest_of_answer", self.last, self._watch.now())

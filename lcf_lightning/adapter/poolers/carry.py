@@ -9,6 +9,7 @@ from lcf_lightning.adapter.layers import flatten, require_spans
 from lcf_lightning.adapter.parts import PartShape, Pooler, Summaries
 from lcf_lightning.adapter.ridge import best_sources, ridge
 from lcf_lightning.errors import SettingError
+from lcf_lightning.host import Extent
 from lcf_lightning.models.geometry import KV
 
 
@@ -84,10 +85,10 @@ class CarryPooler(Pooler):
         both = zip(message, residual, strict=True)
         return KV(*(part + self.deviation[:, side] * delta for side, (part, delta) in enumerate(both)))
 
-    def summarise(self, cache: KV, spans: Tensor) -> Summaries:
-        require_spans(cache, spans)
+    def summarise(self, cache: KV, spans: Tensor, extent: Extent | None = None) -> Summaries:
+        most = require_spans(cache, spans, extent).tokens
         member = spans >= 0
-        places = (~member).byte().argsort(dim=1, stable=True)[:, : int(member.sum(1).max())]
+        places = (~member).byte().argsort(dim=1, stable=True)[:, :most]
         layers, _, heads, _, size = cache.keys.shape
         index = places[None, :, None, :, None].expand(layers, -1, heads, -1, size)
         carried = KV(*(side.gather(3, index) for side in cache))

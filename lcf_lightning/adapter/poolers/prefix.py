@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from lcf_lightning.adapter.layers import LayerLinear, flatten, within_spans
 from lcf_lightning.adapter.parts import PartShape, Pooler, Summaries
+from lcf_lightning.host import Extent
 from lcf_lightning.models.geometry import KV
 
 
@@ -34,9 +35,9 @@ class PrefixPooler(Pooler):
         sharer = shape.sharer
         self.queries = LayerLinear(shape.layers, 2 * sharer.width, 2 * sharer.kv_heads, bias=False)
 
-    def summarise(self, cache: KV, spans: Tensor) -> Summaries:
+    def summarise(self, cache: KV, spans: Tensor, extent: Extent | None = None) -> Summaries:
         x = flatten(*cache)
         scores = self.queries(F.rms_norm(x, x.shape[-1:]).flatten(1, 2)).unflatten(1, x.shape[1:3]).transpose(2, 3)
-        weights, present = within_spans(scores, cache, spans)
+        weights, present = within_spans(scores, cache, spans, extent)
         by_key, by_value = weights.chunk(2, dim=2)
         return Summaries(KV(by_key @ cache.keys, by_value @ cache.values), present)

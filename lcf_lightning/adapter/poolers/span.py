@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lcf_lightning.adapter.layers import NEVER, within_spans
 from lcf_lightning.adapter.parts import PartShape, Pooler, Summaries
+from lcf_lightning.host import Extent
 from lcf_lightning.models.geometry import KV
 
 
@@ -31,8 +32,8 @@ class SpanPooler(Pooler):
         self.base_query = nn.Parameter(torch.randn(queries))  # over the tokens of a span
         self.layer_query = nn.Parameter(torch.randn(queries))  # over the spans
 
-    def summarise(self, cache: KV, spans: Tensor) -> Summaries:
-        weights, present = within_spans(self._scores(self.base_query, cache.keys), cache, spans)
+    def summarise(self, cache: KV, spans: Tensor, extent: Extent | None = None) -> Summaries:
+        weights, present = within_spans(self._scores(self.base_query, cache.keys), cache, spans, extent)
         return Summaries(KV(weights @ cache.keys, weights @ cache.values), present)
 
     def merge(self, summaries: Summaries) -> Summaries:

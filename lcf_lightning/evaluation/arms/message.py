@@ -32,7 +32,7 @@ class MessageArm(Arm):
             sharer = link.prefill_sharer(batch.sharer)
         with run.watch("pool"):
             sharer = link.select(sharer, batch.sharer)
-            summaries = link.summarise(sharer, batch.index)
+            summaries = link.summarise(sharer, batch.index, batch.extent)
         with run.watch("receiver_prefill"):
             receiver = link.read_receiver(batch.receiver)
         with run.watch("fuse"):
