@@ -30,7 +30,7 @@ def build_optimizer(make: Callable[[Any], torch.optim.Optimizer], module: nn.Mod
         return optimizer
     matrices = [parameter for parameter in parameters if is_matrix(parameter)]
     others = [parameter for parameter in parameters if not is_matrix(parameter)]
-    groups = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
     return make([group for group in groups if group["params"]])
 
 

@@ -139,8 +139,8 @@ def _fused(
     layers = channel.adapter.config.receiver_layers
     sides = (edited.keys, edited.values)
     finite = torch.stack([torch.stack([side[layer] for layer in layers]).isfinite().all() for side in sides]).all()
-    keys, values = (tuple(torch.where(finite, torch.stack(side), 0)) for side in sides)
-    return replace(edited, keys=keys, values=values), HostCopy(finite)
+    safe = [tuple(torch.where(finite, torch.stack(side), 0)) for side in sides]
+    return replace(edited, keys=safe[0], values=safe[1]), HostCopy(finite)
 
 
 def _require_same_text(received: Sequence[Sequence[Message]], tokens: Tokens) -> None:

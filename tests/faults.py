@@ -70,8 +70,8 @@ FAULTS = [
         "message", "tests/channel tests/test_channel.py tests/test_many_sharers.py tests/prefix tests/test_prefix.py",
         ("if len(several) > 1 and any(message.pooled for message in several):",
          "if len(several) > 2 and any(message.pooled for message in several):"),
-        ("present = (torch.arange(width) >= width - counts[:, None]).to(like.device)",
-         "present = (torch.arange(width) < counts[:, None]).to(like.device)"),
+        ("to_device(torch.arange(width) >= width - torch.tensor(counts)[:, None], device)",
+         "to_device(torch.arange(width) < torch.tensor(counts)[:, None], device)"),
     ),
     *faults("data", "tests/test_many_sharers.py", ("first += max(row.spans) + 1", "first += max(row.spans)")),
     *faults(

@@ -51,6 +51,7 @@ SHORT = {
     "benchmarks/leak.py": "--train 8 --limit 8",
     "benchmarks/many_sharers.py": "--sharers 2 --limit 2",
     "benchmarks/message.py": f"{FEW} --limit 2",
+    "benchmarks/paper_scale.py": "--tiny --repeats 1 --only 'LCF-X, step'",
     "benchmarks/poolers.py": "--repeats 1 --tokens 8 --span 4 --d 8",
     "benchmarks/receive.py": "--repeats 1 --tokens 8 --new_tokens 2 --d 8",
     "benchmarks/train_step.py": "--repeats 1 --batch 1 --prompt 4 --answer 2",

@@ -21,7 +21,8 @@ from tests.evaluation.answers import answer
 from tests.pairs import channel_of
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = [file for file in sorted((ROOT / "benchmarks").glob("*.py")) if file.stem != "embedded"]  # no command
+PARTS = ("embedded", "paper_case", "random_pair")  # no commands
+SCRIPTS = [file for file in sorted((ROOT / "benchmarks").glob("*.py")) if file.stem not in PARTS]
 
 
 @pytest.fixture(scope="module")

@@ -108,7 +108,7 @@ class _Trainer:
     global_step, is_global_zero = 1, True
 
 
-def heard(channel: Channel, kind: str) -> Callable[[], object]:
+def heard(channel: Channel) -> Callable[[], object]:
     """A `receive` of what has come over the wire."""
     facts = "likes ada tea .\nowns ben lamp ."
     message = channel.send(() if channel.link.shared else facts, "likes ada")
@@ -117,16 +117,31 @@ def heard(channel: Channel, kind: str) -> Callable[[], object]:
     return lambda: channel.receive(arrived, "likes ada", max_new_tokens=3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def test_each_rank_draws_noise_of_its_own_and_always_the_same(
+    step: Callable[..., tuple[LCFModule, Batch]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, batch = step("span")
+
+    def loss(rank: int) -> float:
+        monkeypatch.setattr(LCFModule, "global_rank", rank)
+        return float(module.training_step(batch, 0))
+
+    first, second = loss(0), loss(1)
+    assert first != second
+    assert (loss(0), loss(1)) == (first, second)
+
+
+@pytest.mark.parametrize(
+    "kind", [kind if kind in ("span", "LCF") else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_no_step_of_training_and_no_answer_asks_the_device(
     kind: str, step: Callable[..., tuple[LCFModule, Batch]], looks: Callable[[Callable[[], object]], list[str]]
 ) -> None:
     module, batch = step(kind)
-    monitored = lambda: train(module, batch)  # noqa: E731
-    assert looks(monitored) == []
+    assert looks(lambda: train(module, batch)) == []
     channel = channel_of(module.eval())
     channel.prompts = batch.prompts
-    assert looks(heard(channel, kind)) == []
+    assert looks(heard(channel)) == []
 
 
 def test_what_asks_the_device_is_counted(
@@ -175,7 +190,7 @@ def test_a_gpu_is_never_synchronised(
         train(module, batch)
     channel = channel_of(module.eval())
     channel.prompts = batch.prompts
-    receive = heard(channel, kind)
+    receive = heard(channel)
     receive()
     with _synchronising("error"):
         receive()

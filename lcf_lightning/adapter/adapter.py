@@ -9,6 +9,7 @@ import hashlib
 import json
 import tempfile
 from dataclasses import asdict, replace
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ class CacheAdapter(nn.Module):
         self.config = config
         settings, shape = config.settings, config.shape
         self.pooler = None if settings.pooler is None else build_part(Pooler, settings.pooler, shape)
+        # A pooler of before counts its spans itself.
+        self._counted = self.pooler is not None and "extent" in signature(self.pooler.summarise).parameters
         if self.carries:
             shape = replace(shape, sharer=config.receiver.geometry)  # in whose shape the message comes
         self.fuser = build_part(Fuser, settings.fuser, shape)
@@ -98,7 +101,7 @@ class CacheAdapter(nn.Module):
         cache = self._checked(cache, "sharer", self.config.sharer.geometry, len(self.config.sharer_layers))
         if self.pooler is None:
             return Summaries(aligned(cache, index, extent), torch.ones_like(index, dtype=torch.bool))
-        return self.pooler.summarise(cache, index, extent)
+        return self.pooler.summarise(cache, index, extent) if self._counted else self.pooler.summarise(cache, index)
 
     def merge(self, summaries: Summaries) -> Summaries:
         """Summaries of one sharer or several, pooled as far as they can be before the receiver is known.
@@ -139,10 +142,8 @@ class CacheAdapter(nn.Module):
             receiver = self._checked(receiver, "receiver", self.config.receiver.geometry)
             _require_fit(kv, receiver)
         carrier = self.pooler if self.carries else None
-        if temperature is None:
-            layers = self.gates.open if opened is None else opened
-        else:
-            layers = self._all
+        hard = temperature is None
+        layers = (self.gates.open if opened is None else opened) if hard else self._all
         # Before the fuser, whose dropout draws as many numbers as there are tokens: noise does not depend on these.
         gates = self.gates(temperature).view(-1, 2, 1, 1, 1, 1)
         delta = self._fused(layers, kv if carrier is None else carrier.standardised(kv), receiver)
