@@ -41,8 +41,7 @@ _TINY = {
 }  # fmt: skip
 _END, _UNKNOWN = 0, 1
 CHAT_TEMPLATE = (
-    "{% for message in messages %}<role> {{ message.content }} <end> {% endfor %}"
-    "{% if add_generation_prompt %}<role> {% endif %}"
+    "{% for message in messages %}w2 {{ message.content }} w3 {% endfor %}{% if add_generation_prompt %}w2 {% endif %}"
 )
 
 
@@ -91,8 +90,8 @@ def tokenizer_of(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def word(token: int) -> str:
-    """The word that is this token."""
-    return f"w{token}"
+    """The word that is this token. A special token is found within words too, so none may begin with one."""
+    return {_END: "<end>", _UNKNOWN: "<unknown>"}.get(token, f"w{token}")
 
 
 @torch.no_grad()

@@ -43,6 +43,7 @@ def test_models_are_those_of_the_paper_to_the_parameter(scale: dict[str, Any]) -
         assert sum(tensor.numel() for tensor in model.parameters()) == parameters
 
 
+@pytest.mark.slow
 def test_cases_are_the_paper_s_adapters(scale: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     """As the configs have them, pruned to nine layers too."""
     counts = {}

@@ -73,7 +73,7 @@ def test_the_question_is_not_sent_and_neighbours_count(spec: Spec, monkeypatch: 
     paid[0, 1, [0, 6]] = torch.tensor([99.0, 0.01])  # heads that look elsewhere have as much of a say
     paid[0, 2, [0, 7]] = torch.tensor([99.0, 0.01])
     asked: list[torch.Tensor] = []
-    monkeypatch.setattr("lcf_lightning.selection.attention_paid", lambda *given: asked.append(given[-1]) or paid)
+    monkeypatch.setattr("lcf_lightning.selection.attention_paid", lambda *given: asked.append(given[3]) or paid)
     cache = prefill(frozen.model, tokens.ids, tokens.mask)
     sent = most_attended(frozen.model, cache, tokens.ids, tokens.spans, 3)
     assert asked[0][0].nonzero().flatten().tolist() == [9, 10, 11]  # and what a chat template may add

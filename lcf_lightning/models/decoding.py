@@ -130,6 +130,12 @@ class Decoder:
         rows = torch.arange(len(last), device=last.device).repeat_interleave(decoding.config.num_beams or 1)
         self.cache = cache if len(rows) == len(last) else cache.rows(rows)
 
+    @property
+    def prompt_tokens(self) -> list[int]:
+        """How many tokens each prompt has."""
+        counts: list[int] = (self.prompt_mask.sum(1) + 1).tolist()
+        return counts
+
     def answers(self) -> list[Answer]:
         """The whole answers."""
         ids = self._generate(_Progress(self.watch))
@@ -170,12 +176,12 @@ class Decoder:
 
     def _answers(self, ids: Tensor) -> list[Answer]:
         answers, milliseconds = [], self.watch.milliseconds
-        for row, prompt_tokens in zip(ids.tolist(), self.prompt_mask.sum(1).tolist(), strict=True):
+        for row, prompt_tokens in zip(ids.tolist(), self.prompt_tokens, strict=True):
             while row and row[-1] == self.decoding.pad_id:  # others of the batch went on
                 row.pop()
             text = str(self.reader.tokenizer.decode(row, skip_special_tokens=True))
             said = cut(text, self.decoding.stop)
-            answers.append(Answer(said, prompt_tokens + 1, len(row), dict(milliseconds)))
+            answers.append(Answer(said, prompt_tokens, len(row), dict(milliseconds)))
         return answers
 
 
