@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from tokenizers import decoders
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -40,7 +41,8 @@ def make(spec: Callable[[str], ModelSpec]) -> Make:
 def on_rank(module: ContextMismatchDataModule, rank: int, ranks: int) -> ContextMismatchDataModule:
     trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     loops = {"fit_loop": trainer.fit_loop}
-    module.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, **loops)  # type: ignore[assignment]
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    module.trainer = SimpleNamespace(world_size=ranks, global_rank=rank, strategy=strategy, **loops)  # type: ignore[assignment]
     return module
 
 

@@ -15,6 +15,7 @@ from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.data.sources import World
 from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import DataError, SettingError
+from lcf_lightning.host import Extent
 from lcf_lightning.models.spec import load_tokenizer
 from tests.data.conftest import SIZES, Listed, Make, on_rank
 
@@ -211,6 +212,33 @@ def test_batch_sizes_below_one_are_refused(make: Make, setting: str) -> None:
         with pytest.raises(SettingError, match=f"^{setting}={value} must be at least 1"):
             make(**{setting: value})
     assert getattr(make(**{setting: 1}), setting) == 1
+
+
+def test_batches_are_pinned_for_cuda_alone_and_loading_processes_stay(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pinned: list[int] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor.numel()) or tensor)
+    for device, workers in (("cpu", 0), ("cuda", 2)):
+        data = make(num_workers=workers)
+        data.trainer.strategy.root_device = torch.device(device)  # type: ignore[union-attr, misc]
+        for loader in (data.train_dataloader(), data.val_dataloader()):
+            assert (loader.pin_memory, loader.persistent_workers) == (device == "cuda", workers > 0)
+    batch = next(iter(make("test").test_dataloader()))
+    same = batch.pin_memory()
+    assert len(pinned) == 3 * 3 + 4
+    assert torch.equal(same.index, batch.index)
+
+
+def test_what_a_batch_knows_of_its_index_is_what_a_look_finds(make: Make) -> None:
+    for sharers, send in ((1, None), (2, None), (1, 2)):
+        prompts = PromptSettings(question=" {question}", sharers=sharers, send_tokens=send)
+        batch = next(iter(make(prompts=prompts).train_dataloader()))
+        found = Extent.of(batch.index)
+        assert batch.extent is not None
+        assert batch.extent.spans == found.spans
+        assert batch.extent.tokens == (found.tokens if send is None else send)
+        assert batch.sharer.largest == int(batch.sharer.ids.max())
 
 
 def test_a_negative_number_of_workers_is_refused(make: Make) -> None:
