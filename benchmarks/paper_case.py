@@ -26,6 +26,7 @@ from lcf_lightning.evaluation.caches import Reading
 from lcf_lightning.evaluation.latency import batches_of_one, measure
 from lcf_lightning.evaluation.prediction import answer_losses
 from lcf_lightning.link import Link
+from lcf_lightning.optimizing import build_optimizer
 from lcf_lightning.stopwatch import Stopwatch
 from lcf_lightning.writer import Writer
 
@@ -144,7 +145,7 @@ def _train(bench: Bench, size: Size) -> dict[str, Any]:
     rows = bench.examples(count * size.repeats)
     batches = [collator.train(rows[at : at + count]).to(bench.device) for at in range(0, len(rows), count)]
     link.adapter.train()
-    optimizer = bench.module.optimizer(link.adapter.parameters())
+    optimizer = build_optimizer(bench.module.optimizer, link.adapter, split=True)
     watch = Stopwatch(bench.device)
     with FlopCounterMode(display=False) as counter:  # slow, and a warm-up
         losses = [_micro_step(bench, batch, watch) for batch in batches[:1]]
@@ -182,7 +183,7 @@ def _micro_step(bench: Bench, batch: Batch, watch: Watch) -> Tensor:
         with watch("prefill"):
             sharer, receiver = link.read_sharer(batch.sharer), link.read_receiver(batch.receiver)
         with watch("fuse"):
-            message = link.pool(sharer, batch.index)
+            message = link.pool(sharer, batch.index, batch.extent)
             cache = link.fuse(receiver, message, temperature=1.0, question=batch.question)
         with watch("continuation"):
             loss = answer_losses(link, Reading(cache, batch.last, batch.question), batch).mean()
