@@ -84,13 +84,21 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """The model's tokenizer.
 
     Raises:
-        ModelError: If it cannot be read, or is a slow one (spans need character offsets).
+        ModelError: If it cannot be read, or is not one that prompts can be written with.
     """
-    tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, spec)
+    return checked_tokenizer(from_pretrained(AutoTokenizer, spec), spec.path)
+
+
+def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, if prompts can be written with it.
+
+    Raises:
+        ModelError: If it is a slow one (spans need character offsets), or has no end of sequence.
+    """
     if not tokenizer.is_fast:
-        raise ModelError(f"path={spec.path!r} has a slow tokenizer; spans need one that gives character offsets.")
+        raise ModelError(f"path={path!r} has a slow tokenizer; spans need one that gives character offsets.")
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"path={spec.path!r} has a tokenizer without an end-of-sequence token; answers need one.")
+        raise ModelError(f"path={path!r} has a tokenizer without an end-of-sequence token; answers need one.")
     return tokenizer
 
 
