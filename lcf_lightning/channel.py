@@ -17,9 +17,10 @@ from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.likelihood import Score
 from lcf_lightning.link import Link, Role
-from lcf_lightning.message import Message, Origin
+from lcf_lightning.message import Message
 from lcf_lightning.models.decoding import Answer
 from lcf_lightning.models.loading import FrozenModel
+from lcf_lightning.origin import Origin
 from lcf_lightning.receiving import Received, decoder, scores
 from lcf_lightning.sending import messages as sent_messages
 from lcf_lightning.sending import origin_of, require_lists
@@ -53,6 +54,14 @@ class Channel:
     def __init__(self, sharer: FrozenModel | None, receiver: FrozenModel | None, adapter: CacheAdapter) -> None:
         self.link = Link(sharer, receiver, adapter)
         self.writer = Writer.of(self.link)
+
+    def __repr__(self) -> str:
+        """One line: the pair, as far as it is loaded, and the adapter."""
+        models = {role: side.model for role, side in self.link.sides.items()}
+        pair = " → ".join(repr(models[role].spec.path) if role in models else "?" for role in ("sharer", "receiver"))
+        settings = self.adapter.config.settings
+        device = next(iter(models.values())).device
+        return f"Channel({pair}, {settings.label}, d={settings.d}, {device})"
 
     @property
     def adapter(self) -> CacheAdapter:
@@ -118,7 +127,7 @@ class Channel:
         return self.link.shared or self.prompts.share_question
 
     def send(self, passages: Text, question: Question | None = None, pooled: bool = False) -> Message:
-        """What the sharer says of what it has read.
+        """What the sharer says of what it has read. Where it was shown a question, the message is for that one.
 
         Args:
             passages: A text, whose lines are its passages; the passages themselves; or a chat, whose turns are.
@@ -134,10 +143,11 @@ class Channel:
         return sent_messages(self, [passages], [question], pooled)[0]
 
     def send_batch(
-        self, passages: Sequence[Text], questions: Sequence[Question | None], pooled: bool = False
+        self, passages: Sequence[Text], questions: Sequence[Question | None] | None = None, pooled: bool = False
     ) -> list[Message]:
-        """One message for each text and question; see `send`."""
-        return sent_messages(self, passages, questions, pooled)
+        """One message for each text and question, or for each text alone; see `send`."""
+        require_lists(texts=passages)
+        return sent_messages(self, passages, [None] * len(passages) if questions is None else questions, pooled)
 
     @overload
     def receive(
@@ -172,6 +182,8 @@ class Channel:
         **options: Any,
     ) -> Answer | Generator[str, None, Answer]:
         """The receiver's answer, given a message and its own passages: the sharer's, where both read the same text.
+
+        A warning names a question that a message was not sent for.
 
         Args:
             message: Of one sharer; of several, whose spans are taken together; or None, for the receiver alone.

@@ -55,7 +55,7 @@ FAULTS = [
         ("tag.update(body)", "tag.update(body[4:])"),
         ("if key is not None and not hmac.compare_digest(", "if key and not data[_TAG] and not hmac.compare_digest("),
         ("if len(data) > max_bytes:", "if len(data) > max_bytes + 1:"),
-        ("data = _read(file, max_bytes + 1)", "data = file.read()"),
+        ("data = _blocks(file, max_bytes + 1)", "data = file.read()"),
         ("len(key) < MIN_KEY_BYTES", "len(key) < MIN_KEY_BYTES - 1"),
         ("return type(value) is int and 1 <= value <= _MAX_COUNT", "return isinstance(value, int) and 1 <= value <= _MAX_COUNT"),
         ("if header.digest(payload) != digest:", "if header.digest(payload)[:1] != digest[:1]:"),
