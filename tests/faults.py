@@ -55,6 +55,7 @@ FAULTS = [
         ("tag.update(body)", "tag.update(body[4:])"),
         ("if key is not None and not hmac.compare_digest(", "if key and not data[_TAG] and not hmac.compare_digest("),
         ("if len(data) > max_bytes:", "if len(data) > max_bytes + 1:"),
+        ("if key is None and any(data[_TAG]):", "if any(data[_TAG]):"),
         ("data = _blocks(file, max_bytes + 1)", "data = file.read()"),
         ("len(key) < MIN_KEY_BYTES", "len(key) < MIN_KEY_BYTES - 1"),
         ("return type(value) is int and 1 <= value <= _MAX_COUNT", "return isinstance(value, int) and 1 <= value <= _MAX_COUNT"),
@@ -72,6 +73,22 @@ FAULTS = [
          "if len(several) > 2 and any(message.pooled for message in several):"),
         ("present = (torch.arange(width) >= width - counts[:, None]).to(like.device)",
          "present = (torch.arange(width) < counts[:, None]).to(like.device)"),
+    ),
+    *faults(
+        "channel", "tests/channel/test_warnings.py",
+        ("<= {None, digest_of(history, asked)}:", "<= {None, *(each.prompt for each in several)}:"),
+        ("json.dumps([*map(list, history), question.strip()])", "json.dumps(question.strip())"),
+        ('if idle and "do_sample" not in options:', "if idle:"),
+    ),
+    *faults(
+        "channel", "tests/channel/test_travels.py",
+        ("if known and held_alike(made_for, model):", "if known:"),
+        ("if model.device != found:", "if False:"),
+    ),
+    *faults(
+        "data", "tests/data/sources/test_json_lines.py",
+        ("line {place + 1}: {error}.", "line {place}: {error}."),
+        ('own = _fields(row["text"]).get("id")', "own = None"),
     ),
     *faults("data", "tests/test_many_sharers.py", ("first += max(row.spans) + 1", "first += max(row.spans)")),
     *faults(
@@ -196,7 +213,8 @@ FAULTS = [
         ("run.sent = [summaries] if link.shared else by_sharer(", "run.sent = [summaries] or by_sharer("),
         ("if not (index >= 0).any():", "if False:"),
         ("present[0]] for side in kv)), present", ":] for side in kv)), present"),
-        ("run.prompt = digests(batch.receiver)[0] if link.shared else None", "run.prompt = None"),
+        ("run.prompt = digests(batch.receiver)[0]", "run.prompt = None"),
+        ("run.prompt = digest_of(example.history, example.question)", "run.prompt = None"),
         ("apart -= max(0.0,", "apart -= min(0.0,"),
         ('SHARER_STAGES = ("sharer_prefill", "pool", "write")', 'SHARER_STAGES = ("sharer_prefill", "pool")'),
 
