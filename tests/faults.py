@@ -184,7 +184,7 @@ FAULTS = [
     *faults(
         "evaluation", "tests/evaluation/test_predictions.py",
         ('known[arm, row].partner not in ("", partners.get(row))', "False"),
-        ("known = {(answer.arm, answer.example): answer", "known = {(answer.arm, digest(batches[0].examples[0])): answer"),
+        ("return {(answer.arm, answer.example): answer", "return {(answer.arm, answer.id): answer"),
         ("            open_ended=True,\n", "            open_ended=False,\n"),
     ),
     *faults(
