@@ -182,6 +182,21 @@ FAULTS = [
         ('index = dealt(batch.index.masked_fill(~batch.receiver.mask, -1), ids).clamp(min=0)', "index = dealt(batch.index, ids)"),
     ),
     *faults(
+        "training", "tests/test_training.py",
+        ("trainer.accumulate_grad_batches * trainer.world_size / tokens", "trainer.world_size / tokens"),
+        ("return (losses * tokens).sum()", "return losses.sum()"),
+        ("if not 0 <= steps < math.inf:", "if not steps < math.inf:"),
+        ("or isinstance(strategy, _OTHERS):", "or False:"),
+    ),
+    *faults(
+        "evaluation", "tests/test_files.py",
+        ("fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX", "fcntl.LOCK_SH"),
+    ),
+    *faults(
+        "data", "tests/data/test_shared_context.py",
+        ("with_answer = tokens + len(self.answer(example.answers[0]))", "with_answer = tokens"),
+    ),
+    *faults(
         "evaluation", "tests/evaluation/test_predictions.py",
         ('known[arm, row].partner not in ("", partners.get(row))', "False"),
         ("return {(answer.arm, answer.example): answer", "return {(answer.arm, answer.id): answer"),

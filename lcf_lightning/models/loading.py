@@ -112,7 +112,7 @@ def load_frozen(spec: ModelSpec, device: torch.device | str = "cpu") -> FrozenMo
     Raises:
         ModelError: If the model cannot be read or bitsandbytes is asked for and missing.
     """
-    options: dict[str, Any] = {"dtype": DTYPES[spec.dtype]}
+    options: dict[str, Any] = {"dtype": DTYPES[spec.dtype], "attn_implementation": spec.attn_implementation}
     if spec.quantization is not None:
         options |= {"quantization_config": _quantization_config(spec), "device_map": {"": str(device)}}
     model = from_pretrained(AutoModelForCausalLM, spec, **options)
