@@ -200,6 +200,8 @@ FAULTS = [
         "evaluation", "tests/evaluation/test_predictions.py",
         ('known[arm, row].partner not in ("", partners.get(row))', "False"),
         ("return {(answer.arm, answer.example): answer", "return {(answer.arm, answer.id): answer"),
+        ("if key not in held or _line(held[key]) != _line(row)]", "if key not in held]"),
+        ("list(loader.batch_sampler)[rank() :: dist.get_world_size()]", "list(loader.batch_sampler)[rank() :: 2]"),
         ("            open_ended=True,\n", "            open_ended=False,\n"),
     ),
     *faults(

@@ -85,7 +85,7 @@ class FitConfig:
         fabric = Fabric(**asked)
         if isinstance(fabric.strategy, DDPStrategy):
             fabric = Fabric(**asked, strategy=DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE))
-        numbers = f"trainer.devices={asked['devices']!r} and trainer.num_nodes={asked['num_nodes']}"
+        numbers = f"trainer.devices={asked['devices']} and trainer.num_nodes={asked['num_nodes']}"
         try:
             fabric.launch()
         except ValueError as error:

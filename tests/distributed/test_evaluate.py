@@ -128,15 +128,6 @@ def test_answers_of_another_adapter_are_not_put_together(folder: Path, cut: Path
     assert len(rows(folder / "other")) == len(rows(folder / "one"))
 
 
-def test_devices_that_torchrun_has_not_started_are_named(folder: Path) -> None:
-    launcher = torchrun("--nproc-per-node", "2", "--master-port", str(free_port()))
-    command = [*launcher, "-m", "lcf_lightning", *evaluation(folder, "none")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert ended.returncode != 0
-    assert "error: trainer.devices=1 and trainer.num_nodes=1 must be what torchrun has started" in ended.stderr
-
-
 def test_the_other_processes_are_started_where_nobody_has(folder: Path) -> None:
     """As ``fit`` starts them, on one machine."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
