@@ -157,7 +157,7 @@ FAULTS = [
     *faults(
         "data", "tests/data/test_trained_on.py",
         ("self.receiver.answer(row.answers[0])", "self.receiver.answer(row.answers[-1])"),
-        ("return all(limit is None or", "return any(limit is None or"),
+        ("return all(side.fits(example, limit)", "return any(side.fits(example, limit)"),
         ('{"examples": self.batch_size * self.trainer.world_size}', '{"examples": self.batch_size}'),
         ("for passage in passages if passage.strip()", "for passage in passages"),
     ),
