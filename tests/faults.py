@@ -188,10 +188,7 @@ FAULTS = [
         ("if not 0 <= steps < math.inf:", "if not steps < math.inf:"),
         ("or isinstance(strategy, _OTHERS):", "or False:"),
     ),
-    *faults(
-        "evaluation", "tests/test_files.py",
-        ("fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX", "fcntl.LOCK_SH"),
-    ),
+    *faults("evaluation", "tests/test_files.py", ("fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX", "fcntl.LOCK_SH")),
     *faults(
         "data", "tests/data/test_shared_context.py",
         ("with_answer = tokens + len(self.answer(example.answers[0]))", "with_answer = tokens"),

@@ -252,19 +252,6 @@ def test_bad_input_ends_with_code_2_and_a_sentence(
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("devices", ["1", "2"])
-def test_devices_that_torchrun_has_not_started_are_named(
-    run: Path, devices: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    started = {"TORCHELASTIC_RUN_ID": "run", "WORLD_SIZE": "4", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
-    for name, value in started.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit) as stopped:
-        main(["evaluate", *QUICK, "--trainer.default_root_dir", str(run), "--trainer.devices", devices])
-    assert stopped.value.code == 2
-    assert f"trainer.devices={devices} and trainer.num_nodes=1 must be what" in capsys.readouterr().err
-
-
 def test_line_separators_within_a_text_end_no_line(tmp_path: Path) -> None:
     odd = answer("1", "t2t_50", 1.0, text="one\u2028two\u0085three", prediction="\u2029")
     file = tmp_path / "p.jsonl"
