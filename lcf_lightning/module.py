@@ -29,10 +29,10 @@ from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.optimizing import build_optimizer, default_optimizer, warmup_and_decay
+from lcf_lightning.training import TokenMean, require_trainer, total_steps
 from lcf_lightning.writer import Writer
 
 _OF_TRAINING = {"dropout", "gate_init", "gate_noise", "zero_init"}
-_PRECISIONS = ("32-true", "bf16-mixed")
 _RANKS_APART = 0x9E3779B9  # of seeds, whose lower 32 bits count on a CPU: far apart there, whatever the steps
 
 
@@ -55,6 +55,9 @@ class LCFModule(pl.LightningModule):
         prefills: Where both models' prefills are kept, so that later epochs and runs make none; null for nowhere.
         init_from: An adapter folder, or ``owner/name`` on the hub, whose parameters a fit starts from: to go on with
             other data, say. Refused as the fit starts if it is built otherwise. Null for random ones.
+        loss_weighting: ``example``: the training loss is the mean over examples of each answer's mean over its tokens.
+            ``token``: the mean over all answer tokens of an optimizer step, of every rank and accumulated batch. Losses
+            of validation and test are means over examples.
 
     Raises:
         SettingError: If a setting is out of range.
@@ -75,6 +78,7 @@ class LCFModule(pl.LightningModule):
         seed: int = 42,
         prefills: PrefillSettings | None = None,
         init_from: str | None = None,
+        loss_weighting: str = "example",
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
@@ -98,6 +102,7 @@ class LCFModule(pl.LightningModule):
         self.strict_loading = False  # the frozen models are in no checkpoint; `on_load_checkpoint` checks the adapter
         # Metrics, since Lightning's own mean over ranks rounds an odd number of examples down.
         self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self._token_mean = TokenMean.of(loss_weighting)
         self._link: Link | None = None
         self._one_group = False
         self._scored: tuple[Batch, HostCopy]  # the last loss, until it is looked at
@@ -116,11 +121,7 @@ class LCFModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before a weight is loaded."""
-        if str(self.trainer.precision) not in _PRECISIONS:
-            raise SettingError(
-                f"precision={self.trainer.precision!r} must be one of {', '.join(_PRECISIONS)}: the adapter is trained "
-                "in float32, the frozen models have their own dtype."
-            )
+        require_trainer(self.trainer, stage)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ContextMismatchDataModule) and self.adapter.pooler is None:
             raise SettingError("pooler=null must name a pooler, such as span, where the two read different texts.")
@@ -165,21 +166,24 @@ class LCFModule(pl.LightningModule):
         with _seeded(drawn, self.device):
             message = self.link.pool(self.link.read_sharer(batch.sharer), batch.index, batch.extent)
             cache = self.link.fuse(self.link.read_receiver(batch.receiver), message, self.temperature, batch.question)
-            loss = answer_losses(self.link, Reading(cache, batch.last, batch.question), batch).mean()
+            losses = answer_losses(self.link, Reading(cache, batch.last, batch.question), batch)
+        loss = goal = losses.mean()
+        if self._token_mean is not None:
+            tokens = batch.answer_mask.sum(1)
+            goal = self._token_mean.sum(losses, tokens)
+            loss = goal / tokens.sum()
         self._scored = batch, HostCopy(loss)
-        return loss
+        return goal
 
     def on_after_backward(self) -> None:
         """Refuse a loss that is not finite, and a receiver that lets no gradient through, which would train nothing.
-
-        The loss is looked at here, while the device has the backward pass to do, and logged from the host.
 
         Raises:
             DivergedError: If the loss is not finite.
             ModelError: If a parameter of the adapter has got no gradient.
         """
         batch, copy = self._scored
-        loss = copy.read()
+        loss = copy.read()  # the device has the backward pass to do meanwhile
         if not math.isfinite(loss.numpy()):
             raise DivergedError(f"loss={loss.numpy()} at step {self.global_step}, on the batch of ids {batch.ids}.")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
@@ -191,6 +195,10 @@ class LCFModule(pl.LightningModule):
                 f"no gradient reaches {len(without)} tensors of the adapter, {without[0]} among them, through the "
                 f"receiver {self.receiver.path!r} (quantization={self.receiver.quantization!r})."
             )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._token_mean is not None:
+            self._token_mean.rescale(self.adapter.parameters(), self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, ArmCaches]:
         """Logs ``val/loss``; returns the batch's ``caches``, so that callbacks need no second prefill."""
@@ -219,16 +227,12 @@ class LCFModule(pl.LightningModule):
     @property
     def temperature(self) -> float:
         """The gates' temperature at this step."""
-        progress = min(1.0, self.global_step / max(1, self._total_steps - 1))
+        progress = min(1.0, self.global_step / max(1, total_steps(self.trainer) - 1))
         return float(self.temperature_start * (self.temperature_end / self.temperature_start) ** progress)
-
-    @property
-    def _total_steps(self) -> int:
-        return int(self.trainer.estimated_stepping_batches)
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.optimizer, self.adapter, split=not self._one_group)
-        total = self._total_steps
+        total = total_steps(self.trainer)
         warmup = self.warmup_steps * total if self.warmup_steps < 1 else self.warmup_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_and_decay(warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
