@@ -1,0 +1,126 @@
+"""`SharedCollator`: batches of examples that both models read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lcf_lightning.data.alignment import Indexes, align, align_places
+from lcf_lightning.data.batch import Collator
+from lcf_lightning.data.example import Example, Passage
+from lcf_lightning.data.prompts import PromptEncoder
+from lcf_lightning.data.tokens import Encoded, Tokens, Written, pad_left
+from lcf_lightning.errors import SettingError
+
+
+@dataclass(frozen=True)
+class SharedCollator(Collator):
+    """Writes each example once for both models of a pair that reads the same text, and aligns their tokens.
+
+    Attributes:
+        keeps: Whether prompts and alignments are kept, for the epochs to come.
+    """
+
+    keeps: bool = False
+
+    def __post_init__(self) -> None:
+        if self.sharer.settings.sharers != 1:
+            raise SettingError(
+                f"sharers={self.sharer.settings.sharers} must be 1 where both models read the same text."
+            )
+        for name in ("reread", "send_tokens"):
+            value = getattr(self.sharer.settings, name)
+            if value is not None:
+                raise SettingError(f"{name}={value!r} must be null where both models read the same text.")
+        if self.reader is self.receiver:
+            _require_one_vocabulary(self.sharer.tokenizer, self.receiver.tokenizer)
+
+    @property
+    def reader(self) -> PromptEncoder:
+        """What writes the sharer's prompts: its own encoder, or the receiver's (``prompts.sharer_reads``)."""
+        return self.sharer if self.sharer.settings.sharer_reads == "own" else self.receiver
+
+    def write(self, example: Example, sharers: int) -> Written:
+        sharer, receiver, index = (_kept if self.keeps else _aligned)(self, example)
+        return Written([sharer], receiver, self.receiver.answer(example.answers[0]), index)
+
+    def fits(self, written: Written) -> bool:
+        """Whether both models' prompts of an example keep to their limits."""
+        settings = self.sharer.settings
+        limits = ((written.sharers[0], settings.max_sharer_tokens), (written.receiver, settings.max_receiver_tokens))
+        return all(limit is None or len(prompt.ids) <= limit for prompt, limit in limits)
+
+    def _sharers(self, written: Sequence[Written]) -> tuple[Tokens, Tensor]:
+        tokens = pad_left([row.sharers[0] for row in written], self.reader.pad_id)
+        index = [row.index[: row.receiver.ahead] for row in written if row.index is not None]
+        return tokens, _padded(index, tokens)  # the rest is read on the edited cache
+
+    def sharer_tokens(self, example: Example) -> int:
+        return len(self.reader.shared_prompt(example)[0].ids)
+
+    def form(self, example: Example) -> tuple[int, ...]:
+        """How many choices, earlier turns, and lines of each content an example has.
+
+        Of two examples of one form a message keeps its lines: see `align_places`.
+        """
+        lines = [content.count("\n") for content in self.reader.contents(example)]
+        return len(example.choices), len(example.history), *lines
+
+    def message_of(
+        self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]], to: Sequence[Example]
+    ) -> tuple[Tokens, Tensor]:
+        # Another example's text has no character in common with the receiver's: only the place is left.
+        prompts, index = [], []
+        for example, own in zip(examples, to, strict=True):
+            prompt, said = self.reader.shared_prompt(example)
+            receiver, read = self.receiver.shared_prompt(own)
+            places = align_places(said, self.reader.contents(example), read, self.receiver.contents(own))
+            prompts.append(prompt)
+            index.append(places[: receiver.ahead])  # as in training, the rest counts, though it is not edited
+        tokens = pad_left(prompts, self.reader.pad_id)
+        return tokens, _padded(index, tokens)
+
+
+def read_alike(collator: Collator) -> SharedCollator:
+    """What writes a pair's examples as if both models read the same text."""
+    settings = replace(collator.sharer.settings, sharers=1, reread=None, send_tokens=None)
+    shared = SharedCollator.of(settings, collator.sharer.tokenizer, collator.receiver.tokenizer)
+    assert isinstance(shared, SharedCollator)
+    return shared
+
+
+def _aligned(collator: SharedCollator, example: Example) -> tuple[Encoded, Encoded, Indexes]:
+    """Both prompts of an example, and the sharer token of every receiver token."""
+    sharer, sharer_layout = collator.reader.shared_prompt(example)
+    receiver, receiver_layout = collator.receiver.shared_prompt(example)
+    return sharer, receiver, align(sharer_layout, receiver_layout, collator.sharer.settings.alignment)
+
+
+@lru_cache(maxsize=4)  # a collator is made for each batch of an evaluation and each message, and these are large
+def _require_one_vocabulary(sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> None:
+    """Raise a SettingError unless every id that both tokenizers know is one token. Either may know more."""
+    known = {id: token for token, id in sharer.get_vocab().items()}
+    for token, id in receiver.get_vocab().items():
+        if known.get(id, token) != token:
+            raise SettingError(
+                f"sharer_reads='receiver_tokens' must be own: token {id} of the receiver is {token!r}, of the sharer "
+                f"{known[id]!r}."
+            )
+
+
+_kept = lru_cache(maxsize=4_096)(_aligned)
+
+
+def _padded(index: Sequence[Indexes], sharer: Tokens) -> Tensor:
+    """Alignments of a batch, ``[batch, receiver tokens]``, both sides padded on the left."""
+    width = max(map(len, index))
+    shifts = (~sharer.mask).sum(1).tolist()
+    return torch.from_numpy(
+        np.stack([np.pad(row + shift, (width - len(row), 0)) for row, shift in zip(index, shifts, strict=True)])
+    )
