@@ -27,7 +27,7 @@ _BATCH = 128  # places that are made at once
 
 
 def made_once(
-    places: Sequence[int], make: Make, features: Mapping[str, Any], key: str | None, processes: int = 0
+    what: str, places: Sequence[int], make: Make, features: Mapping[str, Any], key: str | None, processes: int = 0
 ) -> datasets.Dataset:
     """The table of what ``make`` makes of ``places``, in their order.
 
@@ -35,6 +35,7 @@ def made_once(
     read it. It is written aside and renamed.
 
     Args:
+        what: What the progress bar calls it.
         places: What to make rows of.
         make: From ``{"place": places}`` to the columns of as many rows.
         features: The columns, by name, with their type in terms of `datasets`.
@@ -49,7 +50,7 @@ def made_once(
         "batch_size": _BATCH,
         "remove_columns": ["place"],
         "features": datasets.Features(features),
-        "desc": "reading" if processes < 2 else "tokenising",
+        "desc": what,
     }
     if key is None or not len(table):
         return table.map(make, new_fingerprint=uuid.uuid4().hex, **options)

@@ -121,7 +121,7 @@ def write_all(
 
     key, tables, problems, fitting = make.key, [], [], 0
     for start in range(0, len(order), CHUNK):
-        tables.append(made_once(order[start : start + CHUNK], make, _features(), key, processes))
+        tables.append(made_once(f"{split} tokens", order[start : start + CHUNK], make, _features(), key, processes))
         problems += tables[-1].select_columns("problem")[:]["problem"]
         fitting = problems.count("")
         if enough is not None and fitting >= enough:

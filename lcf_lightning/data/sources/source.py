@@ -210,7 +210,9 @@ class RowSource(Source):
         else:
             import datasets
 
-            found = made_once(range(len(table)), verdicts, {"problem": datasets.Value("string")}, key)[:]["problem"]
+            found = made_once("rows", range(len(table)), verdicts, {"problem": datasets.Value("string")}, key)[:][
+                "problem"
+            ]
         kept = [place for place, problem in enumerate(found) if problem == ""]
         bad = [place for place, problem in enumerate(found) if problem]
         tested = setting == "test" and bad and sum(place < bad[0] for place in kept) < (self.test_limit or len(table))
