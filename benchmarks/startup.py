@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py SHARER RECEIVER
 
-The two are models whose tokenizers are used; the models themselves are replaced by tiny random ones. Chats are generated
-into a temporary folder: words drawn at random, lengths log-normal, a fifth of several turns, a few rows malformed. Then
+The two are models whose tokenizers are used; the models themselves are replaced by tiny random ones. Chats go into a
+temporary folder: words drawn at random, lengths log-normal, a fifth of several turns, a few rows malformed. Then
 `configs/qwen_openhermes_lcf128.yaml`, the paper's run of 300 steps of 260, is started twice with an empty cache of
 `datasets`, and ended as its first step begins. Prints JSON: for each start seconds from the command to the first step,
 and of each rank, and of the processes that tokenise for it, CPU seconds and the greatest resident memory.
@@ -34,6 +34,8 @@ from lcf_lightning.models.spec import load_tokenizer
 CONFIG = Path(__file__).parents[1] / "configs" / "qwen_openhermes_lcf128.yaml"
 WORDS = {"human": 60, "gpt": 120}
 """The median words of a turn."""
+SAID = random.Random(0).choices(VOCABULARY, k=200_000)
+"""What turns are pieces of."""
 
 
 class FirstStep(pl.Callback):
@@ -56,9 +58,11 @@ class FirstStep(pl.Callback):
 def chat(number: int) -> dict[str, Any]:
     """One row in the shape of OpenHermes-2.5; each 100,000th has turns that nobody can follow."""
     rng = random.Random(number)
-    roles = ["human", "gpt"] * (rng.randint(2, 4) if rng.random() < 0.2 else 1)
-    lengths = [min(2_000, 1 + int(WORDS[role] * rng.lognormvariate(0, 1))) for role in roles]
-    turns = [{"from": role, "value": " ".join(rng.choices(VOCABULARY, k=k))} for role, k in zip(roles, lengths)]  # noqa: B905
+    turns = []
+    for role in ["human", "gpt"] * (rng.randint(2, 4) if rng.random() < 0.2 else 1):
+        length = min(2_000, 1 + int(WORDS[role] * rng.lognormvariate(0, 1)))
+        start = rng.randrange(len(SAID) - length)
+        turns.append({"from": role, "value": " ".join(SAID[start : start + length])})
     return {"id": str(number), "conversations": turns[::-1] if number % 100_000 == 50 else turns}
 
 
