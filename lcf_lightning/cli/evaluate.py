@@ -42,7 +42,7 @@ from lcf_lightning.writer import Writer
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
 _OWN = {PREDICTIONS, REPORT, "settings.json", "report.md", "arms.png", "frontier.png", LOCK_FILE}
-_ANYHOW = ("batch_size", "eval_batch_size", "num_workers")  # data settings that change no answer
+_ANYHOW = ("batch_size", "eval_batch_size", "eval_batch_tokens", "group_by_length", "num_workers")  # change no answer
 
 
 @dataclass(frozen=True)

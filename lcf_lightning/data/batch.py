@@ -134,8 +134,11 @@ class Collator:
         return Written(
             self._sharer_prompts(example.id, example.sharer_reads, example.question, sharers),
             self.receiver.prompt(example.receiver_reads, example.question),
-            self.receiver.answer(example.answers[0]),
+            self._answer(example),
         )
+
+    def _answer(self, example: Example) -> list[int]:
+        return self.receiver.answer(example.answers[0])
 
     def fits(self, written: Written) -> bool:
         """Whether an example may be trained on; here spans that exceed a limit have been dropped already."""

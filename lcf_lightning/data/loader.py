@@ -72,11 +72,12 @@ def examples_taken(trainer: pl.Trainer | None, batch_size: int) -> int | None:
     """How many examples a fit takes, in whole pools, that ends within its first epoch; None where it may see all."""
     if trainer is None:
         return None
-    batches, interval = trainer.max_steps * trainer.accumulate_grad_batches, trainer.val_check_interval
-    limit = trainer.limit_train_batches  # of an epoch: a number, or 1.0 for all, or a fraction
-    short = limit < batches if isinstance(limit, int) else limit < 1
-    of_an_epoch = isinstance(interval, float) and interval < 1
-    if trainer.max_steps < 0 or short or of_an_epoch:
+    limit, interval = trainer.limit_train_batches, trainer.val_check_interval  # numbers of batches, or fractions
+    taken = [trainer.max_steps * trainer.accumulate_grad_batches] if trainer.max_steps >= 0 else []
+    taken += [limit] if isinstance(limit, int) and trainer.max_epochs == 1 else []
+    batches = min(taken, default=0)
+    several_epochs = limit < batches if isinstance(limit, int) else limit < 1
+    if not taken or several_epochs or (isinstance(interval, float) and interval < 1):
         return None
     batches = max(batches, interval if isinstance(interval, int) else 0)
     return (batches // POOL + 1) * POOL * batch_size * trainer.world_size

@@ -48,7 +48,7 @@ class SharedCollator(Collator):
 
     def write(self, example: Example, sharers: int) -> Written:
         sharer, receiver, index = (_kept if self.keeps else _aligned)(self, example)
-        return Written([sharer], receiver, self.receiver.answer(example.answers[0]), index)
+        return Written([sharer], receiver, self._answer(example), index)
 
     def fits(self, written: Written) -> bool:
         """Whether both models' prompts of an example keep to their limits."""

@@ -152,6 +152,8 @@ def test_a_fit_is_not_continued_with_other_batches(make: Make) -> None:
         ({"max_steps": 10, "limit_train_batches": 0.5}, None),
         ({"max_steps": 10, "val_check_interval": 0.5}, None),
         ({"max_epochs": 1}, None),
+        ({"max_epochs": 1, "limit_train_batches": 60}, 2),
+        ({"fast_dev_run": 2, "accumulate_grad_batches": 65}, 1),
     ],
     ids=str,
 )

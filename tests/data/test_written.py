@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,18 @@ def test_what_is_read_is_what_would_be_written(start: Start) -> None:
         assert torch.equal(batch.receiver.spans, anew.receiver.spans)
         assert torch.equal(batch.answers, anew.answers)
         assert batch.dropped_spans == anew.dropped_spans == 0
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_same(start: Start, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = tokens_of(start())
+    shutil.rmtree(cache)
+    monkeypatch.setattr("lcf_lightning.data.made_once._BATCH", 4)
+    data = start(num_workers=2)
+    assert len([file for file in cache.glob("*.arrow") if "_of_00002" in file.name]) == 2
+    for batch, other in zip(one, tokens_of(data), strict=True):
+        assert batch.ids == other.ids
+        assert torch.equal(batch.receiver.ids, other.receiver.ids)
 
 
 def test_a_start_that_is_killed_loses_a_chunk_at_most(
