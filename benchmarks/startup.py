@@ -6,7 +6,8 @@ The two are models whose tokenizers are used; the models themselves are replaced
 temporary folder: words drawn at random, lengths log-normal, a fifth of several turns, a few rows malformed. Then
 `configs/qwen_openhermes_lcf128.yaml`, the paper's run of 300 steps of 260, is started twice with an empty cache of
 `datasets`, and ended as its first step begins. Prints JSON: for each start seconds from the command to the first step,
-and of each rank, and of the processes that tokenise for it, CPU seconds and the greatest resident memory.
+and of each rank, and of the processes that tokenise for it, CPU seconds and the greatest resident memory; files that
+are mapped, which ranks share, count in it, but not in ``own_gb``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,8 @@ class FirstStep(pl.Callback):
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         used = {who: resource.getrusage(getattr(resource, f"RUSAGE_{who.upper()}")) for who in ("self", "children")}
-        found = {"at": time.time()}
+        anonymous = next(line for line in Path("/proc/self/status").read_text().splitlines() if "RssAnon" in line)
+        found = {"at": time.time(), "own_gb": round(int(anonymous.split()[1]) / 1e6, 2)}
         for who, usage in used.items():
             found[f"{who}_gb"] = round(usage.ru_maxrss / 1e6, 2)
             found[f"{who}_cpu_seconds"] = round(usage.ru_utime + usage.ru_stime, 1)

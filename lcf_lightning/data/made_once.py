@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tokenizers
 import transformers
+from lightning.pytorch.utilities import rank_zero_warn
 from transformers import PreTrainedTokenizerBase
 
+from lcf_lightning.errors import reason
 from lcf_lightning.files import turn
 
 if TYPE_CHECKING:
@@ -32,7 +34,7 @@ def made_once(
     """The table of what ``make`` makes of ``places``, in their order.
 
     It is kept in the cache folder of `datasets` (``HF_DATASETS_CACHE``). Whoever comes first makes it; others wait, and
-    read it. It is written aside and renamed.
+    read it. It is written aside and renamed; one that cannot be read is made again, with a warning.
 
     Args:
         what: What the progress bar calls it.
@@ -56,15 +58,20 @@ def made_once(
         return table.map(make, new_fingerprint=uuid.uuid4().hex, **options)
     name = digest_of(key, hashlib.sha256(np.asarray(places, np.int64).tobytes()).hexdigest())
     folder = Path(datasets.config.HF_DATASETS_CACHE) / "lcf_lightning"
+    options |= {
+        "cache_file_name": str(folder / f"{name}.arrow"),
+        "new_fingerprint": name,
+        "num_proc": processes if 1 < processes <= len(table) // _BATCH else None,
+    }
     with turn(folder / f"{key}.lock"):
-        return table.map(
-            make,
-            cache_file_name=str(folder / f"{name}.arrow"),
-            load_from_cache_file=True,
-            new_fingerprint=name,
-            num_proc=processes if 1 < processes <= len(table) // _BATCH else None,
-            **options,
-        )
+        kept = list(folder.glob(f"{name}*.arrow"))
+        try:
+            return table.map(make, load_from_cache_file=True, **options)
+        except (OSError, ValueError) as error:  # ArrowInvalid is one
+            if not kept:
+                raise
+            rank_zero_warn(f"{kept[0]} is damaged ({reason(error)}); made anew.")
+            return table.map(make, load_from_cache_file=False, **options)
 
 
 def digest_of(*parts: Any) -> str:

@@ -99,6 +99,16 @@ def test_what_is_read_is_what_would_be_written(start: Start) -> None:
         assert batch.dropped_spans == anew.dropped_spans == 0
 
 
+def test_a_damaged_file_is_made_again(start: Start, cache: Path, calls: list[str]) -> None:
+    first = tokens_of(start())
+    damaged = max(cache.glob("*.arrow"), key=lambda file: file.stat().st_size)
+    damaged.write_bytes(damaged.read_bytes()[:-4_000])
+    with pytest.warns(UserWarning, match=f"{damaged.name} is damaged .*; made anew"):
+        second = tokens_of(start())
+    assert len(calls) == 40 + 36
+    assert [batch.ids for batch in first] == [batch.ids for batch in second]
+
+
 @pytest.mark.slow
 def test_several_processes_write_the_same(start: Start, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = tokens_of(start())
