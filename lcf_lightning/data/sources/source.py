@@ -81,6 +81,8 @@ class RowExamples(Sequence[Example]):
 class RowSource(Source):
     """A data set of rows, on the hub or in local files; validation rows are held out of the training rows.
 
+    A row of a training file that cannot be understood is left out, with a warning; one of a test file is an error.
+
     Args:
         train: Hub id (``owner/name``), or a local JSON lines or parquet file, possibly gzipped; null for none.
         test: The same, for the test split; null if that is the validation split.
