@@ -91,6 +91,7 @@ def started(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         "--model.sharer", json.dumps({"path": str(folder / "sharer"), "dtype": "float32"}),
         "--model.receiver", json.dumps({"path": str(folder / "receiver"), "dtype": "float32"}),
         "--data.num_workers", str(args.workers), "--trainer.max_steps", str(args.steps),
+        "--trainer.val_check_interval", str(min(6_500, 65 * args.steps)),
         "--trainer.accelerator", "cpu", "--trainer.devices", str(args.ranks), "--trainer.precision", "32-true",
         "--trainer.strategy", "ddp" if args.ranks > 1 else "auto", "--trainer.enable_progress_bar", "false",
         "--trainer.default_root_dir", str(folder / "run"), "--trainer.callbacks+", "startup.FirstStep",
