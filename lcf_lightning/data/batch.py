@@ -79,6 +79,8 @@ class Collator:
         reads = self.sharer.settings.sharer_reads
         if reads != "own":
             raise SettingError(f"sharer_reads={reads!r} must be own where the two models read different texts.")
+        if (total := self.sharer.settings.max_total_tokens) is not None:
+            raise SettingError(f"max_total_tokens={total} must be null where the two models read different texts.")
 
     @classmethod
     def of(
@@ -140,7 +142,7 @@ class Collator:
     def _answer(self, example: Example) -> list[int]:
         return self.receiver.answer(example.answers[0])
 
-    def fits(self, written: Written) -> bool:
+    def fits(self, example: Example, written: Written) -> bool:
         """Whether an example may be trained on; here spans that exceed a limit have been dropped already."""
         return True
 

@@ -288,7 +288,8 @@ class SharedContextDataModule(PairDataModule):
                 for example in require_read_by_both(source, source.examples("test", self.seed))
             ]
         examples = self.source.examples(split, self.seed)
-        limits = self.prompts.max_sharer_tokens is not None or self.prompts.max_receiver_tokens is not None
+        names = ("max_sharer_tokens", "max_receiver_tokens", "max_total_tokens")
+        limits = any(getattr(self.prompts, name) is not None for name in names)
         if split != "test" and (limits or (split == "train" and self.group_by_length)):
             return self._write(split, examples, collator)
         return require_read_by_both(self.source, examples)

@@ -50,11 +50,14 @@ class SharedCollator(Collator):
         sharer, receiver, index = (_kept if self.keeps else _aligned)(self, example)
         return Written([sharer], receiver, self._answer(example), index)
 
-    def fits(self, written: Written) -> bool:
-        """Whether both models' prompts of an example keep to their limits."""
-        settings = self.sharer.settings
-        limits = ((written.sharers[0], settings.max_sharer_tokens), (written.receiver, settings.max_receiver_tokens))
-        return all(limit is None or len(prompt.ids) <= limit for prompt, limit in limits)
+    def fits(self, example: Example, written: Written) -> bool:
+        """Whether both models' prompts of an example, alone and with its answer, keep to their limits."""
+        settings, answer = self.sharer.settings, example.answers[0]
+        sides = (
+            (self.reader, written.sharers[0], settings.max_sharer_tokens),
+            (self.receiver, written.receiver, settings.max_receiver_tokens),
+        )
+        return all(side.fits(prompt, answer, limit) for side, prompt, limit in sides)
 
     def _sharers(self, written: Sequence[Written]) -> tuple[Tokens, Tensor]:
         tokens = pad_left([row.sharers[0] for row in written], self.reader.pad_id)

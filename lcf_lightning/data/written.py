@@ -95,7 +95,8 @@ class Writing:
             written = self.collator.write_for_training(example)
         except (TypeError, ValueError) as error:  # a text that a tokenizer or a chat template does not take
             return _to_row(_NOTHING, example, f"{example.id!r}: {error}")
-        return _to_row(written, example, "") if self.collator.fits(written) else _to_row(_NOTHING, example, _LONG)
+        fits = self.collator.fits(example, written)
+        return _to_row(written, example, "") if fits else _to_row(_NOTHING, example, _LONG)
 
 
 def write_all(

@@ -34,7 +34,7 @@ def test_an_example_too_long_for_either_side_does_not_fit(spec: Spec, side: str)
         tokenizers = load_tokenizer(spec("llama")), load_tokenizer(spec("qwen3"))
         collator = SharedCollator.of(settings, *tokenizers)
         assert isinstance(collator, SharedCollator)
-        assert collator.fits(collator.write(example, 1)) is fits
+        assert collator.fits(example, collator.write(example, 1)) is fits
 
 
 def test_a_fit_goes_on_with_as_many_examples_at_once(make: Make) -> None:
