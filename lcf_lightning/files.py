@@ -6,7 +6,8 @@ import fcntl
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -36,6 +37,23 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
             error.filename = str(path)
         aside.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def turn(file: Path) -> Iterator[None]:
+    """One process at a time, the others wait; the kernel lets go of ``file`` when a process ends, however that ends.
+
+    Where the file system has no locks nobody waits.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("a") as opened:
+        with suppress(OSError):
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                fcntl.flock(opened, fcntl.LOCK_UN)  # at once, though children may have the file open
 
 
 class FolderLock:

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lcf_lightning.data.batch import Collator, SharedCollator
+from lcf_lightning.data.batch import Collator
 from lcf_lightning.data.example import Passage
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.prompts import History, PromptEncoder
+from lcf_lightning.data.shared import SharedCollator
 from lcf_lightning.data.tokens import Encoded
 from lcf_lightning.link import Link, Role, spec_of
 from lcf_lightning.models.spec import ModelSpec, load_tokenizer

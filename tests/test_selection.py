@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from lcf_lightning import LCFModule, ModelSpec
-from lcf_lightning.data.batch import Batch, SharedCollator
+from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompt_settings import PromptSettings
+from lcf_lightning.data.shared import SharedCollator
 from lcf_lightning.data.tokens import Encoded, pad_left
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import find_arm

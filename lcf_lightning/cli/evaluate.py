@@ -43,7 +43,7 @@ from lcf_lightning.link import Link
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.writer import Writer
 
-_ANYHOW = ("batch_size", "eval_batch_size", "num_workers")  # data settings that change no answer
+_ANYHOW = ("batch_size", "eval_batch_size", "eval_batch_tokens", "group_by_length", "num_workers")  # change no answer
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -13,11 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lcf_lightning.data.alignment import Indexes, align, align_places, padded_places, require_one_vocabulary
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.prompts import PromptEncoder
-from lcf_lightning.data.tokens import Encoded, Tokens, extent_of, pad_left, pad_right
+from lcf_lightning.data.tokens import Encoded, Tokens, Written, extent_of, pad_left, pad_right
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.host import Extent, to_device
 
@@ -108,8 +106,20 @@ class Collator:
 
     def train(self, examples: Sequence[Example]) -> Batch:
         """A batch of examples, each with as many sharers as its id says."""
-        most = self.sharer.settings.sharers
-        return self.collate(examples, [random.Random(example.id).randint(1, most) for example in examples])
+        return self.batch(examples, [self.write_for_training(example) for example in examples])
+
+    def train_written(self, rows: Sequence[tuple[Example, Written]]) -> Batch:
+        """A batch of examples that were written before."""
+        examples, written = zip(*rows, strict=True)
+        return self.batch(examples, written)
+
+    def write_for_training(self, example: Example) -> Written:
+        """An example as it is trained on: with as many sharers as its id says.
+
+        Raises:
+            DataError: If it cannot be written within the limits.
+        """
+        return self.write(example, random.Random(example.id).randint(1, self.sharer.settings.sharers))
 
     def evaluate(self, pairs: Sequence[tuple[Example, Example]]) -> Batch:
         """The batch of ``(example, partner)`` pairs, with all sharers."""
@@ -131,15 +141,47 @@ class Collator:
 
     def collate(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:
         """A batch of examples, each with so many sharers."""
-        groups = [
-            self._sharer_prompts(row.id, row.sharer_reads, row.question, count)
-            for row, count in zip(examples, sharers, strict=True)
-        ]
-        receiver = [self.receiver.prompt(example.receiver_reads, example.question) for example in examples]
-        tokens, index = self._grouped(groups)
-        dropped = sum(prompt.dropped for group in groups for prompt in group)
-        extent = extent_of(groups, self.sharer.settings.send_tokens)
-        return self._batch(examples, tokens, index, receiver, dropped, extent)
+        return self.batch(examples, [self.write(*each) for each in zip(examples, sharers, strict=True)])
+
+    def write(self, example: Example, sharers: int) -> Written:
+        """An example as tokens, with so many sharers."""
+        return Written(
+            self._sharer_prompts(example.id, example.sharer_reads, example.question, sharers),
+            self.receiver.prompt(example.receiver_reads, example.question),
+            self._answer(example),
+        )
+
+    def _answer(self, example: Example) -> list[int]:
+        return self.receiver.answer(example.answers[0])
+
+    def fits(self, example: Example, written: Written) -> bool:
+        """Whether an example may be trained on; here spans that exceed a limit have been dropped already."""
+        return True
+
+    def batch(self, examples: Sequence[Example], written: Sequence[Written]) -> Batch:
+        """Examples and what was written of them as tensors."""
+        sharer, index, extent = self._sharers(written)
+        receiver = [row.receiver for row in written]
+        prompt = self.receiver.split(receiver)
+        answers, mask = pad_right([row.answer for row in written], self.receiver.pad_id)
+        return Batch(
+            examples=tuple(examples),
+            prompts=self.receiver.settings,
+            sharer=sharer,
+            index=index,
+            receiver=prompt.ahead,
+            question=prompt.question,
+            last=prompt.last,
+            answers=answers,
+            answer_mask=mask,
+            dropped_spans=sum(prompt.dropped for row in written for prompt in (*row.sharers, row.receiver)),
+            extent=extent,
+        )
+
+    def _sharers(self, written: Sequence[Written]) -> tuple[Tokens, Tensor, Extent]:
+        """What the sharers read, and the batch's ``index`` and ``extent``."""
+        groups = [row.sharers for row in written]
+        return *self._grouped(groups), extent_of(groups, self.sharer.settings.send_tokens)
 
     def message_of(
         self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]], to: Sequence[Example]
@@ -191,105 +233,3 @@ class Collator:
                 first += max(row.spans) + 1
         tokens = pad_left(rows, self.sharer.pad_id, self.sharer.settings.send_tokens)
         return tokens, tokens.spans.reshape(len(groups), -1)
-
-    def _batch(
-        self,
-        examples: Sequence[Example],
-        sharer: Tokens,
-        index: Tensor,
-        receiver: Sequence[Encoded],
-        dropped: int,
-        extent: Extent,
-    ) -> Batch:
-        prompt = self.receiver.split(receiver)
-        answers, mask = pad_right([self.receiver.answer(row.answers[0]) for row in examples], self.receiver.pad_id)
-        return Batch(
-            examples=tuple(examples),
-            prompts=self.receiver.settings,
-            sharer=sharer,
-            index=index,
-            receiver=prompt.ahead,
-            question=prompt.question,
-            last=prompt.last,
-            answers=answers,
-            answer_mask=mask,
-            dropped_spans=dropped + sum(prompt.dropped for prompt in receiver),
-            extent=extent,
-        )
-
-
-@dataclass(frozen=True)
-class SharedCollator(Collator):
-    """Writes each example once for both models of a pair that reads the same text, and aligns their tokens.
-
-    Attributes:
-        keeps: Whether prompts and alignments are kept, for the epochs to come.
-    """
-
-    keeps: bool = False
-
-    def __post_init__(self) -> None:
-        if self.sharer.settings.sharers != 1:
-            raise SettingError(
-                f"sharers={self.sharer.settings.sharers} must be 1 where both models read the same text."
-            )
-        for name in ("reread", "send_tokens"):
-            value = getattr(self.sharer.settings, name)
-            if value is not None:
-                raise SettingError(f"{name}={value!r} must be null where both models read the same text.")
-        if self.reader is self.receiver:
-            require_one_vocabulary(self.sharer.tokenizer, self.receiver.tokenizer)
-
-    @property
-    def reader(self) -> PromptEncoder:
-        """What writes the sharer's prompts: its own encoder, or the receiver's (``prompts.sharer_reads``)."""
-        return self.sharer if self.sharer.settings.sharer_reads == "own" else self.receiver
-
-    def collate(self, examples: Sequence[Example], sharers: Sequence[int]) -> Batch:
-        align = _kept if self.keeps else _aligned
-        prompts = [align(self, example) for example in examples]
-        tokens = pad_left([sharer for sharer, _, _ in prompts], self.reader.pad_id)
-        index = [index[: receiver.ahead] for _, receiver, index in prompts]  # the rest is read on the edited cache
-        places, receiver = padded_places(index, tokens.mask), [receiver for _, receiver, _ in prompts]
-        return self._batch(examples, tokens, places, receiver, 0, Extent(spans=0, tokens=places.shape[1]))
-
-    def sharer_tokens(self, example: Example) -> int:
-        return len(self.reader.shared_prompt(example)[0].ids)
-
-    def form(self, example: Example) -> tuple[int, ...]:
-        """How many choices, earlier turns, and lines of each content an example has.
-
-        Of two examples of one form a message keeps its lines: see `align_places`.
-        """
-        lines = [content.count("\n") for content in self.reader.contents(example)]
-        return len(example.choices), len(example.history), *lines
-
-    def message_of(
-        self, examples: Sequence[Example], passages: Callable[[Example], tuple[Passage, ...]], to: Sequence[Example]
-    ) -> tuple[Tokens, Tensor]:
-        # Another example's text has no character in common with the receiver's: only the place is left.
-        prompts, index = [], []
-        for example, own in zip(examples, to, strict=True):
-            prompt, said = self.reader.shared_prompt(example)
-            receiver, read = self.receiver.shared_prompt(own)
-            places = align_places(said, self.reader.contents(example), read, self.receiver.contents(own))
-            prompts.append(prompt)
-            index.append(places[: receiver.ahead])  # as in training, the rest counts, though it is not edited
-        tokens = pad_left(prompts, self.reader.pad_id)
-        return tokens, padded_places(index, tokens.mask)
-
-    def fits(self, example: Example) -> bool:
-        """Whether both models' prompts of an example, alone and with its answer, keep to their limits."""
-        settings = self.sharer.settings
-        limits = ((self.reader, settings.max_sharer_tokens), (self.receiver, settings.max_receiver_tokens))
-        return all(side.fits(example, limit) for side, limit in limits)
-
-
-def _aligned(collator: SharedCollator, example: Example) -> tuple[Encoded, Encoded, Indexes]:
-    """Both prompts of an example, and the sharer token of every receiver token."""
-    sharer, sharer_layout = collator.reader.shared_prompt(example)
-    receiver, receiver_layout = collator.receiver.shared_prompt(example)
-    return sharer, receiver, align(sharer_layout, receiver_layout, collator.sharer.settings.alignment)
-
-
-_kept = lru_cache(maxsize=4_096)(_aligned)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,17 +10,20 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.overrides.distributed import UnrepeatedDistributedSampler
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
-from lcf_lightning.data.batch import Batch, Collator, SharedCollator
+from lcf_lightning.data.batch import Batch, Collator
+from lcf_lightning.data.checks import require_ids, require_read_by_both
 from lcf_lightning.data.example import Example
-from lcf_lightning.data.loader import ResumableLoader, ResumableSampler
-from lcf_lightning.data.partition import mismatched_partners, shared_text
+from lcf_lightning.data.limited import Rows, TokenBatches
+from lcf_lightning.data.loader import GroupedSampler, ResumableLoader, ResumableSampler, examples_taken
+from lcf_lightning.data.partition import mismatched_partners, shared_text, shuffled
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sample import sample
+from lcf_lightning.data.shared import SharedCollator, read_alike
 from lcf_lightning.data.sources.source import Source, Split
+from lcf_lightning.data.written import Writing, WrittenExamples, write_all
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.models.spec import ModelSpec, load_tokenizer
 
@@ -38,6 +40,10 @@ class PairDataModule(pl.LightningDataModule):
         prompts: How examples become prompts.
         seed: Decides the splits, who reads what, the training order and the mismatched partners.
         num_workers: Processes that encode batches; 0 encodes in the training process.
+        group_by_length: Whether training batches hold examples of like length (`GroupedSampler`). What a fit takes is
+            then written as tokens before it begins, and kept on disk (`write_all`).
+        eval_batch_tokens: An evaluation batch's examples times the tokens of its longest, at most: those of both
+            models' prompts and of the answer. A longer example is a batch of its own. Null for no limit.
 
     Raises:
         SettingError: If a setting is out of range.
@@ -53,6 +59,8 @@ class PairDataModule(pl.LightningDataModule):
         prompts: PromptSettings = PromptSettings(),  # noqa: B008 - frozen
         seed: int = 42,
         num_workers: int = 0,
+        group_by_length: bool = False,
+        eval_batch_tokens: int | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
@@ -60,10 +68,14 @@ class PairDataModule(pl.LightningDataModule):
                 raise SettingError(f"{name}={value} must be at least 1.")
         if num_workers < 0:
             raise SettingError(f"num_workers={num_workers} must be at least 0.")
+        if eval_batch_tokens is not None and eval_batch_tokens < 1:
+            raise SettingError(f"eval_batch_tokens={eval_batch_tokens} must be at least 1, or null for no limit.")
         self.source, self.sharer, self.receiver = source, sharer, receiver
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.prompts, self.seed, self.num_workers = prompts, seed, num_workers
+        self.group_by_length, self.eval_batch_tokens = group_by_length, eval_batch_tokens
         self._examples: dict[Split, Sequence[Example]] = {}
+        self._written: dict[Split, WrittenExamples] = {}
         self._collator: Collator | None = None
 
     @abstractmethod
@@ -71,12 +83,28 @@ class PairDataModule(pl.LightningDataModule):
         """What writes the prompts."""
 
     def _read(self, split: Split, collator: Collator) -> Sequence[Example]:
-        """The examples of a split."""
-        return self.source.examples(split, self.seed)
+        """The examples of a split; those of the training split as tokens too, where batches are grouped."""
+        examples = self.source.examples(split, self.seed)
+        return self._write(split, examples, collator) if split == "train" and self.group_by_length else examples
 
-    def _partners(self, examples: Sequence[Example], collator: Collator) -> list[int]:
+    def _write(self, split: Split, examples: Sequence[Example], collator: Collator) -> Sequence[Example]:
+        """Those of a split's examples that fit, which are kept as tokens; of grouped ones as many as a fit takes."""
+        order: Sequence[int] = range(len(examples))
+        enough = None
+        if split == "train" and self.group_by_length:
+            order, enough = shuffled(order, f"train/{self.seed}"), examples_taken(self.trainer, self.batch_size)
+        make = Writing(examples, collator, str(self.source))
+        written = self._written[split] = write_all(make, split, order, enough, self.num_workers)
+        return Subset(examples, written.places.tolist())  # type: ignore[arg-type, return-value] # but no Sequence
+
+    def _partners(self, split: Split, examples: Sequence[Example], collator: Collator) -> list[int]:
         """For every example the one whose message is the wrong one for it."""
-        return mismatched_partners(examples, [collator.sharer_tokens(example) for example in examples], self.seed)
+        return mismatched_partners(examples, self._sharer_tokens(split, examples, collator), self.seed)
+
+    def _sharer_tokens(self, split: Split, examples: Sequence[Example], collator: Collator) -> Sequence[int]:
+        if split in self._written:
+            return [int(tokens) for tokens in self._written[split].sharer_tokens]
+        return [collator.sharer_tokens(example) for example in examples]
 
     def setup(self, stage: str) -> None:
         splits: dict[str, tuple[Split, ...]] = {
@@ -85,11 +113,9 @@ class PairDataModule(pl.LightningDataModule):
         if self._collator is None:
             self._collator = self._make_collator(load_tokenizer(self.sharer), load_tokenizer(self.receiver))
         for split in splits[stage]:
-            if split not in self._examples:
+            if split not in self._examples or (split == "train" and self.group_by_length):  # another fit may take more
                 examples = self._read(split, self._collator)
-                if split != "train":
-                    _require_ids(examples, split)
-                self._examples[split] = examples
+                self._examples[split] = examples if split == "train" else require_ids(examples, split)
 
     def train_dataloader(self) -> ResumableLoader:
         assert self._collator is not None, "setup() runs first"
@@ -99,19 +125,18 @@ class PairDataModule(pl.LightningDataModule):
             raise DataError(
                 f"batch_size={self.batch_size} is more than train split gives: {count} examples on {ranks} processes."
             )
-        sampler = ResumableSampler(
-            self._examples["train"],  # type: ignore[arg-type]
-            num_replicas=self.trainer.world_size,
-            rank=self.trainer.global_rank,
-            seed=self.seed,
-            drop_last=True,
-        )
+        written, rank = self._written.get("train"), self.trainer.global_rank
+        dataset: Any = self._examples["train"] if written is None else written
+        if written is not None and self.group_by_length:
+            sampler: ResumableSampler = GroupedSampler(written.tokens, self.batch_size, ranks, rank, self.seed)
+        else:
+            sampler = ResumableSampler(dataset, num_replicas=ranks, rank=rank, seed=self.seed, drop_last=True)
         loader = ResumableLoader(
-            self._examples["train"],  # type: ignore[arg-type]
+            dataset,
             sampler=sampler,
             batch_size=self.batch_size,
             drop_last=True,
-            collate_fn=self._collator.train,
+            collate_fn=self._collator.train if written is None else self._collator.train_written,
             **self._loading,
         )
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
@@ -127,14 +152,10 @@ class PairDataModule(pl.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """How many examples the ranks take at once, by which a place in an epoch is counted."""
         assert self.trainer is not None, "a Trainer saves this"
-        return {"examples": self.batch_size * self.trainer.world_size}
+        return {"examples": self.batch_size * self.trainer.world_size, "group_by_length": self.group_by_length}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Refuse to continue a fit with batches of another size, which would skip examples or repeat them.
-
-        Raises:
-            SettingError: If batch size times processes is not what it was.
-        """
+        """Refuse to continue a fit with other batches, which would skip examples or repeat them: a SettingError."""
         assert self.trainer is not None, "a Trainer restores this"
         own = self.batch_size * self.trainer.world_size
         if self.trainer.state.fn == TrainerFn.FITTING and own != state["examples"]:
@@ -142,6 +163,9 @@ class PairDataModule(pl.LightningDataModule):
                 f"batch_size={self.batch_size} on {self.trainer.world_size} processes gives {own} examples at once; "
                 f"to continue this fit it must be {state['examples']}, as it was."
             )
+        grouped = state.get("group_by_length", False)  # which a fit of before does not say
+        if self.trainer.state.fn == TrainerFn.FITTING and self.group_by_length != grouped:
+            raise SettingError(f"group_by_length={self.group_by_length} must be {grouped} to continue this fit.")
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader("validation")
@@ -155,11 +179,8 @@ class PairDataModule(pl.LightningDataModule):
     def read_by_both(self, texts: int) -> Iterator[Batch]:
         """What the sharer reads of up to ``texts`` training examples, as both models would read it, one by one."""
         assert self._collator is not None, "setup() runs first"
-        settings = replace(self.prompts, sharers=1, reread=None, send_tokens=None)
-        collator = SharedCollator.of(settings, self._collator.sharer.tokenizer, self._collator.receiver.tokenizer)
-        train = self._examples["train"]
-        for place in range(min(texts, len(train))):
-            example = train[place]
+        collator, train = read_alike(self._collator), self._examples["train"]
+        for example in map(train.__getitem__, range(min(texts, len(train)))):
             yield collator.train([replace(example, shared=example.sharer_reads, sharer=(), receiver=())])
 
     def size(self, split: Split) -> int:
@@ -187,15 +208,27 @@ class PairDataModule(pl.LightningDataModule):
             raise DataError(f"{split} split has {len(places)} examples; {world_size} processes need at least one each.")
         rows: list[Any] = [examples[place] for place in places]
         if split != "train":
-            partners = self._partners(examples, self._collator)
+            partners = self._partners(split, examples, self._collator)
             rows = [(examples[place], examples[partners[place]]) for place in places]
+        own = UnrepeatedDistributedSampler(rows, num_replicas=world_size, rank=rank, shuffle=False)
+        options: dict[str, Any] = {"sampler": own, "batch_size": self.eval_batch_size}
+        if self.eval_batch_tokens is not None:
+            tokens = self._tokens(split, examples, places)
+            batches = TokenBatches(own, tokens, self.eval_batch_size, self.eval_batch_tokens)
+            options = {"sampler": batches, "batch_size": None}
         return DataLoader(
-            rows,  # type: ignore[arg-type]
-            sampler=UnrepeatedDistributedSampler(rows, num_replicas=world_size, rank=rank, shuffle=False),
-            batch_size=self.eval_batch_size,
+            Rows(rows),  # type: ignore[arg-type]
             collate_fn=self._collator.train if split == "train" else self._collator.evaluate,
             **self._loading,
+            **options,
         )
+
+    def _tokens(self, split: Split, examples: Sequence[Example], places: Sequence[int]) -> list[int]:
+        """How many tokens both models read and write of some of a split's examples."""
+        assert self._collator is not None
+        if split in self._written:
+            return [int(self._written[split].tokens[place]) for place in places]
+        return [self._collator.write(examples[place], self.prompts.sharers).tokens for place in places]
 
 
 class ContextMismatchDataModule(PairDataModule):
@@ -217,7 +250,9 @@ class SharedContextDataModule(PairDataModule):
         prompts: How examples become prompts. Training and validation leave out examples that exceed a token limit.
         benchmarks: By name, the sources whose test splits together are the test split; by default that of ``source``.
         seed: Decides the splits, the training order and the mismatched partners.
-        num_workers: Processes that encode batches; 0 encodes in the training process.
+        num_workers: As in `PairDataModule`.
+        group_by_length: As in `PairDataModule`.
+        eval_batch_tokens: As in `PairDataModule`.
 
     Raises:
         SettingError: If a setting is out of range.
@@ -234,12 +269,17 @@ class SharedContextDataModule(PairDataModule):
         benchmarks: dict[str, Source] | None = None,
         seed: int = 42,
         num_workers: int = 0,
+        group_by_length: bool = False,
+        eval_batch_tokens: int | None = None,
     ) -> None:
         if source.mismatched:
             raise SettingError(
                 f"source={source} is for ContextMismatchDataModule only: here both models read what the sharer reads."
             )
-        super().__init__(source, sharer, receiver, batch_size, eval_batch_size, prompts, seed, num_workers)
+        super().__init__(
+            source, sharer, receiver, batch_size, eval_batch_size, prompts, seed, num_workers, group_by_length,
+            eval_batch_tokens,
+        )  # fmt: skip
         self.benchmarks = benchmarks or {}
 
     def _make_collator(self, sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> Collator:
@@ -251,44 +291,16 @@ class SharedContextDataModule(PairDataModule):
             return [
                 replace(example, id=f"{name}/{example.id}", benchmark=name)
                 for name, source in self.benchmarks.items()
-                for example in _both_read(source, source.examples("test", self.seed))
+                for example in require_read_by_both(source, source.examples("test", self.seed))
             ]
-        examples = _both_read(self.source, super()._read(split, collator))
+        examples = self.source.examples(split, self.seed)
+        names = ("max_sharer_tokens", "max_receiver_tokens", "max_total_tokens")
+        limits = any(getattr(self.prompts, name) is not None for name in names)
+        if split != "test" and (limits or (split == "train" and self.group_by_length)):
+            return self._write(split, examples, collator)
+        return require_read_by_both(self.source, examples)
+
+    def _partners(self, split: Split, examples: Sequence[Example], collator: Collator) -> list[int]:
         assert isinstance(collator, SharedCollator)
-        kept = [place for place, example in enumerate(examples) if split == "test" or collator.fits(example)]
-        if len(kept) < len(examples):
-            rank_zero_info(f"{split} split: {len(examples) - len(kept)} of {len(examples)} examples are too long.")
-        if not kept:
-            raise DataError(f"{split} split: all {len(examples)} examples exceed the token limits of prompts.")
-        return Subset(examples, kept)  # type: ignore[arg-type, return-value] # a sequence, if not by inheritance
-
-    def _partners(self, examples: Sequence[Example], collator: Collator) -> list[int]:
-        assert isinstance(collator, SharedCollator)
-        lengths = [collator.sharer_tokens(example) for example in examples]
-        return mismatched_partners(examples, lengths, self.seed, shared_text, [collator.form(row) for row in examples])
-
-
-def _both_read(source: Source, examples: Sequence[Example]) -> Sequence[Example]:
-    """``examples``, if none has passages that only one of the two reads; else a DataError."""
-    dealt = next((example for example in examples if example.sharer or example.receiver), None)
-    if dealt is not None:
-        raise DataError(
-            f"source={source} gives {dealt.id!r} passages of one side only; SharedContextDataModule "
-            "needs a source whose examples both read, such as Chat, or else take ContextMismatchDataModule."
-        )
-    return examples
-
-
-def _require_ids(examples: Sequence[Example], split: Split) -> None:
-    """Refuse two examples of one id, which an evaluation would count once: a DataError that names both."""
-    seen: dict[str, str] = {}
-    counts: Counter[str] = Counter()
-    for example in examples:
-        counts[example.benchmark] += 1
-        here = f"example {counts[example.benchmark]}"
-        here += f" of benchmark {example.benchmark!r}" if example.benchmark else ""
-        if example.id in seen:
-            raise DataError(
-                f"{split} split: ids must differ; {example.id!r} is the id of {seen[example.id]} and of {here}."
-            )
-        seen[example.id] = here
+        lengths, forms = self._sharer_tokens(split, examples, collator), [collator.form(row) for row in examples]
+        return mismatched_partners(examples, lengths, self.seed, shared_text, forms)

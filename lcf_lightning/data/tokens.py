@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lcf_lightning.data.alignment import Indexes
 from lcf_lightning.host import Extent, to_device
 
 
@@ -32,6 +33,28 @@ class Encoded:
     def ahead(self) -> int:
         """How many tokens a receiver can read before a message: all but those that begin the answer, or the last."""
         return len(self.ids) - max(1, self.begun)
+
+
+@dataclass(frozen=True)
+class Written:
+    """One example as tokens, for both models.
+
+    Attributes:
+        sharers: What each sharer reads before it sends a message.
+        receiver: What the receiver reads.
+        answer: Token ids of the answer and the end of sequence.
+        index: Where both read the same text, the sharer's token of every receiver's; else None.
+    """
+
+    sharers: Sequence[Encoded]
+    receiver: Encoded
+    answer: list[int]
+    index: Indexes | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens both models read, and write, of it."""
+        return sum(len(prompt.ids) for prompt in (*self.sharers, self.receiver)) + len(self.answer)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from lcf_lightning import ModelSpec, SharedContextDataModule
-from lcf_lightning.data.batch import Batch, Collator, SharedCollator, _kept
+from lcf_lightning.data.batch import Batch, Collator
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompt_settings import PromptSettings
+from lcf_lightning.data.shared import SharedCollator, _kept
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.models.spec import load_tokenizer
 from tests.data.conftest import Listed

@@ -8,10 +8,11 @@ import pytest
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lcf_lightning import ModelSpec
-from lcf_lightning.data.batch import Collator, SharedCollator
+from lcf_lightning.data.batch import Collator
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.parsing import parse_passages
 from lcf_lightning.data.prompt_settings import PromptSettings
+from lcf_lightning.data.shared import SharedCollator
 from lcf_lightning.errors import SettingError
 from lcf_lightning.models.spec import load_tokenizer
 from tests.data.conftest import Make, on_rank
@@ -33,7 +34,7 @@ def test_an_example_too_long_for_either_side_does_not_fit(spec: Spec, side: str)
         tokenizers = load_tokenizer(spec("llama")), load_tokenizer(spec("qwen3"))
         collator = SharedCollator.of(settings, *tokenizers)
         assert isinstance(collator, SharedCollator)
-        assert collator.fits(example) is fits
+        assert collator.fits(example, collator.write(example, 1)) is fits
 
 
 def test_a_fit_goes_on_with_as_many_examples_at_once(make: Make) -> None:

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from lcf_lightning import ModelSpec, SharedContextDataModule
-from lcf_lightning.data.batch import Batch, SharedCollator
+from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompt_settings import PromptSettings
+from lcf_lightning.data.shared import SharedCollator
 from lcf_lightning.errors import DataError
 from lcf_lightning.models.spec import load_tokenizer
 from tests.data.conftest import Listed

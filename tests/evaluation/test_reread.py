@@ -11,8 +11,9 @@ import torch
 from lcf_lightning.callbacks import AdapterExport
 
 from lcf_lightning import Channel, LCFModule, ModelSpec
-from lcf_lightning.data.batch import Batch, SharedCollator
+from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompt_settings import PromptSettings
+from lcf_lightning.data.shared import SharedCollator
 from lcf_lightning.errors import GeometryError, SettingError
 from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.caches import ArmCaches, Reading

@@ -7,21 +7,26 @@ import json
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from pickle import PicklingError
+from typing import TYPE_CHECKING, Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_info
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lcf_lightning.data.example import Example
+from lcf_lightning.data.made_once import code_digest, digest_of, made_once
 from lcf_lightning.data.partition import shuffled
 from lcf_lightning.errors import DataError, SettingError, reason
 
 if TYPE_CHECKING:
     import datasets
 
-T = TypeVar("T")
 Split = Literal["train", "validation", "test"]
+_MALFORMED = (KeyError, TypeError, IndexError, ValueError)
+_LARGE = 20_000  # rows; what a smaller table holds is found out anew in a second
+_NAMED = 3  # rows that are left out and named
 
 
 class Source(ABC):
@@ -46,29 +51,36 @@ class Source(ABC):
 
 
 class RowExamples(Sequence[Example]):
-    """Rows of a table as examples, each made when it is asked for.
+    """Some rows of a table as examples, each made when it is asked for.
 
     Args:
         table: The rows, memory-mapped.
         source: Makes the examples.
         seed: Decides who reads what.
+        places: Which rows, in this order.
     """
 
-    def __init__(self, table: datasets.Dataset, source: RowSource, seed: int) -> None:
+    def __init__(self, table: datasets.Dataset, source: RowSource, seed: int, places: Sequence[int]) -> None:
         self._table, self._source, self._seed = table, source, seed
+        self._places = np.asarray(places, np.int64)
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._places)
 
     def __getitem__(self, index: int) -> Example:  # type: ignore[override]
-        return self._source.read(self._table[operator.index(index)], self._seed)
+        return self._source.read(self._table[int(self._places[operator.index(index)])], self._seed)
 
-    def __iter__(self) -> Iterator[Example]:
-        return (self._source.read(row, self._seed) for row in self._table)
+    @property
+    def key(self) -> str | None:
+        """What these examples are a function of; None where that cannot be told."""
+        own = self._source.key(self._table, self._seed)
+        return own and digest_of(own, hashlib.sha256(self._places.tobytes()).hexdigest())
 
 
 class RowSource(Source):
     """A data set of rows, on the hub or in local files; validation rows are held out of the training rows.
+
+    A row of a training file that cannot be understood is left out, with a warning; one of a test file is an error.
 
     Args:
         train: Hub id (``owner/name``), or a local JSON lines or parquet file, possibly gzipped; null for none.
@@ -103,25 +115,28 @@ class RowSource(Source):
             )
         self.train, self.test, self.validation_size = train, test, validation_size
         self.train_limit, self.test_limit = train_limit, test_limit
+        self._tables: dict[tuple[str, str], datasets.Dataset] = {}
+        self._kept: dict[tuple[str, int], list[int]] = {}
 
     def examples(self, split: Split, seed: int) -> Sequence[Example]:
         if split == "test" and self.test is not None:
-            table, kept = self._kept_rows("test", self.test, self.hub_splits[1])
+            table, kept = self._kept_rows("test", self.test, self.hub_splits[1], seed)
             places = kept[: self.test_limit]
         else:
-            table, kept = self._kept_rows("train", self.train, self.hub_splits[0])
+            table, kept = self._kept_rows("train", self.train, self.hub_splits[0], seed)
             places = shuffled(kept, f"validation/{seed}")
             held_out = math.ceil(self.validation_size * (len(places) if self.validation_size < 1 else 1))
             places = places[held_out:][: self.train_limit] if split == "train" else places[:held_out]
             places = places[: self.test_limit] if split == "test" else places
         if not places:
             raise DataError(f"{split} split of {type(self).__name__} is empty; give more rows.")
-        rows = table.select(places)
-        kept = self._distinct(rows, seed)  # a row that cannot be understood is named now, not in the middle of a fit
-        if split == "train" or len(kept) == len(rows):
-            return RowExamples(rows, self, seed)
-        rank_zero_info(f"{split} split of {self}: {len(rows) - len(kept)} rows without an id repeat others; left out.")
-        return RowExamples(rows.select(kept), self, seed)
+        if split == "train":
+            return RowExamples(table, self, seed, places)
+        distinct = self._distinct(table, places, seed)
+        if len(distinct) < len(places):
+            repeated = len(places) - len(distinct)
+            rank_zero_info(f"{split} split of {self}: {repeated} rows without an id repeat others; left out.")
+        return RowExamples(table, self, seed, distinct)
 
     def __str__(self) -> str:
         locations = dict.fromkeys(at for at in (self.train, self.test) if at is not None)
@@ -137,38 +152,98 @@ class RowSource(Source):
 
     def read(self, row: dict[str, Any], seed: int) -> Example:
         """The example of one row, or a DataError that names the row."""
-        return self._understood(row, lambda row: _complete(self.to_example(row, seed)))
+        try:
+            return _complete(self.to_example(row, seed))
+        except _MALFORMED as error:
+            raise DataError(self._misunderstood(row, _problem(error))) from error
 
-    def _distinct(self, rows: datasets.Dataset, seed: int) -> list[int]:
-        """Places of rows, but for those without an id of their own that ask what one before them asks."""
+    def key(self, table: datasets.Dataset, seed: int) -> str | None:
+        """What examples are a function of: the rows, the settings, the code. None where that cannot be told."""
+        import datasets
+
+        code = code_digest(type(self))
+        settings = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        try:
+            return code and digest_of(code, table._fingerprint, datasets.fingerprint.Hasher.hash(settings), seed)
+        except (AttributeError, PicklingError, TypeError, ValueError):  # a setting of somebody's own
+            return None
+
+    def _distinct(self, table: datasets.Dataset, places: Sequence[int], seed: int) -> list[int]:
+        """Those of some rows that have an id of their own, or do not ask what one before them asks."""
         seen: dict[str, int] = {}
         kept = []
-        for place, row in enumerate(rows):
+        for place in places:
+            row = table[place]
             example = self.read(row, seed)
             first = seen.setdefault(example.id, place)
-            if first == place or _own_id(row) is not None or _asks(self.read(rows[first], seed)) != _asks(example):
+            if first == place or _own_id(row) is not None or _asks(self.read(table[first], seed)) != _asks(example):
                 kept.append(place)
         return kept
 
-    def _kept_rows(self, setting: str, location: str | None, hub_split: str) -> tuple[datasets.Dataset, list[int]]:
-        """All rows, memory-mapped, and which of them belong to the data set as configured.
+    def _kept_rows(
+        self, setting: str, location: str | None, hub_split: str, seed: int
+    ) -> tuple[datasets.Dataset, list[int]]:
+        """All rows, memory-mapped, and which of them are understood and belong to the data set as configured.
+
+        A row of a training file that cannot be understood is left out, and named. What is tested on is whole.
+        """
+        if location is None:
+            raise DataError(f"{setting}=null of {type(self).__name__} must be a hub id or a file.")
+        table = self._tables.get((location, hub_split))
+        if table is None:
+            table = self._tables[location, hub_split] = self._rows(setting, location, hub_split)
+        kept = self._kept.get((setting, seed))
+        if kept is None:
+            kept = self._kept[setting, seed] = self._understood(setting, location, table, seed)
+        return table, kept
+
+    def _understood(self, setting: str, location: str, table: datasets.Dataset, seed: int) -> list[int]:
+        """Places of the rows that are understood and belong to the data set as configured.
 
         Not `datasets`' own ``filter``, whose cache knows a method by its name: whoever changes ``keep`` in a file of
         their own would be given the rows that the old one kept.
         """
-        if location is None:
-            raise DataError(f"{setting}=null of {type(self).__name__} must be a hub id or a file.")
-        table = self._rows(setting, location, hub_split)
-        return table, [place for place, row in enumerate(table) if self._understood(row, self.keep)]
 
-    def _understood(self, row: dict[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
-        """``read(row)``, or a DataError that names the row."""
+        def verdicts(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+            columns = table[batch["place"]]
+            rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+            return {"problem": [self._verdict(row, seed) for row in rows]}
+
+        key = self.key(table, seed) if len(table) >= _LARGE else None
+        if key is None:
+            found = verdicts({"place": list(range(len(table)))})["problem"] if len(table) else []
+        else:
+            import datasets
+
+            found = made_once("rows", range(len(table)), verdicts, {"problem": datasets.Value("string")}, key)[:][
+                "problem"
+            ]
+        kept = [place for place, problem in enumerate(found) if problem == ""]
+        bad = [place for place, problem in enumerate(found) if problem]
+        tested = setting == "test" and bad and sum(place < bad[0] for place in kept) < (self.test_limit or len(table))
+        if tested or (bad and not kept):
+            raise DataError(self._misunderstood(table[bad[0]], found[bad[0]]))
+        if bad:
+            named = "; ".join(f"row {place}: {found[place]}" for place in bad[:_NAMED])
+            more = "; …" if len(bad) > _NAMED else ""
+            rank_zero_warn(
+                f"{setting}={location!r}: {len(bad)} of {len(table)} rows cannot be understood and are left out, "
+                f"counted from 0: {named}{more}"
+            )
+        return kept
+
+    def _verdict(self, row: dict[str, Any], seed: int) -> str | None:
+        """What is wrong with a row, empty where nothing is; None if it does not belong to the data set."""
         try:
-            return read(row)
-        except (KeyError, TypeError, IndexError, ValueError) as error:
-            raise DataError(
-                f"{type(self).__name__} cannot understand row {row.get('id', '?')!r}: {type(error).__name__} {error}."
-            ) from error
+            if not self.keep(row):
+                return None
+            _complete(self.to_example(row, seed))
+        except _MALFORMED as error:
+            return _problem(error)
+        return ""
+
+    def _misunderstood(self, row: dict[str, Any], problem: str) -> str:
+        return f"{type(self).__name__} cannot understand row {row.get('id', '?')!r}: {problem}."
 
     def _rows(self, setting: str, location: str, hub_split: str) -> datasets.Dataset:
         import datasets
@@ -206,6 +281,10 @@ def _own_id(row: dict[str, Any]) -> Any:
 def _asks(example: Example) -> tuple[Any, ...]:
     """All that is read of an example before it is answered."""
     return example.question, example.choices, example.history, example.shared, example.sharer, example.receiver
+
+
+def _problem(error: Exception) -> str:
+    return f"{type(error).__name__} {error}"
 
 
 def _complete(example: Example) -> Example:

@@ -1,0 +1,36 @@
+"""What examples of a split must have in common."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from lcf_lightning.data.example import Example
+from lcf_lightning.errors import DataError
+
+
+def require_read_by_both(source: object, examples: Sequence[Example]) -> Sequence[Example]:
+    """``examples``, if none has passages that only one of the two reads; else a DataError that names ``source``."""
+    dealt = next((example for example in examples if example.sharer or example.receiver), None)
+    if dealt is not None:
+        raise DataError(
+            f"source={source} gives {dealt.id!r} passages of one side only; SharedContextDataModule "
+            "needs a source whose examples both read, such as Chat, or else take ContextMismatchDataModule."
+        )
+    return examples
+
+
+def require_ids(examples: Sequence[Example], split: str) -> Sequence[Example]:
+    """``examples``, if no two are of one id, which an evaluation would count once; else a DataError that names both."""
+    seen: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    for example in examples:
+        counts[example.benchmark] += 1
+        here = f"example {counts[example.benchmark]}"
+        here += f" of benchmark {example.benchmark!r}" if example.benchmark else ""
+        if example.id in seen:
+            raise DataError(
+                f"{split} split: ids must differ; {example.id!r} is the id of {seen[example.id]} and of {here}."
+            )
+        seen[example.id] = here
+    return examples
