@@ -56,6 +56,8 @@ class LCFModule(pl.LightningModule):
         prefills: Where both models' prefills are kept, so that later epochs and runs make none; null for nowhere.
         init_from: An adapter folder, or ``owner/name`` on the hub, whose parameters a fit starts from: to go on with
             other data, say. Refused as the fit starts if it is built otherwise. Null for random ones.
+        activation_checkpointing: Whether a training step computes the fuser's blocks twice, to keep less of them in
+            memory. Losses and gradients are the same.
 
     Raises:
         SettingError: If a setting is out of range.
@@ -76,6 +78,7 @@ class LCFModule(pl.LightningModule):
         seed: int = 42,
         prefills: PrefillSettings | None = None,
         init_from: str | None = None,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
@@ -96,6 +99,8 @@ class LCFModule(pl.LightningModule):
         )
         with _seeded(seed):
             self.adapter = CacheAdapter(config)
+        if activation_checkpointing:
+            self.adapter.recompute_blocks()
         self.strict_loading = False  # the frozen models are in no checkpoint; `on_load_checkpoint` checks the adapter
         # Metrics, since Lightning's own mean over ranks rounds an odd number of examples down.
         self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
