@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -34,13 +35,13 @@ class Likelihood(NamedTuple):
 class Continuation:
     """What a model says after each of some tokens.
 
-    Kept are the decoder's hidden states: the logits of four answers of 1,024 tokens are 2.5 GB in float32, and a
-    backward pass needs them four times over. The head is applied to a part of the tokens at a time and, where there
-    are several parts and gradients flow, once more in the backward pass.
+    Kept are the decoder's hidden states, for the logits of four answers of 1,024 tokens are 2.5 GB in float32, which a
+    loss and its gradient hold three times. The head is applied to a part of the tokens at a time and, where there are
+    several parts and gradients flow, once more in the backward pass.
 
     Attributes:
         model: The model.
-        said: What its `reader` said of these tokens, hidden states or, of a whole model, logits; gradients flow into it.
+        said: What its `reader` said of these tokens: hidden states or, of a whole model, logits; with their graph.
     """
 
     model: PreTrainedModel
@@ -68,12 +69,8 @@ class Continuation:
         """How probable ``ids``, ``[batch, tokens]``, int64, are: each after the token that was read in its place."""
         parts = list(self._parts(ids))
         once = len(parts) == 1 or not torch.is_grad_enabled()
-        likelihoods = [
-            self._likelihood(ids, *part) if once else checkpoint(
-                self._likelihood, ids, *part, use_reentrant=False, preserve_rng_state=False
-            )
-            for part in parts
-        ]  # fmt: skip
+        twice = partial(checkpoint, self._likelihood, use_reentrant=False, preserve_rng_state=False)
+        likelihoods = [(self._likelihood if once else twice)(ids, *part) for part in parts]
         return Likelihood(*(torch.cat(side, dim=1) for side in zip(*likelihoods, strict=True)))
 
     def _likelihood(self, ids: Tensor, start: int, stop: int) -> Likelihood:
@@ -94,7 +91,7 @@ class Continuation:
         """
         alone, said = copy(self.model), _Said(type(self.said)(last_hidden_state=hidden))
         decoder = self.reader(self.model)
-        alone._modules = {name: said if part is decoder else part for name, part in self.model.named_children()}
+        alone._modules = {name: said if part is decoder else part for name, part in self.model._modules.items()}
         with torch.autocast(hidden.device.type, enabled=False):  # in the model's own dtype
             logits: Tensor = type(self.model).forward(alone).logits
         return logits

@@ -38,7 +38,11 @@ def test_a_frozen_model_has_its_own_dtype_whatever_surrounds_it(frozen: FrozenMo
         cache = prefill(frozen.model, *left_padded(rows()))
         more, mask = torch.tensor([[7, 8]] * 3), torch.ones(3, 2, dtype=torch.bool)
         extended = extend(frozen.model, cache, more, mask)
-        return continue_from(frozen.model, cache, more, mask).logits(), *extended.keys, generate(frozen, cache, more[:, :1], 3)
+        return (
+            continue_from(frozen.model, cache, more, mask).logits(),
+            *extended.keys,
+            generate(frozen, cache, more[:, :1], 3),
+        )
 
     with torch.no_grad():
         expected = read()
