@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 LOGITS_AT_ONCE = 2**26
 """Logits that are made at once, 268 MB in float32: those of 441 tokens where the vocabulary has 152,000."""
