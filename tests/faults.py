@@ -55,7 +55,8 @@ FAULTS = [
         ("tag.update(body)", "tag.update(body[4:])"),
         ("if key is not None and not hmac.compare_digest(", "if key and not data[_TAG] and not hmac.compare_digest("),
         ("if len(data) > max_bytes:", "if len(data) > max_bytes + 1:"),
-        ("data = _read(file, max_bytes + 1)", "data = file.read()"),
+        ("if key is None and any(data[_TAG]):", "if any(data[_TAG]):"),
+        ("data = _blocks(file, max_bytes + 1)", "data = file.read()"),
         ("len(key) < MIN_KEY_BYTES", "len(key) < MIN_KEY_BYTES - 1"),
         ("return type(value) is int and 1 <= value <= _MAX_COUNT", "return isinstance(value, int) and 1 <= value <= _MAX_COUNT"),
         ("if header.digest(payload) != digest:", "if header.digest(payload)[:1] != digest[:1]:"),
@@ -72,6 +73,22 @@ FAULTS = [
          "if len(several) > 2 and any(message.pooled for message in several):"),
         ("present = (torch.arange(width) >= width - counts[:, None]).to(like.device)",
          "present = (torch.arange(width) < counts[:, None]).to(like.device)"),
+    ),
+    *faults(
+        "channel", "tests/channel/test_warnings.py",
+        ("<= {None, digest_of(history, asked)}:", "<= {None, *(each.prompt for each in several)}:"),
+        ("json.dumps([*map(list, history), question.strip()])", "json.dumps(question.strip())"),
+        ('if idle and "do_sample" not in options:', "if idle:"),
+    ),
+    *faults(
+        "channel", "tests/channel/test_travels.py",
+        ("if known and held_alike(made_for, model):", "if known:"),
+        ("if model.device != found:", "if False:"),
+    ),
+    *faults(
+        "data", "tests/data/sources/test_json_lines.py",
+        ("line {place + 1}: {error}.", "line {place}: {error}."),
+        ('own = _fields(row["text"]).get("id")', "own = None"),
     ),
     *faults("data", "tests/test_many_sharers.py", ("first += max(row.spans) + 1", "first += max(row.spans)")),
     *faults(
@@ -140,7 +157,7 @@ FAULTS = [
     *faults(
         "data", "tests/data/test_trained_on.py",
         ("self.receiver.answer(row.answers[0])", "self.receiver.answer(row.answers[-1])"),
-        ("return all(limit is None or", "return any(limit is None or"),
+        ("return all(side.fits(example, limit)", "return any(side.fits(example, limit)"),
         ('{"examples": self.batch_size * self.trainer.world_size}', '{"examples": self.batch_size}'),
         ("for passage in passages if passage.strip()", "for passage in passages"),
     ),
@@ -165,9 +182,23 @@ FAULTS = [
         ('index = dealt(batch.index.masked_fill(~batch.receiver.mask, -1), ids).clamp(min=0)', "index = dealt(batch.index, ids)"),
     ),
     *faults(
+        "training", "tests/test_training.py",
+        ("trainer.accumulate_grad_batches * trainer.world_size / tokens", "trainer.world_size / tokens"),
+        ("return (losses * tokens).sum()", "return losses.sum()"),
+        ("if not 0 <= steps < math.inf:", "if not steps < math.inf:"),
+        ("or isinstance(strategy, _OTHERS):", "or False:"),
+    ),
+    *faults("evaluation", "tests/test_files.py", ("fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX", "fcntl.LOCK_SH")),
+    *faults(
+        "data", "tests/data/test_shared_context.py",
+        ("with_answer = tokens + len(self.answer(example.answers[0]))", "with_answer = tokens"),
+    ),
+    *faults(
         "evaluation", "tests/evaluation/test_predictions.py",
         ('known[arm, row].partner not in ("", partners.get(row))', "False"),
-        ("known = {(answer.arm, answer.example): answer", "known = {(answer.arm, digest(batches[0].examples[0])): answer"),
+        ("return {(answer.arm, answer.example): answer", "return {(answer.arm, answer.id): answer"),
+        ("if key not in held or _line(held[key]) != _line(row)]", "if key not in held]"),
+        ("list(loader.batch_sampler)[rank() :: dist.get_world_size()]", "list(loader.batch_sampler)[rank() :: 2]"),
         ("            open_ended=True,\n", "            open_ended=False,\n"),
     ),
     *faults(
@@ -196,7 +227,8 @@ FAULTS = [
         ("run.sent = [summaries] if link.shared else by_sharer(", "run.sent = [summaries] or by_sharer("),
         ("if not (index >= 0).any():", "if False:"),
         ("present[0]] for side in kv)), present", ":] for side in kv)), present"),
-        ("run.prompt = digests(batch.receiver)[0] if link.shared else None", "run.prompt = None"),
+        ("run.prompt = digests(batch.receiver)[0]", "run.prompt = None"),
+        ("run.prompt = digest_of(example.history, example.question)", "run.prompt = None"),
         ("apart -= max(0.0,", "apart -= min(0.0,"),
         ('SHARER_STAGES = ("sharer_prefill", "pool", "write")', 'SHARER_STAGES = ("sharer_prefill", "pool")'),
 

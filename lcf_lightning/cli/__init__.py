@@ -37,11 +37,11 @@ def main(args: Sequence[str] | None = None) -> None:
             close = get_close_matches(arguments[0], COMMANDS, 1)
             meant = f"; did you mean {close[0]}?" if close else "."
             raise SettingError(f"command {arguments[0]!r} must be one of {', '.join(COMMANDS)}{meant}")
-        if arguments[0] in run.COMMANDS:
+        if arguments[0] in {*run.COMMANDS, evaluate.COMMAND.name}:
             requeue_between_steps()
         COMMANDS[arguments[0]].run(arguments[1:])
     except Exception as error:
-        explained = explain(error)
+        explained = explain(error, COMMANDS[arguments[0]].again if arguments[0] in COMMANDS else "")
         if explained is None:
             raise
         if isinstance(error, Stopped):

@@ -10,7 +10,6 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lcf_lightning.errors import DivergedError, LCFError, Stopped, reason
 
-_CONTINUE = "the same command with --ckpt_path last continues from the last checkpoint"
 _LESS_MEMORY = (
     "lower data.batch_size (trainer.accumulate_grad_batches keeps the global batch), data.eval_batch_size, "
     "data.prompts.max_sharer_tokens, max_receiver_tokens or max_answer_tokens, set model.activation_checkpointing, or "
@@ -22,8 +21,10 @@ _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", r
 _PEER = re.compile(r"connection (closed|reset)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
 
 
-def explain(error: BaseException) -> tuple[str, int] | None:
+def explain(error: BaseException, again: str) -> tuple[str, int] | None:
     """The sentence and the exit code: 2 for bad input, 1 for a fault; null where only a traceback tells enough.
+
+    After a fault it says what becomes of the work, ``again`` (`Command.again`).
 
     A stopped fit ends as a shell expects of its signal, or with 0 where its job is queued again.
     """
@@ -33,14 +34,14 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if known is not None:
         return f"error: {known}", 1 if isinstance(known, DivergedError) else 2
     if isinstance(error, OSError) and error.errno in _DISK:
-        return f"error: {error}; nothing written before is lost, and {_CONTINUE}.", 1
+        return f"error: {error}; nothing written before is lost, and {again}.", 1
     if isinstance(error, OSError) and error.errno in _PERMISSION:
         return f"error: {error}", 2
     if isinstance(error, RuntimeError | MemoryError) and (isinstance(error, MemoryError) or _MEMORY.search(str(error))):
-        return f"error: out of memory ({reason(error)}); {_LESS_MEMORY}. Then {_CONTINUE}.", 1
+        return f"error: out of memory ({reason(error)}); {_LESS_MEMORY}. Then {again}.", 1
     if isinstance(error, RuntimeError) and dist.is_initialized() and _PEER.search(str(error)):
         lost = f"rank {dist.get_rank()} has lost another rank, whose message, if it left one, says why"
-        return f"error: {lost} ({reason(error)}); {_CONTINUE}.", 1
+        return f"error: {lost} ({reason(error)}); {again}.", 1
     return None
 
 
