@@ -293,9 +293,7 @@ def fails(tree: Path, tests: str) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--only", help="A group (message, wire, adapter, data, memory), or the beginning of a fault's text."
-    )
+    parser.add_argument("--only", help="A group (message, wire, adapter, data), or the beginning of a fault's text.")
     parser.add_argument("--tree", type=Path, default=ROOT, help="The checkout to copy.")
     parser.add_argument(
         "--whole", action="store_true", help="Ask the whole default suite where the tests named miss one."
