@@ -22,21 +22,24 @@ from lcf_lightning.link import Link, load_pair
 from lcf_lightning.models.cache import prefill
 from lcf_lightning.models.loading import geometry_of
 
-FUSERS = {"LCF-64": ("lcf", 64), "LCF-128": ("lcf", 128), "C2C": ("c2c", 1024)}
+FUSERS = {
+    "LCF-64": ("lcf", 64, False), "LCF-128": ("lcf", 128, False), "LCF-128, blocks twice": ("lcf", 128, True),
+    "C2C": ("c2c", 1024, False), "C2C, blocks twice": ("c2c", 1024, True),
+}  # fmt: skip
+"""Kind and width, and whether its blocks are computed twice (``model.activation_checkpointing``)."""
 
 
 def links(sharer: ModelSpec, receiver: ModelSpec) -> dict[str, Link]:
     pair = load_pair(sharer, receiver)
     identities = [ModelIdentity(spec.path, spec.revision, geometry_of(spec)) for spec in (sharer, receiver)]
-    return {
-        name: Link(
-            *pair,
-            CacheAdapter(
-                AdapterConfig(*identities, AdapterSettings(fuser=fuser, d=d, pooler=None, unrotate_keys=False))
-            ),
-        )
-        for name, (fuser, d) in FUSERS.items()
-    }
+    made = {}
+    for name, (fuser, d, twice) in FUSERS.items():
+        settings = AdapterSettings(fuser=fuser, d=d, pooler=None, unrotate_keys=False)
+        adapter = CacheAdapter(AdapterConfig(*identities, settings))
+        if twice:
+            adapter.recompute_blocks()
+        made[name] = Link(*pair, adapter)
+    return made
 
 
 def step(link: Link, optimizer: torch.optim.Optimizer, ids: Tensor, answers: Tensor) -> float:
@@ -46,8 +49,8 @@ def step(link: Link, optimizer: torch.optim.Optimizer, ids: Tensor, answers: Ten
     sharer = prefill(link.sharer.model, ids, mask)
     receiver = prefill(link.receiver.model, ids[:, :-1], mask[:, :-1])
     cache = link.fuse(receiver, link.pool(sharer, index), temperature=1.0)
-    logits = link.logits(cache, ids[:, -1:], answers, torch.ones_like(answers, dtype=torch.bool))
-    torch.nn.functional.cross_entropy(logits.flatten(0, 1), answers.flatten()).backward()
+    said = link.continuation(cache, ids[:, -1:], answers, torch.ones_like(answers, dtype=torch.bool))
+    said.likelihood(answers).losses.mean().backward()
     torch.nn.utils.clip_grad_norm_(link.adapter.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from lcf_lightning.data.tokens import pad_right
 from lcf_lightning.link import Link, Role
@@ -58,9 +57,8 @@ def score_candidates(
         part = order[start : start + at_once]
         ids, mask = (made.to(last.device) for made in pad_right([candidates[at].tokens for at in part], 0))
         rows = torch.tensor([candidates[at].row for at in part], device=last.device)
-        logits = link.logits(cache.rows(rows), last[rows], ids, mask, role)
-        losses = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
-        greedy = ((logits.argmax(-1) == ids) | ~mask).all(-1)
-        for at, loss, first in zip(part, (losses * mask).sum(-1).tolist(), greedy.tolist(), strict=True):
-            scores[at] = Score(-loss, first)
+        losses, greedy = link.continuation(cache.rows(rows), last[rows], ids, mask, role).likelihood(ids)
+        log_probabilities, first = -(losses * mask).sum(-1), (greedy | ~mask).all(-1)
+        for at, *score in zip(part, log_probabilities.tolist(), first.tolist(), strict=True):
+            scores[at] = Score(*score)
     return scores

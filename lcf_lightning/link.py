@@ -19,6 +19,7 @@ from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.errors import GeometryError, ModelError, SettingError
 from lcf_lightning.host import Extent
 from lcf_lightning.models.cache import KVCache, continue_from, extend, prefill
+from lcf_lightning.models.continuation import Continuation
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.loading import FrozenModel, geometry_of, load_frozen
 from lcf_lightning.models.rotary import Rotary
@@ -230,10 +231,10 @@ class Link:
             return receiver
         return extend(self.receiver.model, receiver, more.ids, more.mask)
 
-    def logits(
+    def continuation(
         self, cache: KVCache, last: Tensor, answers: Tensor, answer_mask: Tensor, role: Role = "receiver"
-    ) -> Tensor:
-        """Logits of each answer token on a cache.
+    ) -> Continuation:
+        """What is said on a cache as an answer is read.
 
         Args:
             cache: A cache of all prompt tokens but the last.
@@ -243,10 +244,10 @@ class Link:
             role: Whose cache and tokens these are.
 
         Returns:
-            ``[batch, tokens, vocabulary]``, float32: position ``i`` predicts ``answers[:, i]``.
+            Of ``tokens`` tokens: what is said in place ``i`` predicts ``answers[:, i]``.
         """
         ids = torch.cat([last, answers[:, :-1]], dim=1)
-        return continue_from(self.side(role).model.model, cache, ids, answer_mask).float()
+        return continue_from(self.side(role).model.model, cache, ids, answer_mask)
 
 
 def identity_of(spec: ModelSpec) -> ModelIdentity:

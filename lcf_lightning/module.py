@@ -58,6 +58,8 @@ class LCFModule(pl.LightningModule):
         loss_weighting: ``example``: the training loss is the mean over examples of each answer's mean over its tokens.
             ``token``: the mean over all answer tokens of an optimizer step, of every rank and accumulated batch. Losses
             of validation and test are means over examples.
+        activation_checkpointing: Whether a training step computes the fuser's blocks twice, to keep less of them in
+            memory. Losses and gradients are the same.
 
     Raises:
         SettingError: If a setting is out of range.
@@ -79,6 +81,7 @@ class LCFModule(pl.LightningModule):
         prefills: PrefillSettings | None = None,
         init_from: str | None = None,
         loss_weighting: str = "example",
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
@@ -92,13 +95,11 @@ class LCFModule(pl.LightningModule):
         self.max_new_tokens, self.seed, self.prefills, self.init_from = max_new_tokens, seed, prefills, init_from
         self.temperature_start, self.temperature_end = temperature_start, temperature_end
         adapter.import_parts()
-        config = AdapterConfig(
-            sharer=identity_of(sharer),
-            receiver=identity_of(receiver),
-            settings=adapter,
-        )
+        config = AdapterConfig(identity_of(sharer), identity_of(receiver), adapter)
         with _seeded(seed):
             self.adapter = CacheAdapter(config)
+        if activation_checkpointing:
+            self.adapter.recompute_blocks()
         self.strict_loading = False  # the frozen models are in no checkpoint; `on_load_checkpoint` checks the adapter
         # Metrics, since Lightning's own mean over ranks rounds an odd number of examples down.
         self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")

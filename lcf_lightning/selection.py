@@ -75,7 +75,7 @@ def attention_paid(
     with _attention_weights(model):
         output = forward(
             model, to_transformers(model, past), ids.gather(1, order), mask, positions_of(mask)[:, ids.shape[1] :],
-            keep=1, output_attentions=True,
+            logits_to_keep=1, output_attentions=True,
         )  # fmt: skip
     layers = [  # [batch, heads, asking tokens, all tokens]
         (layer[..., : ids.shape[1]].float() * asked[:, None, :, None]).sum(2) for layer in output.attentions

@@ -245,6 +245,13 @@ FAULTS = [
         ('return [*own, *told, *ending] if self.settings.text_place == "after"', 'return [*own, *told, *ending] if self.settings.text_place == "before"'),
     ),
     *faults(
+        "memory", "tests/models/test_continuation.py tests/test_memory.py",
+        ("logits: Tensor = type(self.model).forward(alone).logits", "logits: Tensor = self.model.get_output_embeddings()(hidden)"),
+        ("once = len(parts) == 1 or not torch.is_grad_enabled()", "once = True"),
+        ("block: Tensor = checkpoint(self._block, z, use_reentrant=False)",
+         "block: Tensor = checkpoint(self._block, z, use_reentrant=False, preserve_rng_state=False)"),
+    ),
+    *faults(
         "evaluation", "tests/test_decoding.py",
         ("return text if stop is None else text.partition(stop)[0].strip()", "return text"),
         ("ready = len(text) - held if end < 0 else end", "ready = len(text) if end < 0 else end"),

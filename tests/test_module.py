@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lcf_lightning import LCFModule, ModelSpec
 from lcf_lightning.adapter.fusers.lcf import LCFFuser
 from lcf_lightning.errors import AdapterFileError, DivergedError, GeometryError, ModelError, SettingError
+from lcf_lightning.models.continuation import Continuation, Likelihood
 from tests.pairs import small_data, small_module, small_trainer
 
 Spec = Callable[[str], ModelSpec]
@@ -103,12 +104,12 @@ def test_a_step_reads_and_fuses_once(spec: Spec, tmp_path: Path, monkeypatch: py
 
         return count
 
-    stages = ("read_sharer", "pool", "read_receiver", "fuse", "logits")
+    stages = ("read_sharer", "pool", "read_receiver", "fuse", "continuation")
     for name in stages:
         monkeypatch.setattr(module.link, name, counted(name, getattr(module.link, name)))
     small_trainer(tmp_path, max_steps=2).fit(module, datamodule=small_data(spec("llama"), spec("qwen3")))
     assert sorted(calls) == sorted(stages * 2)
-    assert calls[-1] == "logits"
+    assert calls[-1] == "continuation"
 
 
 class StopAt(pl.Callback):
@@ -188,8 +189,8 @@ def test_a_receiver_that_lets_no_gradient_through_is_refused(
     """Such a fit would end normally, with an adapter as untrained as before."""
     module = small_module(spec("llama"), spec("qwen3"))
     module.configure_model()
-    logits = module.link.logits
-    monkeypatch.setattr(module.link, "logits", lambda *given: logits(*given).detach().requires_grad_())
+    unheard = lambda _, ids: Likelihood(torch.ones(ids.shape, requires_grad=True), ids > 0)  # noqa: E731
+    monkeypatch.setattr(Continuation, "likelihood", unheard)
     with pytest.raises(
         ModelError, match=r"no gradient reaches 19 tensors of the adapter, .* through the receiver '.*qwen3'"
     ):

@@ -21,10 +21,10 @@ from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.adapter.folder import local_folder, read_config, read_tensors, write_folder
 from lcf_lightning.adapter.gates import LayerGates
 from lcf_lightning.adapter.hub import upload
-from lcf_lightning.adapter.layers import aligned
+from lcf_lightning.adapter.layers import LayerFFN, aligned
 from lcf_lightning.adapter.parts import Fuser, Pooler, Summaries, build_part
 from lcf_lightning.digests import tensor_digest
-from lcf_lightning.errors import GeometryError
+from lcf_lightning.errors import GeometryError, SettingError
 from lcf_lightning.host import Extent
 from lcf_lightning.models.geometry import KV, Geometry
 
@@ -183,6 +183,21 @@ class CacheAdapter(nn.Module):
             raise GeometryError(f"{role} keys {cache.keys.shape} and values {cache.values.shape} differ in shape.")
         dtype = self.gates.logits.dtype
         return KV(cache.keys.to(dtype), cache.values.to(dtype))
+
+    def recompute_blocks(self) -> None:
+        """From now on the backward pass computes the fuser's blocks once more, see `LayerFFN`.
+
+        Raises:
+            SettingError: If the fuser has none.
+        """
+        blocks = [module for module in self.fuser.modules() if isinstance(module, LayerFFN)]
+        if not blocks:
+            raise SettingError(
+                f"activation_checkpointing=true must be false with fuser={self.config.settings.fuser!r}: it has no "
+                "LayerFFN, which is what is computed twice."
+            )
+        for block in blocks:
+            block.recomputed = True
 
     def fingerprint(self) -> str:
         """A digest of what decides how a message is written and read.

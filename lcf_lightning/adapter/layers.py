@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from lcf_lightning.errors import GeometryError
 from lcf_lightning.host import Extent, require_places
@@ -48,7 +49,13 @@ class LayerFFN(nn.Module):
         hidden: Features between the two maps.
         dropout: Probability of dropping a hidden feature in training.
         norm_eps: What RMSNorm adds to the mean square; null for the smallest step of the dtype at 1.
+
+    Attributes:
+        recomputed: Whether only the input is kept for the backward pass, which computes the block once more, with the
+            same dropout (activation checkpointing).
     """
+
+    recomputed: bool = False
 
     def __init__(self, layers: int, width: int, hidden: int, dropout: float, norm_eps: float | None = 1e-6) -> None:
         super().__init__()
@@ -59,6 +66,12 @@ class LayerFFN(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """``[layers, rows, width] → [layers, rows, width]``."""
+        if not self.recomputed:
+            return self._block(z)
+        block: Tensor = checkpoint(self._block, z, use_reentrant=False)
+        return block
+
+    def _block(self, z: Tensor) -> Tensor:
         hidden = F.gelu(self.up(F.rms_norm(z, z.shape[-1:], eps=self.norm_eps) * self.norm))
         return z + self.down(F.dropout(hidden, self.dropout, self.training))
 

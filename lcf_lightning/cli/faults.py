@@ -12,7 +12,8 @@ from lcf_lightning.errors import DivergedError, LCFError, Stopped, reason
 
 _LESS_MEMORY = (
     "lower data.batch_size (trainer.accumulate_grad_batches keeps the global batch), data.eval_batch_size, "
-    "data.prompts.max_sharer_tokens or max_receiver_tokens, or hold the models in less: dtype, quantization"
+    "data.prompts.max_sharer_tokens, max_receiver_tokens or max_answer_tokens, set model.activation_checkpointing, or "
+    "hold the models in less: dtype, quantization"
 )
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}

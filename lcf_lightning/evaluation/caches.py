@@ -91,7 +91,7 @@ class ArmCaches:
         """Log probabilities of the answer's first token with the receiver's own passages, ``[batch, vocabulary]``."""
         ids, mask = self.batch.answers[:, :1], self.batch.answer_mask[:, :1]
         cache = self.own_context.asked(self.link).cache
-        return self.link.logits(cache, self.batch.last, ids, mask)[:, 0].log_softmax(-1)
+        return self.link.continuation(cache, self.batch.last, ids, mask).logits()[:, 0].log_softmax(-1)
 
     @property
     def partners(self) -> tuple[Example, ...]:

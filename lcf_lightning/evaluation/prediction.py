@@ -20,6 +20,7 @@ from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.evaluation.scoring import Scores, score
 from lcf_lightning.likelihood import Candidate, score_candidates
 from lcf_lightning.link import Link
+from lcf_lightning.models.continuation import Continuation
 from lcf_lightning.models.decoding import cut, generate
 
 
@@ -106,11 +107,11 @@ def answer_reading(caches: ArmCaches, reading: Reading, arm: str, max_new_tokens
     if reading.role == "sharer":  # in its own tokens
         rows = [encoder.answer(example.answers[0]) for example in batch.examples]
         ids, mask = (made.to(reading.last.device) for made in pad_right(rows, encoder.pad_id))
-    logits = _logits(caches.link, reading, ids, mask)
-    losses = _mean_loss(logits, ids, mask).tolist()
+    said = _continuation(caches.link, reading, ids, mask)
+    losses = _mean_loss(said, ids, mask).tolist()
     listening = [None] * len(batch)
     if reading.role == "receiver":
-        listening = jensen_shannon(logits[:, 0].log_softmax(-1), caches.first_tokens).tolist()
+        listening = jensen_shannon(said.logits(0, 1)[:, 0].log_softmax(-1), caches.first_tokens).tolist()
     texts = _texts(caches, reading, encoder, max_new_tokens)
     predictions = []
     for row, example in enumerate(batch.examples):
@@ -184,17 +185,16 @@ def _choice_scores(caches: ArmCaches, reading: Reading, encoder: PromptEncoder) 
 
 def answer_losses(link: Link, reading: Reading, batch: Batch) -> Tensor:
     """Cross entropy of each example's answer: ``[batch]``, float32, mean over its tokens, in nats."""
-    logits = _logits(link, reading.asked(link), batch.answers, batch.answer_mask)
-    return _mean_loss(logits, batch.answers, batch.answer_mask)
+    said = _continuation(link, reading.asked(link), batch.answers, batch.answer_mask)
+    return _mean_loss(said, batch.answers, batch.answer_mask)
 
 
-def _logits(link: Link, reading: Reading, ids: Tensor, mask: Tensor) -> Tensor:
-    return link.logits(reading.cache, reading.last, ids, mask, reading.role)
+def _continuation(link: Link, reading: Reading, ids: Tensor, mask: Tensor) -> Continuation:
+    return link.continuation(reading.cache, reading.last, ids, mask, reading.role)
 
 
-def _mean_loss(logits: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-    losses = F.cross_entropy(logits.transpose(1, 2), ids, reduction="none")
-    return (losses * mask).sum(-1) / mask.sum(-1)
+def _mean_loss(said: Continuation, ids: Tensor, mask: Tensor) -> Tensor:
+    return (said.likelihood(ids).losses * mask).sum(-1) / mask.sum(-1)
 
 
 def jensen_shannon(one: Tensor, other: Tensor) -> Tensor:

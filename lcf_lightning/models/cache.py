@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel
 
 from lcf_lightning.errors import GeometryError
+from lcf_lightning.models.continuation import Continuation
 from lcf_lightning.models.families import family_of
 from lcf_lightning.models.geometry import KV
 
@@ -176,11 +177,11 @@ def prefill(
         raise GeometryError(f"ids hold token {largest}; the model knows {known} tokens.")
     family = family_of(model.config.get_text_config(decoder=True))
     cache = family.new_cache()
-    forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, keep=1)
+    forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, logits_to_keep=1)
     return KVCache(*family.keys_values(cache), mask)
 
 
-def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) -> Tensor:
+def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) -> Continuation:
     """Read more tokens on top of a cache, which stays as it is; gradients flow into it.
 
     Args:
@@ -188,15 +189,12 @@ def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Ten
         cache: The cache of the tokens so far.
         ids: ``[batch, tokens]``, int64, padded on the right.
         mask: ``[batch, tokens]``, bool, False on padding.
-
-    Returns:
-        Logits ``[batch, tokens, vocabulary]`` in the model's dtype.
     """
     _check_tokens(ids, mask)
     full = torch.cat([cache.mask, mask], dim=1)
     positions = positions_of(full)[:, cache.mask.shape[1] :]
-    logits: Tensor = forward(model, to_transformers(model, cache), ids, full, positions, keep=0).logits
-    return logits
+    said = forward(Continuation.reader(model), to_transformers(model, cache), ids, full, positions)
+    return Continuation.of(model, said)
 
 
 def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) -> KVCache:
@@ -213,7 +211,7 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) ->
     _check_tokens(ids, mask)
     full = torch.cat([cache.mask, mask], dim=1)
     past = to_transformers(model, cache)
-    forward(model, past, ids, full, positions_of(full)[:, cache.mask.shape[1] :], keep=1)
+    forward(model, past, ids, full, positions_of(full)[:, cache.mask.shape[1] :], logits_to_keep=1)
     keys, values = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
     if len(full) == 1:  # one text has no padding
         return KVCache(keys, values, full)
@@ -243,10 +241,8 @@ def to_transformers(model: PreTrainedModel, cache: KVCache, size: int | None = N
     return family.filled_cache(cache.keys, cache.values) if static is None else static
 
 
-def forward(
-    model: PreTrainedModel, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, keep: int, **options: Any
-) -> Any:
-    """What a model says of tokens that it reads on ``past``, which remembers them then; ``keep`` logits, 0 for all.
+def forward(model: nn.Module, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
+    """What a model, or its decoder, says of tokens that it reads on ``past``, which remembers them then.
 
     In the model's own dtype, whatever the precision of the training around it.
     """
@@ -256,13 +252,12 @@ def forward(
             attention_mask=mask.long(),
             position_ids=positions,
             use_cache=True,
-            logits_to_keep=keep,
             **{cache_argument(type(model)): past},
             **options,
         )
 
 
-def cache_argument(model: type[PreTrainedModel]) -> str:
+def cache_argument(model: type[nn.Module]) -> str:
     """The name under which a model's ``forward`` and ``generate`` take a cache (transformers 5.24 renamed it)."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 

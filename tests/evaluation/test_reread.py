@@ -64,8 +64,8 @@ def test_the_question_is_read_behind_the_message(spec: Spec, family: str) -> Non
         assert [*single.question.ids[0].tolist(), single.last.item()] == whole[begin:]
         heard = link.fuse(link.read_receiver(single.receiver), link.pool(link.read_sharer(single.sharer), single.index))
         rest = torch.tensor([[*whole[begin:], *single.answers[0, :-1].tolist()]])
-        logits = continue_from(link.receiver.model, heard, rest, torch.ones_like(rest).bool())
-        logits = logits[0, len(whole) - begin - 1 :].float().log_softmax(-1)
+        said = continue_from(link.receiver.model, heard, rest, torch.ones_like(rest).bool())
+        logits = said.logits(len(whole) - begin - 1)[0].log_softmax(-1)
         loss = -logits.gather(1, single.answers[0][:, None]).mean()
         assert together[row] == pytest.approx(loss.item(), abs=1e-4)
     unseen = Reading(caches.message.cache, batch.last, None)  # the question left out

@@ -264,7 +264,7 @@ def test_what_begins_an_answer_is_read_on_the_edited_cache(module: LCFModule, sp
     scores = []
     for choice in example.choices:
         more = torch.tensor([own(f" The answer is {choice}", add_special_tokens=False)["input_ids"]])
-        logits = continue_from(link.receiver.model, cache, more, torch.ones_like(more, dtype=torch.bool))[0]
+        logits = continue_from(link.receiver.model, cache, more, torch.ones_like(more, dtype=torch.bool)).logits()[0]
         begun = len(own(" The answer is", add_special_tokens=False)["input_ids"])
         picked = logits.log_softmax(-1)[:-1].gather(1, more[0, 1:, None])[begun - 1 :]
         scores.append(float(picked.sum()) / len(f" {choice}".encode()))

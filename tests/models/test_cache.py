@@ -21,12 +21,12 @@ def test_prefill_then_continue_equals_the_plain_forward(frozen: FrozenModel) -> 
     texts, tail = rows(), torch.randint(2, 290, (3, 5))
     tail_mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 4 + [False]])
     with torch.no_grad():
-        padded = continue_from(frozen.model, prefill(frozen.model, *left_padded(texts)), tail, tail_mask)
+        padded = continue_from(frozen.model, prefill(frozen.model, *left_padded(texts)), tail, tail_mask).logits()
         for row, text in enumerate(texts):
             count = int(tail_mask[row].sum())
             plain = frozen.model(input_ids=torch.cat([text, tail[row, :count]])[None]).logits[0, -count:]
             alone_cache = prefill(frozen.model, text[None], torch.ones(1, len(text), dtype=torch.bool))
-            alone = continue_from(frozen.model, alone_cache, tail[row : row + 1], tail_mask[row : row + 1])
+            alone = continue_from(frozen.model, alone_cache, tail[row : row + 1], tail_mask[row : row + 1]).logits()
             torch.testing.assert_close(padded[row, :count], plain, atol=1e-4, rtol=1e-4)
             torch.testing.assert_close(alone[0, :count], plain, atol=1e-4, rtol=1e-4)
 
@@ -38,7 +38,11 @@ def test_a_frozen_model_has_its_own_dtype_whatever_surrounds_it(frozen: FrozenMo
         cache = prefill(frozen.model, *left_padded(rows()))
         more, mask = torch.tensor([[7, 8]] * 3), torch.ones(3, 2, dtype=torch.bool)
         extended = extend(frozen.model, cache, more, mask)
-        return continue_from(frozen.model, cache, more, mask), *extended.keys, generate(frozen, cache, more[:, :1], 3)
+        return (
+            continue_from(frozen.model, cache, more, mask).logits(),
+            *extended.keys,
+            generate(frozen, cache, more[:, :1], 3),
+        )
 
     with torch.no_grad():
         expected = read()
@@ -101,8 +105,8 @@ def test_gradients_flow_into_the_edit_and_nowhere_else(frozen: FrozenModel) -> N
     layers = tuple(range(frozen.geometry.layers))
     delta = KV(*(torch.zeros_like(tensor, requires_grad=True) for tensor in cache.read(layers)))
     edited = cache.edit(layers, delta, Rotary(frozen.model))
-    logits = continue_from(frozen.model, edited, torch.tensor([[5, 6]] * 3), torch.ones(3, 2, dtype=torch.bool))
-    logits.logsumexp(-1).sum().backward()
+    said = continue_from(frozen.model, edited, torch.tensor([[5, 6]] * 3), torch.ones(3, 2, dtype=torch.bool))
+    said.logits().logsumexp(-1).sum().backward()
     assert delta.values.grad is not None
     assert (delta.values.grad.flatten(1).norm(dim=1) > 0).all()
     assert all(parameter.grad is None for parameter in frozen.model.parameters())
@@ -159,13 +163,13 @@ def test_rows_and_the_cache_before_the_last_token(frozen: FrozenModel) -> None:
     cache = prefill(frozen.model, *left_padded(rows()))
     tail, mask = torch.randint(2, 290, (3, 2)), torch.ones(3, 2, dtype=torch.bool)
     with torch.no_grad():
-        whole = continue_from(frozen.model, cache, tail, mask)
+        whole = continue_from(frozen.model, cache, tail, mask).logits()
         index = torch.tensor([2, 0, 2])
-        some = continue_from(frozen.model, cache.rows(index), tail[index], mask)
+        some = continue_from(frozen.model, cache.rows(index), tail[index], mask).logits()
         torch.testing.assert_close(some, whole[index], atol=1e-5, rtol=1e-5)
         last = left_padded(rows())[0][:, -1:]
         again = continue_from(frozen.model, cache.without_last(), torch.cat([last, tail], 1), torch.ones(3, 3).bool())
-        torch.testing.assert_close(again[:, 1:], whole, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(again.logits(1), whole, atol=1e-4, rtol=1e-4)
     assert cache.without_last().mask.shape[1] == cache.mask.shape[1] - 1
 
 
@@ -213,11 +217,11 @@ def test_where_nothing_is_put_before_it_a_cache_says_the_same(frozen: FrozenMode
     every, tail = tuple(range(frozen.geometry.layers)), torch.randint(2, 290, (3, 2))
     told = KV(*(torch.randn(len(every), 3, frozen.geometry.kv_heads, 2, frozen.geometry.head_dim) for _ in range(2)))
     with torch.no_grad():
-        plain = continue_from(frozen.model, cache, tail, torch.ones_like(tail, dtype=torch.bool))
+        plain = continue_from(frozen.model, cache, tail, torch.ones_like(tail, dtype=torch.bool)).logits()
         absent = cache.prepend(every, told, torch.zeros(3, 2, dtype=torch.bool), rotary)
-        same = continue_from(frozen.model, absent, tail, torch.ones_like(tail, dtype=torch.bool))
+        same = continue_from(frozen.model, absent, tail, torch.ones_like(tail, dtype=torch.bool)).logits()
         there = cache.prepend(every, told, torch.tensor([[True, True], [False, True], [False, False]]), rotary)
-        other = continue_from(frozen.model, there, tail, torch.ones_like(tail, dtype=torch.bool))
+        other = continue_from(frozen.model, there, tail, torch.ones_like(tail, dtype=torch.bool)).logits()
     torch.testing.assert_close(same, plain, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(other[2], plain[2], atol=1e-4, rtol=1e-3)
     assert not torch.allclose(other[1], plain[1], atol=1e-3)
@@ -252,7 +256,7 @@ def test_a_window_that_has_slid_on_sees_nothing_put_before_the_text(spec: Callab
                 cache.prepend((layer,), KV(told.keys * scale, told.values * scale), torch.ones(1, 2).bool(), rotary),
                 tail,
                 torch.ones_like(tail, dtype=torch.bool),
-            )
+            ).logits()
             for layer, scale in ((4, 0.0), (0, 1.0))
         )
         changed[own] = float((sliding - everywhere).abs().max())

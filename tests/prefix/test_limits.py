@@ -77,7 +77,8 @@ def test_beams_find_the_likeliest_pair_on_the_fused_cache(channel: Channel) -> N
     def likelihoods(tokens: torch.Tensor) -> torch.Tensor:
         """Log probabilities of what stands at each place of ``tokens``, an end apart."""
         cache, last = made.cache.rows(torch.zeros(len(tokens)).long()), made.ids[:, -1:].expand(len(tokens), 1)
-        found = channel.link.logits(cache, last, tokens, torch.ones_like(tokens).bool()).log_softmax(-1)
+        said = channel.link.continuation(cache, last, tokens, torch.ones_like(tokens).bool())
+        found = said.logits().log_softmax(-1)
         found[..., list(channel.link.receiver.stop_ids)] = float("-inf")
         return found
 
@@ -92,7 +93,8 @@ def first_logits(channel: Channel, question: str, sent: Message) -> torch.Tensor
     """The receiver's, read on the fused cache."""
     made = decoder(channel, [[sent]], [question], [()], 1, {})
     with torch.no_grad():
-        return channel.link.logits(made.cache, made.ids[:, -1:], made.ids[:, :1], torch.ones(1, 1).bool())
+        mask = torch.ones(1, 1).bool()
+        return channel.link.continuation(made.cache, made.ids[:, -1:], made.ids[:, :1], mask).logits()
 
 
 def mistral(folder: Path, **settings: int) -> ModelSpec:

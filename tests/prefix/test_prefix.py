@@ -137,7 +137,8 @@ def test_a_receiver_in_half_precision_hears_what_a_whole_one_does(
         )
         assert {tensor.dtype for tensor in cache.keys + cache.values} == {DTYPES[name]}
         heard, alone = (
-            channel.link.logits(each, batch.last, batch.answers, batch.answer_mask) for each in (cache, own)
+            channel.link.continuation(each, batch.last, batch.answers, batch.answer_mask).logits()
+            for each in (cache, own)
         )
         logits[name] = heard.detach()
         heard[batch.answer_mask].logsumexp(-1).sum().backward()
