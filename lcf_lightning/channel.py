@@ -23,6 +23,7 @@ from lcf_lightning.models.loading import FrozenModel, geometry_of, load_frozen
 from lcf_lightning.receiving import Received, decoder, scores
 from lcf_lightning.sending import messages as sent_messages
 from lcf_lightning.sending import origin_of, require_lists
+from lcf_lightning.typed import from_table
 from lcf_lightning.writer import Writer
 
 
@@ -245,9 +246,11 @@ class Channel:
 
 
 def _prompts_of(adapter: CacheAdapter) -> PromptSettings:
+    prompts = adapter.config.metadata.get("prompts", {})
+    if not prompts:
+        return PromptSettings()
     try:
-        prompts = adapter.config.metadata.get("prompts", {})
         # Release 0.1.0 knew no `stop`: its adapters answer as they did, to the end.
-        return PromptSettings(**({"stop": None} | prompts if prompts else {}))
-    except (TypeError, AttributeError, SettingError) as error:
+        return from_table(PromptSettings, {"stop": None} | prompts, "prompts")
+    except (TypeError, SettingError) as error:
         raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error}") from error
