@@ -252,7 +252,9 @@ class LCFModule(pl.LightningModule):
         ] + _differing(stored, trained)
         if differing:
             raise AdapterFileError(f"checkpoint belongs to another adapter: {', '.join(differing)} differ.")
-        if checkpoint["state_dict"].keys() != self.state_dict().keys():
+        ours, theirs = ({name: tensor.shape for name, tensor in state.items()}
+                        for state in (self.state_dict(), checkpoint["state_dict"]))  # fmt: skip
+        if ours != theirs:
             raise AdapterFileError("checkpoint does not hold exactly the adapter's tensors.")
 
 

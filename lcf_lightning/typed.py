@@ -99,10 +99,16 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         origin, inner = get_origin(option) or option, get_args(option)
         if is_dataclass(option) and isinstance(option, type):
             return from_table(option, value, name)
-        if origin is tuple and isinstance(value, list):
+        if origin is tuple and isinstance(value, list | tuple):
             return tuple(_value(inner[0], each, f"{name}[{place}]") for place, each in enumerate(value))
         if origin is dict and isinstance(value, dict):
             return {key: _value(inner[1], each, f"{name}.{key}") for key, each in value.items()}
-        if option is Any or type(value) is origin or (origin is float and type(value) is int):
+        if option is Any or _is(origin, value):
             return value
     raise SettingError(f"{name}={value!r:.80} must be {' or '.join(_KINDS[get_origin(o) or o] for o in options)}")
+
+
+def _is(kind: type, value: object) -> bool:
+    if isinstance(value, bool):  # which Python takes for a whole number
+        return kind is bool
+    return isinstance(value, (int, float) if kind is float else kind)

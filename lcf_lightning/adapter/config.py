@@ -203,7 +203,8 @@ class AdapterConfig:
         self.settings.require_parts()
         layers = self.receiver_layers
         if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= count:
-            raise SettingError(f"layers={list(layers)!r:.80} must be ascending, distinct and between 0 and {count - 1}.")
+            named = f"layers={list(layers)!r:.80}"
+            raise SettingError(f"{named} must be ascending, distinct and between 0 and {count - 1}.")
 
     @property
     def receiver_layers(self) -> tuple[int, ...]:

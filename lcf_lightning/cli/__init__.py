@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from lcf_lightning.cli import cache, compare, evaluate, export, import_c2c, params, prune, run
 from lcf_lightning.cli.commands import Command, overview
-from lcf_lightning.cli.faults import explain
+from lcf_lightning.cli.faults import begins_anew, ended_by_signals, explain, goes_on
 from lcf_lightning.errors import SettingError, Stopped
 from lcf_lightning.slurm import requeue_between_steps
 
@@ -39,7 +39,9 @@ def main(args: Sequence[str] | None = None) -> None:
             raise SettingError(f"command {arguments[0]!r} must be one of {', '.join(COMMANDS)}{meant}")
         if arguments[0] in run.COMMANDS:
             requeue_between_steps()
-        COMMANDS[arguments[0]].run(arguments[1:])
+        goes_on.set(begins_anew)
+        with ended_by_signals(arguments[0]):
+            COMMANDS[arguments[0]].run(arguments[1:])
     except Exception as error:
         explained = explain(error)
         if explained is None:

@@ -23,6 +23,7 @@ from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.folder import read_config, weights_file
 from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
+from lcf_lightning.cli.faults import goes_on
 from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.discovery import class_path, in_package
@@ -83,6 +84,7 @@ def evaluate(args: list[str]) -> None:
     _warn_of_differences(adapter, data)
     output = _output(options, config)
     with FolderLock(output, "output") as lock:
+        goes_on.set(lambda: f"the same command goes on from {output / PREDICTIONS}")
         _empty_unless_of(_identity(options, config, folder, adapter), lock)
         predictions, latency, facts = _answered(options, config, named, folder, adapter, data, output)
         facts = {"command": COMMAND.line(args), **facts}
@@ -146,13 +148,16 @@ def _weights(folder: Path) -> Path:
 
 
 def _empty_unless_of(identity: dict[str, Any], lock: FolderLock) -> None:
-    """Move aside what the output folder holds of another adapter or of other settings."""
-    output = lock.folder
-    file = output / "settings.json"
-    if not file.is_file() or json.loads(file.read_text()) != identity:
+    """Move aside what the output folder holds of another adapter or other settings, or of nobody knows which."""
+    file, why = lock.folder / "settings.json", "of another adapter or other settings"
+    try:
+        found = json.loads(file.read_bytes().decode()) if file.is_file() else None
+    except (ValueError, RecursionError):
+        found, why = None, f"of settings that cannot be read any more ({file.name} is damaged)"
+    if found != identity:
         aside = lock.move_aside((PREDICTIONS, REPORT))
         if aside is not None:
-            sys.stderr.write(f"{output} held the evaluation of another adapter or other settings; moved to {aside}.\n")
+            sys.stderr.write(f"{lock.folder} held the evaluation {why}; moved to {aside}.\n")
         write_text(file, json.dumps(identity, indent=2) + "\n")
 
 
@@ -198,11 +203,7 @@ def _predictions(
         def advance(count: int) -> None:
             progress.advance(task, count)
 
-        try:
-            return predict_all(link, writer, loader, arms, config.max_new_tokens, file, advance)
-        except KeyboardInterrupt:
-            sys.stderr.write(f"interrupted; the same command goes on from {file}.\n")
-            raise SystemExit(130) from None
+        return predict_all(link, writer, loader, arms, config.max_new_tokens, file, advance)
 
 
 def _facts(config: FitConfig, folder: Path, adapter: CacheAdapter, data: PairDataModule, link: Link) -> dict[str, Any]:

@@ -70,11 +70,11 @@ def read_adapter(file: Path) -> CacheAdapter:
     config = AdapterConfig.from_dict(checkpoint["adapter_config"])
     state = {name.removeprefix("adapter."): tensor for name, tensor in checkpoint["state_dict"].items()}
     scores = _scores(file.parent.parent / "summary.json", config.metadata.get("steps"))
-    adapter = CacheAdapter(replace(config, metadata=config.metadata | ({"scores": scores} if scores else {})))
+    adapter = CacheAdapter.empty(replace(config, metadata=config.metadata | ({"scores": scores} if scores else {})))
     expected = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
     if expected != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise AdapterFileError(f"checkpoint={str(file)!r} does not hold exactly the adapter's tensors.")
-    adapter.load_state_dict(state)
+    adapter.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return adapter.eval()
 
 

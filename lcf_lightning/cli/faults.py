@@ -1,16 +1,23 @@
-"""What a user is told when a command fails: one sentence and an exit code."""
+"""What a user is told when a command fails or is ended: one sentence and an exit code."""
 
 from __future__ import annotations
 
 import errno
 import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lcf_lightning.errors import DivergedError, LCFError, Stopped, reason
 
-_CONTINUE = "the same command with --ckpt_path last continues from the last checkpoint"
 _LESS_MEMORY = (
     "lower data.batch_size (trainer.accumulate_grad_batches keeps the global batch), data.eval_batch_size, "
     "data.prompts.max_sharer_tokens or max_receiver_tokens, or hold the models in less: dtype, quantization"
@@ -19,6 +26,40 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _PEER = re.compile(r"connection (closed|reset)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
+
+
+def begins_anew() -> str:
+    """How most commands go on."""
+    return "the same command begins anew"
+
+
+goes_on: ContextVar[Callable[[], str]] = ContextVar("goes_on", default=begins_anew)
+"""How the command that runs can be gone on with, as a sentence says it when it ends; `fit` and `evaluate` set it."""
+
+
+@contextmanager
+def ended_by_signals(command: str) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM end the process with a sentence and 128 + their number.
+
+    A fit takes over while it trains (`LastCheckpoint`). Lightning by itself would end a command that SIGTERM comes to
+    with exit code 0, as if it had done its work. A signal that the caller ignores stays ignored.
+    """
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        sys.stderr.write(f"stopped: {signal.Signals(number).name} ended {command} before its end; {goes_on.get()()}.\n")
+        raise SystemExit(128 + number)
+
+    usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    taken = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
+    if threading.current_thread() is not threading.main_thread():  # the only one that may
+        taken = []
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, usual[number])
 
 
 def explain(error: BaseException) -> tuple[str, int] | None:
@@ -32,14 +73,14 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if known is not None:
         return f"error: {known}", 1 if isinstance(known, DivergedError) else 2
     if isinstance(error, OSError) and error.errno in _DISK:
-        return f"error: {error}; nothing written before is lost, and {_CONTINUE}.", 1
+        return f"error: {error}; nothing written before is lost, and {goes_on.get()()}.", 1
     if isinstance(error, OSError) and error.errno in _PERMISSION:
         return f"error: {error}", 2
     if isinstance(error, RuntimeError | MemoryError) and (isinstance(error, MemoryError) or _MEMORY.search(str(error))):
-        return f"error: out of memory ({reason(error)}); {_LESS_MEMORY}. Then {_CONTINUE}.", 1
+        return f"error: out of memory ({reason(error)}); {_LESS_MEMORY}. Then {goes_on.get()()}.", 1
     if isinstance(error, RuntimeError) and dist.is_initialized() and _PEER.search(str(error)):
         lost = f"rank {dist.get_rank()} has lost another rank, whose message, if it left one, says why"
-        return f"error: {lost} ({reason(error)}); {_CONTINUE}.", 1
+        return f"error: {lost} ({reason(error)}); {goes_on.get()()}.", 1
     return None
 
 

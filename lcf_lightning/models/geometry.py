@@ -9,7 +9,6 @@ from torch import Tensor
 
 from lcf_lightning.errors import GeometryError
 
-
 MAX_SIZE = 2**16
 """Of layers, heads, a head, or the width of an adapter, beyond any model's: what a file says is bounded by it."""
 

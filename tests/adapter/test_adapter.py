@@ -273,7 +273,8 @@ def test_a_part_of_another_kind_is_refused(adapter: Build, tmp_path: Path, part:
     config = json.loads(file.read_text())
     config["settings"]["fuser"] = part
     file.write_text(json.dumps(config))
-    with pytest.raises(AdapterFileError, match="a part must be a name, or class_path and init_args|fuser=.* must be text or a table"):
+    refusal = "a part must be a name, or class_path and init_args|fuser=.* must be text or a table"
+    with pytest.raises(AdapterFileError, match=refusal):
         CacheAdapter.from_pretrained(tmp_path / "adapter")
 
 

@@ -20,7 +20,7 @@ SHARER = ModelIdentity("tiny-sharer", None, Geometry(3, 2, 32))
 RECEIVER = ModelIdentity("tiny-receiver", None, Geometry(4, 4, 16))
 METADATA = {
     "steps": 4, "seed": 42, "source": "World", "val/loss": 1.5, "init_from": "runs/a/adapter",
-    "prompts": {"context": "{passages} ", "question": "question {question} ?", "share_question": True, "spans": "window:3"},
+    "prompts": {"context": "{passages} ", "question": "question {question} ?", "spans": "window:3"},
     "scores": {"message": {"exact_match": 0.5, "n": 8}, "mismatched": {"exact_match": None, "n": 8}},
 }  # fmt: skip
 

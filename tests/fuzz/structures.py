@@ -10,9 +10,9 @@ from typing import Any
 
 VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 7, 2**16, 2**31, 2**40, 2**63, 2**64, 10**30, -(2**63), 0.0, 0.5, -1.5, 1e308,
-    float("nan"), float("inf"), "", " ", "x", "lcf", "c2c", "span", "prefix", "carry", "float16", "F16", "F8_E4M3", "\0",
-    "../..", "/", "{}", "{0}", "ä" * 300, "\ud800", [], {}, [[]], [None], [0, 0], [-1], [2**62, 2**62],
-    {"class_path": "carry", "init_args": {"sources": 2**40}}, {"class_path": "os.system", "init_args": {"command": "x"}},
+    float("nan"), float("inf"), "", " ", "x", "lcf", "c2c", "span", "prefix", "carry", "float16", "F16", "F8_E4M3",
+    "\0", "../..", "/", "{}", "{0}", "ä" * 300, "\ud800", [], {}, [[]], [None], [0, 0], [-1], [2**62, 2**62],
+    {"class_path": "carry", "init_args": {"sources": 2**40}}, {"class_path": "os.system", "init_args": {"a": "x"}},
 )  # fmt: skip
 """What a field may be told to be."""
 
