@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -82,7 +83,7 @@ def from_table(kind: type[T], data: Any, name: str) -> T:
     ]
     if missing:
         raise SettingError(f"{name} has no {', '.join(missing)}")
-    types = get_type_hints(kind)
+    types = _types(kind)
     return kind(**{field: _value(types[field], value, f"{name}.{field}") for field, value in data.items()})
 
 
@@ -106,6 +107,11 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         if option is Any or _is(origin, value):
             return value
     raise SettingError(f"{name}={value!r:.80} must be {' or '.join(_KINDS[get_origin(o) or o] for o in options)}")
+
+
+@cache
+def _types(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _is(kind: type, value: object) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.prediction import Prediction, digest, run_arms
 from lcf_lightning.files import write_file
 from lcf_lightning.link import Link
+from lcf_lightning.typed import from_table
 from lcf_lightning.writer import Writer
 
 
@@ -36,11 +37,8 @@ def read_predictions(file: Path) -> list[Prediction]:
     answers = []
     for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
         try:
-            answer = Prediction(**json.loads(line.decode()))
-            answers.append(
-                replace(answer, answers=tuple(answer.answers), partner_answers=tuple(answer.partner_answers))
-            )
-        except (ValueError, TypeError, RecursionError) as error:
+            answers.append(from_table(Prediction, json.loads(line.decode()), "answer"))
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{file}, line {number} is not an answer of this version: {error}") from error
     return answers
 

@@ -1,4 +1,4 @@
-"""Changed adapters and checkpoints, and what becomes of each: taken, refused, or anything else, which must not be.
+"""Changed adapters, checkpoints, messages, kept prefills and answers: each is taken, or refused by a sentence of ours.
 
     python -m tests.fuzz --seconds 150                           # as `.ci/run` does; exit code 1 on any foreign error
     python -m tests.fuzz --only adapters --inputs 2000 --seed 0  # so many of one kind
@@ -23,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from transformers.utils import logging
 
-from tests.fuzz import adapters, checkpoints
+from tests.fuzz import adapters, checkpoints, others
 from tests.fuzz.watching import Found, limit_memory, watch
 
 Next = Callable[[Random], tuple[str, Callable[[], object]]]
@@ -51,7 +51,10 @@ def lightning_checkpoints(folder: Path) -> Next:
     return make
 
 
-KINDS: dict[str, Callable[[Path], Next]] = {"adapters": adapter_folders, "checkpoints": lightning_checkpoints}
+KINDS: dict[str, Callable[[Path], Next]] = {
+    "adapters": adapter_folders, "checkpoints": lightning_checkpoints, "messages": others.messages,
+    "prefills": others.prefills, "reports": others.reports,
+}  # fmt: skip
 
 
 def fuzz(make: Next, seed: int, inputs: int | None, seconds: float) -> Found:
