@@ -59,10 +59,10 @@ def newest_checkpoint(run_folder: Path) -> Path | None:
     """The checkpoint with most steps, of the run's own and those that Lightning's SLURM requeue leaves.
 
     Raises:
-        AdapterFileError: If one of them is damaged.
+        AdapterFileError: If there are several, of which one is damaged.
     """
-    files = [last_checkpoint(run_folder), *run_folder.glob("hpc_ckpt_*.ckpt")]
-    return max((file for file in files if file.is_file()), key=steps_of, default=None)
+    files = [file for file in (last_checkpoint(run_folder), *run_folder.glob("hpc_ckpt_*.ckpt")) if file.is_file()]
+    return max(files, key=steps_of) if len(files) > 1 else next(iter(files), None)  # one need not be read for that
 
 
 def steps_of(file: Path) -> int:
@@ -137,7 +137,8 @@ def _structure(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{value.dtype} {value.layout} {tuple(value.shape)} {value.is_meta}"
     if isinstance(value, Mapping):
-        return f"table {sorted(f'{key!r}: {_structure(inner)}' for key, inner in value.items())}"
+        inside = sorted(f"{key!r}: {_structure(inner)}" for key, inner in value.items())
+        return "".join(("{", ", ".join(inside), "}"))
     if isinstance(value, list | tuple):
-        return f"list {[_structure(inner) for inner in value]}"
+        return "".join(("[", ", ".join(map(_structure, value)), "]"))
     return f"{type(value).__name__} {value!r}"

@@ -104,7 +104,6 @@ FAULTS = [
         ("if len(dtypes) != 1 or dtypes.isdisjoint(_DTYPES):", "if len(dtypes) != 1:"),
         ("if digest is not None and tensors_digest(tensors) != digest:", "if digest is None:"),
         ("file = aside if digest is not None and aside.is_file() else folder", "file = folder"),
-        ("if type(value) is not int or not 1 <= value <= MAX_SIZE:", "if not 1 <= value <= MAX_SIZE:"),
         ("if type(value) is not int or not 1 <= value <= MAX_SIZE:", "if type(value) is not int or value < 1:"),
         ("if isinstance(value, bool):  # which", "if value is None:  # which"),
         ("os.replace(aside, folder / WEIGHTS_FILE)", "aside.unlink()"),
@@ -118,12 +117,10 @@ FAULTS = [
         "checkpoint", "tests/test_checkpoint_damage.py",
         ("if content.seal is not None and content.seal != _digest(checkpoint):", "if False:"),
         ("damaged = archive.testzip()", "damaged = None"),
-        ('return f"{value.dtype} {value.layout} {tuple(value.shape)} {value.is_meta}"', 'return f"{value.dtype}"'),
     ),
     *faults(
         "endings", "tests/test_endings.py",
         ("raise SystemExit(128 + number)", "raise SystemExit(0)"),
-        ("if signal.getsignal(number) == handler]", "]"),
         ("os._exit(128 + number)", "raise KeyboardInterrupt"),
         ("    if file.is_file():\n        return f\"the same command with", "    if True:\n        return f\"the same command with"),
     ),
@@ -219,8 +216,6 @@ FAULTS = [
         ("run.prompt = digests(batch.receiver)[0] if link.shared else None", "run.prompt = None"),
         ("apart -= max(0.0,", "apart -= min(0.0,"),
         ('SHARER_STAGES = ("sharer_prefill", "pool", "write")', 'SHARER_STAGES = ("sharer_prefill", "pool")'),
-
-
     ),
     *faults(
         "evaluation", "tests/evaluation/test_text_baseline.py tests/data/test_prompts.py",
