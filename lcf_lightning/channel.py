@@ -253,4 +253,4 @@ def _prompts_of(adapter: CacheAdapter) -> PromptSettings:
         # Release 0.1.0 knew no `stop`: its adapters answer as they did, to the end.
         return from_table(PromptSettings, {"stop": None} | prompts, "prompts")
     except (TypeError, SettingError) as error:
-        raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error}") from error
+        raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error!s:.1000}") from error

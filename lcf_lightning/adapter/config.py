@@ -17,6 +17,8 @@ from lcf_lightning.models.geometry import MAX_SIZE, Geometry
 from lcf_lightning.typed import from_known, from_table
 
 FORMAT_VERSION = 1
+MAX_PATH = 1024
+"""Characters of a model's path or hub id."""
 GATE_NOISES = ("logistic", "gumbel", "none")
 _ALWAYS = {  # the settings of release 0.1.0, which enter every fingerprint
     "fuser", "pooler", "d", "layers", "layer_map", "gate_init", "unrotate_keys", "dropout", "zero_init"
@@ -164,6 +166,8 @@ class ModelIdentity:
     def __post_init__(self) -> None:
         if self.fingerprint is not None and not is_digest(self.fingerprint):
             raise SettingError(f"fingerprint={self.fingerprint!r:.80} must be 32 hexadecimal digits, or null")
+        if max(len(self.path), len(self.revision or "")) > MAX_PATH:
+            raise SettingError(f"path={self.path!r:.80}, or its revision, must have at most {MAX_PATH} characters")
 
     def same(self, other: ModelIdentity) -> bool:
         """Whether both are one model, as far as its weights are known of both."""
@@ -272,7 +276,7 @@ class AdapterConfig:
                     from_known(_Score, score, f"metadata.scores.{arm}")
             return from_table(cls, data, "adapter")
         except (SettingError, GeometryError) as error:
-            raise AdapterFileError(f"adapter_config.json cannot be understood: {error}") from error
+            raise AdapterFileError(f"adapter_config.json cannot be understood: {error!s:.1000}") from error
 
 
 @dataclass(frozen=True)
