@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
@@ -101,12 +101,17 @@ def _require_checksums(file: IO[bytes]) -> None:
 
 @dataclass(frozen=True)
 class _Content:
-    """Of a checkpoint what this package reads; the rest is Lightning's."""
+    """What of a checkpoint this package reads, and then what Lightning does; callbacks may add more."""
 
     adapter_config: dict[str, Any]
     global_step: int
     state_dict: dict[str, Any]
     seal: str | None = None
+    epoch: int = 0
+    loops: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    optimizer_states: list[dict[str, Any]] = field(default_factory=list)
+    lr_schedulers: list[dict[str, Any]] = field(default_factory=list)
 
 
 def _require_content(checkpoint: Any) -> None:

@@ -18,7 +18,7 @@ MAX_JSON = 2**20
 _LARGEST, _DEEPEST = 2**53, 32  # what JSON's numbers hold exactly; more levels than any of our files has
 _KINDS = {
     bool: "true or false", int: "a whole number", float: "a finite number", str: "text", tuple: "a list",
-    dict: "a table", NoneType: "null",
+    list: "a list", dict: "a table", NoneType: "null",
 }  # fmt: skip
 
 
@@ -100,8 +100,8 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         origin, inner = get_origin(option) or option, get_args(option)
         if is_dataclass(option) and isinstance(option, type):
             return from_table(option, value, name)
-        if origin is tuple and isinstance(value, list | tuple):
-            return tuple(_value(inner[0], each, f"{name}[{place}]") for place, each in enumerate(value))
+        if origin in (tuple, list) and isinstance(value, list | tuple):
+            return origin(_value(inner[0], each, f"{name}[{place}]") for place, each in enumerate(value))
         if origin is dict and isinstance(value, dict):
             return {key: _value(inner[1], each, f"{name}.{key}") for key, each in value.items()}
         if option is Any or _is(origin, value):

@@ -80,6 +80,8 @@ def test_what_was_changed_after_it_was_written_is_refused(file: Path, change: Ca
         ({"global_step": -1}, "global_step=-1 must be at least 0"),
         ({"state_dict": [1]}, r"checkpoint.state_dict=\[1\] must be a table"),
         ({"state_dict": {"adapter.gates.logits": 3}}, r"state_dict holds \['adapter.gates.logits'\], which"),
+        ({"loops": {"fit_loop": {"state_dict": "x"}}}, "loops.fit_loop.state_dict='x' must be a table"),
+        ({"optimizer_states": [0]}, r"optimizer_states\[0\]=0 must be a table"),
         ({"adapter_config": None}, "checkpoint.adapter_config=None must be a table"),
     ],
 )  # fmt: skip
