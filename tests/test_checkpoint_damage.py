@@ -58,7 +58,7 @@ def first_moment_of_another_shape(checkpoint: dict[str, Any]) -> None:
 
 
 def no_callbacks(checkpoint: dict[str, Any]) -> None:
-    checkpoint["callbacks"] = 3
+    checkpoint["callbacks"] = {}
 
 
 @pytest.mark.parametrize("change", [loops_further, first_moment_of_another_shape, no_callbacks])
