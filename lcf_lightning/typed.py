@@ -83,7 +83,7 @@ def from_table(kind: type[T], data: Any, name: str) -> T:
     ]
     if missing:
         raise SettingError(f"{name} has no {', '.join(missing)}")
-    types = _types(kind)
+    types = _types(kind)  # type: ignore[arg-type]
     return kind(**{field: _value(types[field], value, f"{name}.{field}") for field, value in data.items()})
 
 
