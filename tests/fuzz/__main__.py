@@ -1,4 +1,4 @@
-"""Changed adapters, checkpoints, messages, kept prefills and answers: each is taken, or refused by a sentence of ours.
+"""Changed adapters, checkpoints, messages and kept prefills: each is taken, or refused by a sentence of ours.
 
     python -m tests.fuzz --seconds 150                           # as `.ci/run` does; exit code 1 on any foreign error
     python -m tests.fuzz --only adapters --inputs 2000 --seed 0  # so many of one kind
@@ -53,7 +53,7 @@ def lightning_checkpoints(folder: Path) -> Next:
 
 KINDS: dict[str, Callable[[Path], Next]] = {
     "adapters": adapter_folders, "checkpoints": lightning_checkpoints, "messages": others.messages,
-    "prefills": others.prefills, "reports": others.reports,
+    "prefills": others.prefills,
 }  # fmt: skip
 
 

@@ -1,26 +1,20 @@
-"""Changed messages, kept prefills and answers: what else is read from files or from a wire."""
+"""Changed messages and kept prefills: what else is read from files or from a wire."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from random import Random
 
 import torch
 
 from lcf_lightning import Message, ModelSpec
-from lcf_lightning.evaluation.compare import compare_reports
-from lcf_lightning.evaluation.predictions import read_predictions
-from lcf_lightning.evaluation.report import build_report
 from lcf_lightning.models.loading import load_frozen
 from lcf_lightning.models.store import PrefillSettings, PrefillStore
 from lcf_lightning.wire import WIRE_DTYPES
 from tests import mutations
-from tests.evaluation.answers import answer
-from tests.fuzz.structures import bytes_changed, json_changed, safetensors_changed
+from tests.fuzz.structures import safetensors_changed
 from tests.test_message_fuzz import small
 
 Input = tuple[str, Callable[[], object]]
@@ -60,27 +54,5 @@ def prefills(folder: Path) -> Callable[[Random], Input]:
     def make(random: Random) -> Input:
         file.write_bytes(safetensors_changed(content, random))
         return "kept prefill", read
-
-    return make
-
-
-def reports(folder: Path) -> Callable[[Random], Input]:
-    """The answers of an evaluation, compared with those of another, and reported."""
-    rows = [answer(id, arm, float(id < "d"), example=id) for id in "abcdef" for arm in ("own_context", "message")]
-    lines = [f"{json.dumps(asdict(row))}\n".encode() for row in rows]
-    file = folder / "predictions.jsonl"
-
-    def make(random: Random) -> Input:
-        changed, place = list(lines), random.randrange(len(lines))
-        if random.random() < 0.7:
-            changed[place] = json_changed(lines[place], random) + b"\n"
-        content = b"".join(changed)
-        file.write_bytes(content if content != b"".join(lines) else bytes_changed(content, random))
-        return "answers", use
-
-    def use() -> None:
-        found = read_predictions(file)
-        build_report(found, None, {})
-        compare_reports(rows, found, "message")
 
     return make
