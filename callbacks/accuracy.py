@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import lightning.pytorch as pl
-import torch.distributed as dist
 
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import require_arms
 from lcf_lightning.evaluation.prediction import Prediction, run_arms
+from lcf_lightning.evaluation.ranks import gathered
 from lcf_lightning.evaluation.report import Summary, summarise
 from lcf_lightning.module import LCFModule
-
-T = TypeVar("T")
 
 
 class CommunicationAccuracy(pl.Callback):
@@ -103,12 +101,3 @@ def required_module(module: pl.LightningModule, callback: pl.Callback) -> LCFMod
     if not isinstance(module, LCFModule):
         raise SettingError(f"{type(callback).__name__} needs an LCFModule, not a {type(module).__name__}.")
     return module
-
-
-def gathered(items: list[T]) -> list[T]:
-    """The items of all ranks, the same on each; every rank must call this."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return items
-    parts: list[list[T]] = [[] for _ in range(dist.get_world_size())]
-    dist.all_gather_object(parts, items)
-    return [item for part in parts for item in part]

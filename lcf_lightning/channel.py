@@ -16,13 +16,15 @@ from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.likelihood import Score
-from lcf_lightning.link import Link, Role, spec_of
-from lcf_lightning.message import Message, Origin
+from lcf_lightning.link import Link, Role
+from lcf_lightning.message import Message
 from lcf_lightning.models.decoding import Answer
-from lcf_lightning.models.loading import FrozenModel, geometry_of, load_frozen
+from lcf_lightning.models.loading import FrozenModel
+from lcf_lightning.origin import Origin
 from lcf_lightning.receiving import Received, decoder, scores
 from lcf_lightning.sending import messages as sent_messages
 from lcf_lightning.sending import origin_of, require_lists
+from lcf_lightning.sides import Given, by_role, load_sides, warn_of_unchecked
 from lcf_lightning.typed import from_table
 from lcf_lightning.writer import Writer
 
@@ -54,6 +56,14 @@ class Channel:
         self.link = Link(sharer, receiver, adapter)
         self.writer = Writer.of(self.link)
 
+    def __repr__(self) -> str:
+        """One line: the pair, as far as it is loaded, and the adapter."""
+        models = {role: side.model for role, side in self.link.sides.items()}
+        pair = " → ".join(repr(models[role].spec.path) if role in models else "?" for role in ("sharer", "receiver"))
+        settings = self.adapter.config.settings
+        device = next(iter(models.values())).device
+        return f"Channel({pair}, {settings.label}, d={settings.d}, {device})"
+
     @property
     def adapter(self) -> CacheAdapter:
         """What was trained for this pair."""
@@ -67,37 +77,45 @@ class Channel:
         revision: str | None = None,
         sides: Role | Literal["both"] = "both",
         modules: str | Sequence[str] = (),
+        *,
+        sharer: Given | None = None,
+        receiver: Given | None = None,
+        dtype: str | None = None,
+        quantization: str | None = None,
     ) -> Channel:
         """The channel of an adapter folder, or of ``owner/name`` on the hub at ``revision``.
 
-        The models are those the adapter names, in the dtypes it was trained with.
+        The models are those the adapter names, in the dtypes it was trained with, unless others are given. Their
+        weights are compared with the fingerprints that the adapter knows; a warning says where that cannot be done.
 
         Args:
             folder: The adapter.
-            device: Where models and adapter go.
+            device: Where models and adapter go. ``auto``: where a given model is, else the machine's accelerator.
             revision: Branch, tag or commit on the hub; null for its default branch.
             sides: ``both``; or ``sharer`` to `send` only, or ``receiver`` to `receive` only, without the other model.
             modules: Modules to import first, which define parts of the adapter that are not of this package. What an
                 adapter names itself is never imported.
+            sharer: Where the adapter's sharer lies here: a path or hub id; or the model itself: a `FrozenModel`, or
+                transformers' model and tokenizer, which are frozen (see `FrozenModel.of`).
+            receiver: The same of the receiver.
+            dtype: Of the models that are loaded: ``float32``, ``bfloat16`` or ``float16``; null for that of training.
+            quantization: Likewise: ``8bit``, ``nf4`` or ``none``.
 
         Raises:
-            SettingError: If ``sides`` is none of these, or one of ``modules`` cannot be imported.
+            SettingError: If a setting is not allowed here, or one of ``modules`` cannot be imported.
             AdapterFileError: If the folder is not a whole adapter.
             ModelError: If a model cannot be read, or has other weights than the adapter was made for.
             GeometryError: If a model is not the one the adapter was made for.
         """
-        if sides not in ("both", "sharer", "receiver"):
-            raise SettingError(f"sides={sides!r} must be both, sharer or receiver.")
+        given = by_role(sides, sharer, receiver)
         import_named(modules)
-        adapter = CacheAdapter.from_pretrained(folder, revision).to(device).requires_grad_(False)
-        roles: tuple[Role, ...] = ("sharer", "receiver") if sides == "both" else (sides,)
-        specs = {role: spec_of(getattr(adapter.config, role)) for role in roles}
-        for role, spec in specs.items():
-            adapter.config.require(role, geometry_of(spec))
+        adapter = CacheAdapter.from_pretrained(folder, revision).requires_grad_(False)
         _prompts_of(adapter)  # what is wrong there is said before a weight is loaded
-        loaded = {spec: load_frozen(spec, device) for spec in specs.values()}  # once where both are the same
-        models = {role: loaded[spec] for role, spec in specs.items()}
-        return cls(models.get("sharer"), models.get("receiver"), without_closed_layers(adapter))
+        models = load_sides(adapter.config, given, device, dtype, quantization)
+        adapter = without_closed_layers(adapter.to(next(iter(models.values())).device))
+        channel = cls(models.get("sharer"), models.get("receiver"), adapter)
+        warn_of_unchecked(adapter.config, given, models)
+        return channel
 
     @cached_property
     def origin(self) -> Origin:
@@ -110,7 +128,7 @@ class Channel:
         return self.link.shared or self.prompts.share_question
 
     def send(self, passages: Text, question: Question | None = None, pooled: bool = False) -> Message:
-        """What the sharer says of what it has read.
+        """What the sharer says of what it has read. Where it was shown a question, the message is for that one.
 
         Args:
             passages: A text, whose lines are its passages; the passages themselves; or a chat, whose turns are.
@@ -126,10 +144,11 @@ class Channel:
         return sent_messages(self, [passages], [question], pooled)[0]
 
     def send_batch(
-        self, passages: Sequence[Text], questions: Sequence[Question | None], pooled: bool = False
+        self, passages: Sequence[Text], questions: Sequence[Question | None] | None = None, pooled: bool = False
     ) -> list[Message]:
-        """One message for each text and question; see `send`."""
-        return sent_messages(self, passages, questions, pooled)
+        """One message for each text and question, or for each text alone; see `send`."""
+        require_lists(texts=passages)
+        return sent_messages(self, passages, [None] * len(passages) if questions is None else questions, pooled)
 
     @overload
     def receive(
@@ -164,6 +183,8 @@ class Channel:
         **options: Any,
     ) -> Answer | Generator[str, None, Answer]:
         """The receiver's answer, given a message and its own passages: the sharer's, where both read the same text.
+
+        A warning names a question that a message was not sent for.
 
         Args:
             message: Of one sharer; of several, whose spans are taken together; or None, for the receiver alone.

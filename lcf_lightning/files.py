@@ -39,20 +39,21 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 class FolderLock:
-    """A folder, made where there is none, that only one process may have; a context.
+    """A folder, made where there is none, that only one process or, once it shares, one run may have; a context.
 
     The kernel lets go of it when the process ends, however that ends.
 
     Args:
         folder: The folder.
         setting: The setting that names it.
+        shared: Whether another process of this run has it, and shares it.
 
     Raises:
         SettingError: On entry, or where it is moved aside: if another process has it, or its file system has no locks.
     """
 
-    def __init__(self, folder: Path, setting: str) -> None:
-        self.folder, self.setting = folder, setting
+    def __init__(self, folder: Path, setting: str, shared: bool = False) -> None:
+        self.folder, self.setting, self.shared = folder, setting, shared
         self._file: IO[str] | None = None
 
     def __enter__(self) -> FolderLock:
@@ -62,6 +63,12 @@ class FolderLock:
     def __exit__(self, *_: object) -> None:
         assert self._file is not None
         self._file.close()
+
+    def share(self) -> None:
+        """From now on other processes may have it with ``shared``, and nobody without."""
+        assert self._file is not None
+        self.shared = True
+        self._lock(self._file)
 
     def move_aside(self, traces: Iterable[str]) -> Path | None:
         """`move_aside`, and have the new folder of this name instead."""
@@ -73,18 +80,21 @@ class FolderLock:
         return aside
 
     def _taken(self) -> IO[str]:
-        named = f"{self.setting}={str(self.folder)!r}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = (self.folder / LOCK_FILE).open("a")
+        file = (self.folder / LOCK_FILE).open("a+")  # NFS asks a shared lock for a file that can be read
+        self._lock(file)
+        return file
+
+    def _lock(self, file: IO[str]) -> None:
+        named = f"{self.setting}={str(self.folder)!r}"
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.close()
             raise SettingError(f"{named} is being written by another process; name another folder.") from error
         except OSError as error:
             file.close()
             raise SettingError(f"{named} cannot be locked against a second process: {reason(error)}.") from error
-        return file
 
 
 def move_aside(folder: Path, traces: Iterable[str]) -> Path | None:

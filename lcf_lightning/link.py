@@ -245,12 +245,16 @@ def spec_of(model: ModelIdentity) -> ModelSpec:
     return ModelSpec(model.path, model.revision, model.dtype, model.quantization)
 
 
+def held_alike(made_for: ModelIdentity, model: FrozenModel) -> bool:
+    """Whether a model is in memory as the adapter's was in training: only then are equal weights equal bits."""
+    return (made_for.dtype, made_for.quantization) == (model.spec.dtype, model.spec.quantization)
+
+
 def _require(config: AdapterConfig, role: Role, model: FrozenModel) -> None:
     """Refuse a model that is not the one an adapter was made for, as far as that can be told."""
     config.require(role, model.geometry)
     made_for: ModelIdentity = getattr(config, role)
-    held_alike = (made_for.dtype, made_for.quantization) == (model.spec.dtype, model.spec.quantization)
-    if made_for.fingerprint is not None and held_alike and model.fingerprint != made_for.fingerprint:
+    if made_for.fingerprint is not None and held_alike(made_for, model) and model.fingerprint != made_for.fingerprint:
         raise ModelError(
             f"{role} path={model.spec.path!r} has other weights than the {role} of this adapter ({made_for.path}): "
             f"fingerprint {model.fingerprint}, expected {made_for.fingerprint}."

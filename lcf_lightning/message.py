@@ -11,6 +11,7 @@ import hmac
 import json
 import re
 import struct
+import warnings
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +21,7 @@ from torch import Tensor
 from lcf_lightning.errors import MessageError, SettingError, reason
 from lcf_lightning.files import write_file
 from lcf_lightning.models.spec import DTYPES
+from lcf_lightning.origin import Origin
 from lcf_lightning.wire import WIRE_DTYPES, decode, encode
 
 FORMAT_VERSION = 1
@@ -35,43 +37,7 @@ _FRAME = struct.Struct("<I")
 _START = _TAG.stop + _FRAME.size  # of the header
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Whose messages these are: sharer and receiver agree on all of it, or the message is refused.
-
-    Attributes:
-        adapter: The adapter's fingerprint.
-        sharer: Fingerprint of the sharer's weights; None where the adapter does not know it.
-        receiver: The same of the receiver.
-        layers: Edited layers.
-        heads: The sharer's KV heads.
-        head_dim: The sharer's head size.
-    """
-
-    adapter: str
-    sharer: str | None
-    receiver: str | None
-    layers: int
-    heads: int
-    head_dim: int
-
-    def require(self, expected: Origin) -> None:
-        """Raise a MessageError that names what differs from ``expected``, if anything does."""
-        differing = [
-            f"{field.name}={getattr(self, field.name)!r}, expected {getattr(expected, field.name)!r}"
-            for field in fields(self)
-            if not _agree(field.name, getattr(self, field.name), getattr(expected, field.name))
-        ]
-        if differing:
-            raise MessageError(f"message of another adapter or pair: {'; '.join(differing)}.")
-
-
-def _agree(name: str, one: str | int | None, other: str | int | None) -> bool:
-    """Whether both are the same, as far as a model's weights are known to both."""
-    return one == other or (name in ("sharer", "receiver") and None in (one, other))
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Message:
     """What travels from a sharer to a receiver.
 
@@ -81,7 +47,8 @@ class Message:
         values: The same shape and dtype.
         origin: The adapter and the pair it belongs to.
         pooled: Whether the spans are pooled already; such a message stands alone.
-        prompt: Where both models read the same text, a digest of the receiver's tokens that this was sent for.
+        prompt: A digest of what this was sent for: the receiver's tokens where both models read the same text, the
+            question where the sharer was shown one; else None.
 
     Raises:
         MessageError: If the tensors do not have that shape, or no common float dtype.
@@ -106,6 +73,12 @@ class Message:
                 f"keys ({self.keys.dtype}) and values ({self.values.dtype}) of a message must share one of "
                 f"{', '.join(DTYPES)}."
             )
+
+    def __repr__(self) -> str:
+        """One line, without a number of the tensors."""
+        of = f"{self.origin.layers} layers × {self.origin.heads} heads × {self.origin.head_dim}"
+        dtype, pooled = str(self.keys.dtype).removeprefix("torch."), ", pooled" if self.pooled else ""
+        return f"Message({self.spans} spans, {of}, {dtype}{pooled}, adapter {self.origin.adapter[:8]})"
 
     @property
     def spans(self) -> int:
@@ -145,7 +118,8 @@ class Message:
 
         Args:
             data: What arrived.
-            key: Where given, a message that this key does not authenticate is refused.
+            key: Where given, a message that this key does not authenticate is refused. A warning says where none is
+                given and the message was signed.
             origin: Where given, a message of another adapter or pair is refused; see `Channel.origin`.
             max_bytes: Longer data is refused unread.
 
@@ -153,11 +127,7 @@ class Message:
             SettingError: If the key is too short, or the limit is no number.
             MessageError: If anything is wrong with ``data``. No tensor has been made then.
         """
-        header, payload = _unframed(data, key, max_bytes)
-        if origin is not None:
-            header.origin.require(origin)
-        keys, values = (side.unsqueeze(1) for side in decode(payload, header.dtype, header.shape))
-        return cls(keys, values, header.origin, header.pooled, header.prompt)
+        return cls._read(data, key, origin, max_bytes)
 
     def save(self, path: str | Path, dtype: str | None = None, key: bytes | None = None) -> None:
         """Write `to_bytes` to a file: aside, then renamed."""
@@ -180,11 +150,22 @@ class Message:
         _require_limit(max_bytes)
         try:
             with Path(path).open("rb") as file:
-                data = _read(file, max_bytes + 1)  # one more, so that a longer file is refused
+                data = _blocks(file, max_bytes + 1)  # one more, so that a longer file is refused
         except (OSError, ValueError) as error:  # a path may be none
             why = getattr(error, "strerror", None) or reason(error)
             raise MessageError(f"message file {str(path)!r} cannot be read: {why}.") from error
-        return cls.from_bytes(data, key, origin, max_bytes)
+        return cls._read(data, key, origin, max_bytes)
+
+    @classmethod
+    def _read(cls, data: bytes, key: bytes | None, origin: Origin | None, max_bytes: int) -> Message:
+        """See `from_bytes`; a warning is of the line that called it, or `load`."""
+        header, payload = _unframed(data, key, max_bytes)
+        if origin is not None:
+            header.origin.require(origin)
+        if key is None and any(data[_TAG]):
+            warnings.warn("key=None, but this message is signed: who wrote it has not been checked.", stacklevel=3)
+        keys, values = (side.unsqueeze(1) for side in decode(payload, header.dtype, header.shape))
+        return cls(keys, values, header.origin, header.pooled, header.prompt)
 
 
 @dataclass(frozen=True)
@@ -247,7 +228,7 @@ def _allowed(name: str, value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", value) is not None
 
 
-def _read(file: BinaryIO, most: int) -> bytes:
+def _blocks(file: BinaryIO, most: int) -> bytes:
     """Up to ``most`` bytes, in blocks: who asks for many at once is given memory for many."""
     blocks, found = [], 0
     while found < most and (block := file.read(min(_BLOCK_BYTES, most - found))):

@@ -26,10 +26,10 @@ from lcf_lightning.link import Link, identity_of, load_pair
 from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
+from lcf_lightning.training import TokenMean, require_trainer, total_steps
 from lcf_lightning.writer import Writer
 
 _OF_TRAINING = {"dropout", "gate_init", "gate_noise", "zero_init"}
-_PRECISIONS = ("32-true", "bf16-mixed")
 
 
 def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
@@ -56,6 +56,9 @@ class LCFModule(pl.LightningModule):
         prefills: Where both models' prefills are kept, so that later epochs and runs make none; null for nowhere.
         init_from: An adapter folder, or ``owner/name`` on the hub, whose parameters a fit starts from: to go on with
             other data, say. Refused as the fit starts if it is built otherwise. Null for random ones.
+        loss_weighting: ``example``: the training loss is the mean over examples of each answer's mean over its tokens.
+            ``token``: the mean over all answer tokens of an optimizer step, of every rank and accumulated batch. Losses
+            of validation and test are means over examples.
 
     Raises:
         SettingError: If a setting is out of range.
@@ -76,6 +79,7 @@ class LCFModule(pl.LightningModule):
         seed: int = 42,
         prefills: PrefillSettings | None = None,
         init_from: str | None = None,
+        loss_weighting: str = "example",
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
@@ -99,6 +103,7 @@ class LCFModule(pl.LightningModule):
         self.strict_loading = False  # the frozen models are in no checkpoint; `on_load_checkpoint` checks the adapter
         # Metrics, since Lightning's own mean over ranks rounds an odd number of examples down.
         self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
+        self._token_mean = TokenMean.of(loss_weighting)
         self._link: Link | None = None
 
     @property
@@ -115,11 +120,7 @@ class LCFModule(pl.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before a weight is loaded."""
-        if str(self.trainer.precision) not in _PRECISIONS:
-            raise SettingError(
-                f"precision={self.trainer.precision!r} must be one of {', '.join(_PRECISIONS)}: the adapter is trained "
-                "in float32, the frozen models have their own dtype."
-            )
+        require_trainer(self.trainer, stage)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ContextMismatchDataModule) and self.adapter.pooler is None:
             raise SettingError("pooler=null must name a pooler, such as span, where the two read different texts.")
@@ -163,13 +164,18 @@ class LCFModule(pl.LightningModule):
         with _seeded(self.seed + 1 + self.global_step * 1_000 + batch_idx % 1_000, self.device):
             message = self.link.pool(self.link.read_sharer(batch.sharer), batch.index)
             cache = self.link.fuse(self.link.read_receiver(batch.receiver), message, self.temperature, batch.question)
-            loss = answer_losses(self.link, Reading(cache, batch.last, batch.question), batch).mean()
+            losses = answer_losses(self.link, Reading(cache, batch.last, batch.question), batch)
+        loss = goal = losses.mean()
+        if self._token_mean is not None:
+            tokens = batch.answer_mask.sum(1)
+            goal = self._token_mean.sum(losses, tokens)
+            loss = goal / tokens.sum()
         if not bool(torch.isfinite(loss)):
             raise DivergedError(f"loss={loss.item()} at step {self.global_step}, on the batch of ids {batch.ids}.")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         self.log("train/temperature", self.temperature, batch_size=len(batch))
         self.log("train/dropped_spans", float(batch.dropped_spans), batch_size=len(batch))
-        return loss
+        return goal
 
     def on_after_backward(self) -> None:
         """Refuse a receiver that lets no gradient through, which would train nothing and say nothing.
@@ -183,6 +189,10 @@ class LCFModule(pl.LightningModule):
                 f"no gradient reaches {len(without)} tensors of the adapter, {without[0]} among them, through the "
                 f"receiver {self.receiver.path!r} (quantization={self.receiver.quantization!r})."
             )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._token_mean is not None:
+            self._token_mean.rescale(self.adapter.parameters(), self.trainer)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, ArmCaches]:
         """Logs ``val/loss``; returns the batch's ``caches``, so that callbacks need no second prefill."""
@@ -211,16 +221,12 @@ class LCFModule(pl.LightningModule):
     @property
     def temperature(self) -> float:
         """The gates' temperature at this step."""
-        progress = min(1.0, self.global_step / max(1, self._total_steps - 1))
+        progress = min(1.0, self.global_step / max(1, total_steps(self.trainer) - 1))
         return float(self.temperature_start * (self.temperature_end / self.temperature_start) ** progress)
-
-    @property
-    def _total_steps(self) -> int:
-        return int(self.trainer.estimated_stepping_batches)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer(self.adapter.parameters())
-        total = self._total_steps
+        total = total_steps(self.trainer)
         warmup = self.warmup_steps * total if self.warmup_steps < 1 else self.warmup_steps
 
         def factor(step: int) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +20,7 @@ from lcf_lightning.message import Message
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.decoding import Decoder, Decoding
 from lcf_lightning.models.geometry import KV
-from lcf_lightning.sending import digests, warn_of_dropped
+from lcf_lightning.sending import digest_of, digests, warn_of_dropped
 from lcf_lightning.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def _heard(
     ahead, question, last = encoder.split(prompts, device)
     rereads = bool(question.ids.shape[1])
     tokens = split_last(prompts, encoder.pad_id, device)[0] if rereads else ahead
+    _warn_of_unusual(channel, received, questions)
     if channel.link.shared:
         _require_same_text(received, ahead)
     watch = Stopwatch(channel.link.receiver.device)
@@ -130,6 +132,17 @@ def _require_same_text(received: Sequence[Sequence[Message]], tokens: Tokens) ->
             "message of another text: where both models read the same, send and receive need the same passages "
             "and question, and each question one message."
         )
+
+
+def _warn_of_unusual(channel: Channel, received: Sequence[Sequence[Message]], questions: Sequence[Question]) -> None:
+    """Say, on the line that called the channel, which questions are empty, or not those that messages were sent for."""
+    for several, question in zip(received, questions, strict=True):
+        history, asked = parse_question(question)
+        if not asked.strip():
+            warnings.warn("the question is empty.", stacklevel=6)
+        elif not channel.link.shared and not {each.prompt for each in several} <= {None, digest_of(history, asked)}:
+            message = f"question={asked!r:.60} is not the one that its message was sent for, which may not answer it."
+            warnings.warn(message, stacklevel=6)
 
 
 def _received(channel: Channel, given: Received) -> list[Message]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,8 @@ from lcf_lightning.data.prompts import History
 from lcf_lightning.data.tokens import Encoded, Tokens, pad_left
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.link import Role
-from lcf_lightning.message import Message, Origin
+from lcf_lightning.message import Message
+from lcf_lightning.origin import Origin
 
 if TYPE_CHECKING:
     from lcf_lightning.channel import Channel
@@ -45,23 +47,40 @@ def messages(
     if channel.link.shared:
         summaries, read_for = _aligned(channel, texts, asked)
     else:
-        if channel.prompts.send_tokens is not None and None in questions:
-            raise SettingError(
-                f"question=None must be given where send_tokens={channel.prompts.send_tokens}: it decides what is sent."
-            )
-        if channel.takes_question and None in questions:
-            message = "question=None, but this adapter's sharer was shown the question in training: give it here."
-            warnings.warn(message, stacklevel=4)
-        if not channel.takes_question and any(question is not None for question in questions):
-            message = "question not read: this adapter's sharer was shown none in training; give it to receive."
-            warnings.warn(message, stacklevel=4)
+        _warn_of_unusual(channel, texts, [question for _, question in asked])
         summaries = _summaries(channel, texts, asked if channel.takes_question else [((), None)] * len(asked))
         summaries = channel.adapter.merge(summaries) if pooled else summaries
+        if channel.takes_question:
+            read_for = [None if question is None else digest_of(history, question) for history, question in asked]
     kv, present = summaries
     return [
         Message(kv.keys[:, row : row + 1, :, at], kv.values[:, row : row + 1, :, at], channel.origin, pooled, prompt)
         for row, (at, prompt) in enumerate(zip(present, read_for, strict=True))
     ]
+
+
+def _warn_of_unusual(channel: Channel, texts: Sequence[tuple[Passage, ...]], questions: Sequence[str | None]) -> None:
+    """Say, on the line that called the channel, what is sent otherwise than in training.
+
+    Raises:
+        SettingError: If the question decides what is sent, and there is none.
+    """
+    said = []
+    if channel.takes_question:
+        if channel.prompts.send_tokens is not None and None in questions:
+            raise SettingError(
+                f"question=None must be given where send_tokens={channel.prompts.send_tokens}: it decides what is sent."
+            )
+        if None in questions:
+            said.append("question=None, but this adapter's sharer was shown the question in training: give it here.")
+        if any(question is not None and not question.strip() for question in questions):
+            said.append("the question is empty.")
+        if not all(texts):
+            said.append("the sharer is given nothing to read but the question.")
+    elif any(question is not None for question in questions):
+        said.append("question not read: this adapter's sharer was shown none in training; give it to receive.")
+    for message in said:
+        warnings.warn(message, stacklevel=5)
 
 
 def _summaries(
@@ -127,6 +146,12 @@ def warn_of_dropped(prompts: Sequence[Encoded], role: Role) -> None:
     if dropped:
         message = f"max_{role}_tokens, as in training, leaves out {dropped} spans of what the {role} reads."
         warnings.warn(message, stacklevel=6)
+
+
+def digest_of(history: History, question: str) -> str:
+    """A digest of a question and the chat before it, whatever blanks are around it."""
+    said = json.dumps([*map(list, history), question.strip()])
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 
 def digests(prompts: Tokens) -> list[str | None]:

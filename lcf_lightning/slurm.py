@@ -44,4 +44,4 @@ def _requeue_at_once(number: int, _: FrameType | None) -> None:
         return  # rank 0 asks; its end is that of the others
     refused = requeue()
     then = f"job {job()} could not be queued again ({refused})" if refused else f"job {job()} is queued again"
-    raise Stopped(f"{SIGNAL.name} came between steps, and {then}.", number, requeued=not refused)
+    raise Stopped(f"{SIGNAL.name} came, and {then}.", number, requeued=not refused)

@@ -78,11 +78,11 @@ def test_no_checkpoint_is_promised_that_is_not_there(tmp_path: Path) -> None:
     token = goes_on.set(lambda: _from_checkpoint(file))
     try:
         for error in (full, MemoryError()):
-            explained = explain(error)
+            explained = explain(error, goes_on.get()())
             assert explained is not None
             assert explained[0].endswith("no checkpoint has been written yet: the same command begins anew.")
         file.touch()
-        assert explain(full) == (
+        assert explain(full, goes_on.get()()) == (
             "error: [Errno 28] No space left on device: 'metrics.csv'; nothing written before is lost, and the same "
             f"command with --ckpt_path last continues from {file}.",
             1,

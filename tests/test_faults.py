@@ -176,16 +176,18 @@ def test_out_of_memory_names_the_settings_to_lower(tmp_path: Path, capsys: pytes
 
 
 def test_other_errors_keep_their_traceback_and_a_stopped_fit_its_code() -> None:
-    assert explain(KeyError("a bug")) is None
-    assert explain(RuntimeError("shape mismatch")) is None
-    assert explain(FileNotFoundError(2, "No such file")) is None
-    assert explain(PermissionError(13, "Permission denied", "rows.jsonl")) == (
+    assert explain(KeyError("a bug"), "") is None
+    assert explain(RuntimeError("shape mismatch"), "") is None
+    assert explain(FileNotFoundError(2, "No such file"), "") is None
+    assert explain(PermissionError(13, "Permission denied", "rows.jsonl"), "") == (
         "error: [Errno 13] Permission denied: 'rows.jsonl'",
         2,
     )
-    assert explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")) is not None
-    assert explain(Stopped("s", signal.SIGTERM, requeued=False)) == ("stopped: s", 143)
-    assert explain(Stopped("s", signal.SIGUSR1, requeued=True)) == ("stopped: s", 0)
+    lacking = explain(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), "it goes on")
+    assert lacking is not None
+    assert lacking[0].endswith("Then it goes on.")
+    assert explain(Stopped("s", signal.SIGTERM, requeued=False), "") == ("stopped: s", 143)
+    assert explain(Stopped("s", signal.SIGUSR1, requeued=True), "") == ("stopped: s", 0)
 
 
 @pytest.mark.parametrize("name", ["fit", "cache"])

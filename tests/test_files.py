@@ -5,6 +5,7 @@ import errno
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,22 @@ def test_a_folder_is_one_processs_until_that_ends(tmp_path: Path) -> None:
         other.kill()
     with FolderLock(tmp_path, "output"):
         pass
+
+
+def test_a_folder_that_is_shared_is_one_runs_until_all_of_it_ends(tmp_path: Path) -> None:
+    def refused(shared: bool) -> None:
+        with pytest.raises(SettingError, match="is being written by another process"):
+            FolderLock(tmp_path, "output", shared).__enter__()
+
+    with FolderLock(tmp_path, "output") as first, ExitStack() as held:
+        refused(shared=True)
+        first.share()
+        second = held.enter_context(FolderLock(tmp_path, "output", shared=True))
+        refused(shared=False)
+        first.__exit__()
+        refused(shared=False)
+        second.__exit__()
+        held.enter_context(FolderLock(tmp_path, "output"))
 
 
 def test_a_folder_that_is_moved_aside_is_followed_by_one_that_is_locked_too(tmp_path: Path) -> None:

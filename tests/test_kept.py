@@ -51,7 +51,10 @@ def test_its_messages_are_answered_alike(channel: Channel, folder: Path) -> None
 def test_what_is_sent_is_what_was_sent(channel: Channel, folder: Path) -> None:
     row, kept = expected(folder)["questions"][0], Message.load(folder / "message.lcf")
     sent = channel.send(row["sharer"], row["told"])
-    assert sent.prompt == kept.prompt
+    if channel.link.shared or not channel.takes_question:
+        assert sent.prompt == kept.prompt
+    else:  # release 0.1.0 did not say which question a message was sent for
+        assert (kept.prompt, len(sent.prompt or "")) == (None, 32)
     for side in ("keys", "values"):
         torch.testing.assert_close(getattr(sent, side), getattr(kept, side), atol=1e-4, rtol=1e-4)
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from lcf_lightning import Message
 from lcf_lightning.errors import MessageError
-from lcf_lightning.message import Origin
+from lcf_lightning.origin import Origin
 from tests.message.making import FLOATS, FRAME, KEY, MAGIC, WIRE_DTYPES, digest, framed, message, parts, same
 from tests.mutations import (
     Mutation,

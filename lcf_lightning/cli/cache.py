@@ -74,4 +74,5 @@ COMMAND = Command(
     ),
     example="--config configs/quickstart.yaml --model.prefills.folder prefills",
     run=cache,
+    again="the same command goes on where it stopped",
 )

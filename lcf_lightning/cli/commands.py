@@ -25,6 +25,7 @@ class Command:
         options: Its five most used options (fewer where it has fewer), each with what it is.
         example: Arguments of an example.
         run: Runs it with its arguments.
+        again: What becomes of a run that a fault has ended.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Command:
     options: tuple[tuple[str, str], ...]
     example: str
     run: Callable[[list[str]], object]
+    again: str = "the same command begins anew"
 
     @property
     def usage(self) -> str:

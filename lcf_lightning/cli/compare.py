@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
+from lcf_lightning.cli.answers import PREDICTIONS
 from lcf_lightning.cli.commands import Command
-from lcf_lightning.cli.evaluate import PREDICTIONS
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.compare import compare_reports
 from lcf_lightning.evaluation.prediction import Prediction

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.fabric import Fabric
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.fabric.strategies.ddp import DDPStrategy
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.cli import LightningArgumentParser
@@ -21,7 +24,7 @@ from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.data.datamodule import PairDataModule, SharedContextDataModule
 from lcf_lightning.discovery import import_named
-from lcf_lightning.errors import SettingError
+from lcf_lightning.errors import SettingError, reason
 from lcf_lightning.link import Link, load_pair
 from lcf_lightning.models.loading import geometry_of
 from lcf_lightning.models.store import PrefillSettings
@@ -29,6 +32,7 @@ from lcf_lightning.module import LCFModule
 
 OptionsT = TypeVar("OptionsT")
 TRAINER_DEFAULTS = {"default_root_dir": "runs/lcf", "num_sanity_val_steps": 0, "gradient_clip_val": 1.0}
+_PATIENCE = timedelta(days=1)  # with which processes wait for each other; who starts them ends all when one fails
 
 
 def add_links(parser: LightningArgumentParser) -> None:
@@ -66,6 +70,29 @@ class FitConfig:
         """The first device of the trainer's accelerator."""
         require_accelerator(self.values["trainer"]["accelerator"])
         return Fabric(accelerator=self.values["trainer"]["accelerator"], devices=1).device
+
+    def launch(self) -> Fabric:
+        """As many processes as the trainer's devices and nodes, this one among them, each with a device of its own.
+
+        Where neither torchrun nor SLURM has started the others, they are started. They talk over gloo, whatever their
+        devices are: who waits for another leaves its device alone.
+
+        Raises:
+            SettingError: If other numbers have been started.
+        """
+        asked = {name: self.values["trainer"][name] for name in ("accelerator", "devices", "num_nodes")}
+        require_accelerator(asked["accelerator"])
+        fabric = Fabric(**asked)
+        if isinstance(fabric.strategy, DDPStrategy):
+            fabric = Fabric(**asked, strategy=DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE))
+        numbers = f"trainer.devices={asked['devices']} and trainer.num_nodes={asked['num_nodes']}"
+        try:
+            fabric.launch()
+        except ValueError as error:
+            raise SettingError(f"{numbers} must be what was started: {reason(error)}") from error
+        if TorchElasticEnvironment.detect() and TorchElasticEnvironment().world_size() != fabric.world_size:
+            raise SettingError(f"{numbers} must be what torchrun has started, a process for each device of each node.")
+        return fabric
 
     @property
     def quiet(self) -> bool:
@@ -129,10 +156,10 @@ class FitConfig:
         adapter.config.require("receiver", geometry_of(data.receiver))
         return adapter
 
-    def link(self, adapter: CacheAdapter, data: PairDataModule) -> Link:
-        """The pair, loaded on the trainer's device, and the adapter without its closed layers."""
-        adapter = without_closed_layers(adapter).to(self.device)
-        return Link(*load_pair(data.sharer, data.receiver, self.device), adapter, self.prefills)
+    def link(self, adapter: CacheAdapter, data: PairDataModule, device: torch.device) -> Link:
+        """The pair, loaded on a device, and the adapter without its closed layers."""
+        adapter = without_closed_layers(adapter).to(device)
+        return Link(*load_pair(data.sharer, data.receiver, device), adapter, self.prefills)
 
 
 def config_parser(command: Command, options: type[object] | None = None) -> LightningArgumentParser:

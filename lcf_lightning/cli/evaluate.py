@@ -7,7 +7,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,10 +21,11 @@ from torch.utils.data import DataLoader
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.folder import read_config, weights_file
+from lcf_lightning.cli.answers import REPORT, answers_of, file_of, put_together
 from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
-from lcf_lightning.cli.faults import goes_on
 from lcf_lightning.data.datamodule import PairDataModule
+from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.discovery import class_path, in_package
 from lcf_lightning.errors import SettingError
@@ -32,17 +33,16 @@ from lcf_lightning.evaluation.arms import default_arms, find_arm, require_arms
 from lcf_lightning.evaluation.latency import Latency, batches_of_one, measure
 from lcf_lightning.evaluation.markdown import conclusions, to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
-from lcf_lightning.evaluation.prediction import Prediction
-from lcf_lightning.evaluation.predictions import predict_all
+from lcf_lightning.evaluation.prediction import Prediction, digest
+from lcf_lightning.evaluation.predictions import by_example, predict_all
+from lcf_lightning.evaluation.ranks import dealt, gathered, rank
 from lcf_lightning.evaluation.report import build_report, summarise
 from lcf_lightning.evaluation.tables import arms_table
-from lcf_lightning.files import LOCK_FILE, FolderLock, write_text
+from lcf_lightning.files import write_text
 from lcf_lightning.link import Link
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.writer import Writer
 
-PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
-_OWN = {PREDICTIONS, REPORT, "settings.json", "report.md", "arms.png", "frontier.png", LOCK_FILE}
 _ANYHOW = ("batch_size", "eval_batch_size", "num_workers")  # data settings that change no answer
 
 
@@ -71,63 +71,63 @@ class EvaluateOptions:
 
 
 def evaluate(args: list[str]) -> None:
-    """Answer the test split under every arm, in one process on one device, and report."""
+    """Answer the test split under every arm and report, with as many processes as the trainer has devices.
+
+    Each answers its share of the batches and writes them to a file of its own; the first puts them together, and
+    measures latencies while the others wait.
+    """
     options, config = parse(COMMAND, EvaluateOptions, args)
     require_limit(options.limit)
     named = None if options.arms is None else require_arms(options.arms)
     if options.repeats < 0:
         raise SettingError(f"repeats={options.repeats} must be at least 0.")
+    fabric = config.launch()
     data = config.data()
     folder = config.adapter_folder(options.adapter)
     adapter = config.read_adapter(folder, data)
     data.setup("test")
-    _warn_of_differences(adapter, data)
+    if fabric.is_global_zero:
+        _warn_of_differences(adapter, data)
     output = _output(options, config)
-    with FolderLock(output, "output") as lock:
-        goes_on.set(lambda: f"the same command goes on from {output / PREDICTIONS}")
-        _empty_unless_of(_identity(options, config, folder, adapter), lock)
-        predictions, latency, facts = _answered(options, config, named, folder, adapter, data, output)
-        facts = {"command": COMMAND.line(args), **facts}
-        _report(predictions, latency, facts, output)
+    with answers_of(_identity(options, config, folder, adapter), output, fabric) as known:
+        link = config.link(adapter, data, fabric.device)
+        writer = Writer.of(link)
+        loader = data.evaluation_loader("test", options.limit, by_length=True)
+        examples = [example for example, _ in loader.dataset]  # type: ignore[attr-defined]
+        arms = list(named or default_arms(link.shared, data.prompts, examples))
+        file = file_of(output, rank())
+        found = by_example(gathered(_predictions(config, link, writer, dealt(loader), arms, file, known)))
+        if fabric.is_global_zero:
+            put_together(found.values(), output)
+            predictions = [found[arm, digest(example)] for example in examples for arm in arms]
+            latency = _latency(options, config, link, writer, data.prompts, examples, arms)
+            sizes = {"examples": f"{len(examples)} of {data.size('test')}", "processes": fabric.world_size}
+            facts = {"command": COMMAND.line(args), **sizes, **_facts(config, folder, adapter, data, link)}
+            _report(predictions, latency, facts, output)
+        fabric.barrier()  # latencies are of the first process alone
 
 
-def _answered(
+def _latency(
     options: EvaluateOptions,
     config: FitConfig,
-    named: Sequence[str] | None,
-    folder: Path,
-    adapter: CacheAdapter,
-    data: PairDataModule,
-    output: Path,
-) -> tuple[list[Prediction], Latency | None, dict[str, Any]]:
-    """Every answer, the times where these were asked for, and what they are of."""
-    link = config.link(adapter, data)
-    writer = Writer.of(link)
-    loader = data.evaluation_loader("test", options.limit, by_length=True)
-    examples = [example for example, _ in loader.dataset]  # type: ignore[attr-defined]
-    arms = list(named or default_arms(link.shared, data.prompts, examples))
-    predictions = _predictions(config, link, writer, loader, arms, output / PREDICTIONS)
-    latency = None
-    if options.repeats:
-        count = min(options.repeats, len(examples))
-        spread = [examples[place * len(examples) // count] for place in range(count)]  # by length: short and long ones
-        batches = batches_of_one(link, writer, data.prompts, spread)
-        latency = measure(link, writer, batches, arms, config.max_new_tokens, options.repeats)
-    facts = {
-        "examples": f"{len(examples)} of {data.size('test')}",
-        **_facts(config, folder, adapter, data, link),
-    }
-    return predictions, latency, facts
+    link: Link,
+    writer: Writer,
+    prompts: PromptSettings,
+    examples: Sequence[Example],
+    arms: list[str],
+) -> Latency | None:
+    """The times of each arm, where these were asked for."""
+    if not options.repeats:
+        return None
+    count = min(options.repeats, len(examples))
+    spread = [examples[place * len(examples) // count] for place in range(count)]  # by length: short and long ones
+    batches = batches_of_one(link, writer, prompts, spread)
+    return measure(link, writer, batches, arms, config.max_new_tokens, options.repeats)
 
 
 def _output(options: EvaluateOptions, config: FitConfig) -> Path:
-    """The output folder, if nothing is in it but what an evaluation writes."""
     name = "evaluation" if options.adapter is None else f"evaluation_{Path(options.adapter).name}"
-    output = Path(options.output or config.run_folder / name)
-    foreign = sorted({path.name for path in output.iterdir()} - _OWN) if output.is_dir() else []
-    if foreign:
-        raise SettingError(f"output={str(output)!r} must be a folder of its own; it holds {', '.join(foreign)}.")
-    return output
+    return Path(options.output or config.run_folder / name)
 
 
 def _identity(options: EvaluateOptions, config: FitConfig, folder: Path, adapter: CacheAdapter) -> dict[str, Any]:
@@ -145,20 +145,6 @@ def _identity(options: EvaluateOptions, config: FitConfig, folder: Path, adapter
 
 def _weights(folder: Path) -> Path:
     return weights_file(folder, read_config(folder)[1])
-
-
-def _empty_unless_of(identity: dict[str, Any], lock: FolderLock) -> None:
-    """Move aside what the output folder holds of another adapter or other settings, or of nobody knows which."""
-    file, why = lock.folder / "settings.json", "of another adapter or other settings"
-    try:
-        found = json.loads(file.read_bytes().decode()) if file.is_file() else None
-    except (ValueError, RecursionError):
-        found, why = None, f"of settings that cannot be read any more ({file.name} is damaged)"
-    if found != identity:
-        aside = lock.move_aside((PREDICTIONS, REPORT))
-        if aside is not None:
-            sys.stderr.write(f"{lock.folder} held the evaluation {why}; moved to {aside}.\n")
-        write_text(file, json.dumps(identity, indent=2) + "\n")
 
 
 def _own_code(options: EvaluateOptions, adapter: CacheAdapter) -> dict[str, str]:
@@ -193,17 +179,28 @@ def _warn_of_differences(adapter: CacheAdapter, data: PairDataModule) -> None:
 
 
 def _predictions(
-    config: FitConfig, link: Link, writer: Writer, loader: DataLoader[Any], arms: list[str], file: Path
+    config: FitConfig,
+    link: Link,
+    writer: Writer,
+    loader: DataLoader[Any],
+    arms: list[str],
+    file: Path,
+    known: Iterable[Prediction],
 ) -> list[Prediction]:
-    """Every answer, new or read; with a progress bar."""
+    """This process's answers, new or known; the first process shows a progress bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), disable=config.quiet) as progress:
-        task = progress.add_task("answers", total=len(loader.dataset) * len(arms))  # type: ignore[arg-type]
+    with Progress(*columns, TimeRemainingColumn(), disable=config.quiet or rank() > 0) as progress:
+        rows = sum(map(len, loader.batch_sampler))  # type: ignore[arg-type]
+        task = progress.add_task("answers", total=rows * len(arms))
 
         def advance(count: int) -> None:
             progress.advance(task, count)
 
-        return predict_all(link, writer, loader, arms, config.max_new_tokens, file, advance)
+        return predict_all(link, writer, loader, arms, config.max_new_tokens, file, advance, known)
+
+
+def _weights(folder: Path) -> Path:
+    return weights_file(folder, read_config(folder)[1])
 
 
 def _facts(config: FitConfig, folder: Path, adapter: CacheAdapter, data: PairDataModule, link: Link) -> dict[str, Any]:
@@ -259,4 +256,5 @@ COMMAND = Command(
     ),
     example="--config configs/quickstart.yaml",
     run=evaluate,
+    again="the same command goes on where it stopped",
 )

@@ -28,13 +28,8 @@ _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", r
 _PEER = re.compile(r"connection (closed|reset)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
 
 
-def begins_anew() -> str:
-    """How most commands go on."""
-    return "the same command begins anew"
-
-
-goes_on: ContextVar[Callable[[], str]] = ContextVar("goes_on", default=begins_anew)
-"""How the command that runs can be gone on with, as a sentence says it when it ends; `fit` and `evaluate` set it."""
+goes_on: ContextVar[Callable[[], str]] = ContextVar("goes_on", default=lambda: "the same command begins anew")
+"""How the command that runs is gone on with (`Command.again`); a fit says it when it ends, of its own checkpoint."""
 
 
 @contextmanager
@@ -62,8 +57,10 @@ def ended_by_signals(command: str) -> Iterator[None]:
             signal.signal(number, usual[number])
 
 
-def explain(error: BaseException) -> tuple[str, int] | None:
+def explain(error: BaseException, again: str) -> tuple[str, int] | None:
     """The sentence and the exit code: 2 for bad input, 1 for a fault; null where only a traceback tells enough.
+
+    After a fault it says what becomes of the work, ``again`` (`Command.again`).
 
     A stopped fit ends as a shell expects of its signal, or with 0 where its job is queued again.
     """
@@ -73,14 +70,14 @@ def explain(error: BaseException) -> tuple[str, int] | None:
     if known is not None:
         return f"error: {known}", 1 if isinstance(known, DivergedError) else 2
     if isinstance(error, OSError) and error.errno in _DISK:
-        return f"error: {error}; nothing written before is lost, and {goes_on.get()()}.", 1
+        return f"error: {error}; nothing written before is lost, and {again}.", 1
     if isinstance(error, OSError) and error.errno in _PERMISSION:
         return f"error: {error}", 2
     if isinstance(error, RuntimeError | MemoryError) and (isinstance(error, MemoryError) or _MEMORY.search(str(error))):
-        return f"error: out of memory ({reason(error)}); {_LESS_MEMORY}. Then {goes_on.get()()}.", 1
+        return f"error: out of memory ({reason(error)}); {_LESS_MEMORY}. Then {again}.", 1
     if isinstance(error, RuntimeError) and dist.is_initialized() and _PEER.search(str(error)):
         lost = f"rank {dist.get_rank()} has lost another rank, whose message, if it left one, says why"
-        return f"error: {lost} ({reason(error)}); {goes_on.get()()}.", 1
+        return f"error: {lost} ({reason(error)}); {again}.", 1
     return None
 
 

@@ -9,6 +9,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from lcf_lightning.adapter.adapter import CacheAdapter
@@ -20,6 +21,7 @@ from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.layer_importance import Pruning, choose, curve, rank_layers
 from lcf_lightning.evaluation.markdown import pruning_page
 from lcf_lightning.evaluation.plots import pruning_figure, save
+from lcf_lightning.evaluation.ranks import dealt
 from lcf_lightning.evaluation.tables import pruning_table
 from lcf_lightning.files import write_text
 from lcf_lightning.writer import Writer
@@ -45,7 +47,7 @@ class PruneOptions:
 
 
 def prune(args: list[str]) -> None:
-    """Rank layers on the validation split; write the pruned adapter, a table and a plot."""
+    """Rank layers on the validation split; write the pruned adapter, a table and a plot. Processes as in `evaluate`."""
     options, config = parse(COMMAND, PruneOptions, args)
     require_limit(options.limit)
     keep = options.keep
@@ -58,30 +60,39 @@ def prune(args: list[str]) -> None:
     layers = open_layers(adapter)
     if keep > len(layers):
         raise SettingError(f"keep={keep} must be at most {len(layers)}, the adapter's layers with an open gate.")
-    pruning = _ranked(config, options, adapter, data)
-    metadata = adapter.config.metadata | {"pruned": {"from": str(folder), "command": COMMAND.line(args)}}
+    fabric = config.launch()
+    pruning = _ranked(config, options, adapter, data, fabric.device)
+    if fabric.is_global_zero:
+        _write(pruning, adapter, folder, output, COMMAND.line(args))
+        if len(pruning["kept"]) < keep:
+            helping = len(pruning["kept"])
+            sys.stderr.write(f"only {helping} layers help on the validation split; {keep} were asked for.\n")
+
+
+def _write(pruning: Pruning, adapter: CacheAdapter, folder: Path, output: Path, command: str) -> None:
+    metadata = adapter.config.metadata | {"pruned": {"from": str(folder), "command": command}}
     metadata.pop("scores", None)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix=".pruning-") as aside:
         target = Path(aside) / output.name
         keep_layers(adapter, pruning["kept"]).save_pretrained(target, metadata)
-        write_text(target / "pruning.json", json.dumps({"command": COMMAND.line(args), **pruning}, indent=2) + "\n")
-        page = f"# Pruning\n\n`{COMMAND.line(args)}`\n\n{pruning_page(pruning)}\n"
+        write_text(target / "pruning.json", json.dumps({"command": command, **pruning}, indent=2) + "\n")
+        page = f"# Pruning\n\n`{command}`\n\n{pruning_page(pruning)}\n"
         write_text(target / "pruning.md", page)
         save(pruning_figure(pruning["curve"], pruning["kept"]), target / "pruning.png")
         os.rename(target, output)
     Console().print(pruning_table(pruning, str(output)))
-    if len(pruning["kept"]) < keep:
-        sys.stderr.write(f"only {len(pruning['kept'])} layers help on the validation split; {keep} were asked for.\n")
 
 
-def _ranked(config: FitConfig, options: PruneOptions, adapter: CacheAdapter, data: PairDataModule) -> Pruning:
+def _ranked(
+    config: FitConfig, options: PruneOptions, adapter: CacheAdapter, data: PairDataModule, device: torch.device
+) -> Pruning:
     """What each layer, and each number of layers, is worth on the validation split."""
     assert options.keep is not None
     data.setup("validate")
-    link = config.link(adapter, data)
+    link = config.link(adapter, data, device)
     writer = Writer.of(link)
-    batches = list(data.evaluation_loader("validation", options.limit))
+    batches = list(dealt(data.evaluation_loader("validation", options.limit)))
     importance = rank_layers(link, writer, batches)
     kept, layers = choose(importance, options.keep), open_layers(adapter)
     steps = {round(place * len(layers) / POINTS) for place in range(POINTS + 1)}

@@ -19,7 +19,6 @@ from rich.console import Console
 
 from lcf_lightning.adapter.folder import WEIGHTS_FILE
 from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy, GateMonitor, LastCheckpoint, Speedup
-from lcf_lightning.callbacks.accuracy import gathered
 from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint, steps_of
 from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config import TRAINER_DEFAULTS, add_links, require_accelerator, require_data
@@ -28,6 +27,7 @@ from lcf_lightning.cli.faults import goes_on
 from lcf_lightning.cli.parser import LCFParser
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import SettingError
+from lcf_lightning.evaluation.ranks import gathered
 from lcf_lightning.evaluation.tables import arms_table
 from lcf_lightning.files import FolderLock, write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
@@ -202,12 +202,12 @@ class LCFCLI(LightningCLI):
             Console().print(arms_table(self._accuracy.summary, f"{split} split", str(self.run_folder)))
 
 
-def _lightning(name: str, summary: str, *more: tuple[str, str]) -> Command:
+def _lightning(name: str, summary: str, *more: tuple[str, str], again: str = Command.again) -> Command:
     """A command that Lightning's Trainer runs."""
     config = ("--config FILE", "the config; every setting of it can be given as --setting VALUE")
     folder = ("--trainer.default_root_dir FOLDER", "the run folder, which holds all that a run writes")
     example = "--config configs/quickstart.yaml"
-    return Command(name, summary, (config, folder, *more), example, lambda args: LCFCLI([name, *args]))
+    return Command(name, summary, (config, folder, *more), example, lambda args: LCFCLI([name, *args]), again)
 
 
 _CHECKPOINT = ("--ckpt_path FILE", "another checkpoint than the run's last")
@@ -221,6 +221,7 @@ COMMANDS = {
             ("--ckpt_path last", "begin, or continue"),
             ("--trainer.max_steps N", "optimizer steps"),
             ("--print_config", "show every setting, and end"),
+            again="the same command with --ckpt_path last continues from the last checkpoint",
         ),
         _lightning(
             "validate",

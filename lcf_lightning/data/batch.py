@@ -83,6 +83,8 @@ class Collator:
         reads = self.sharer.settings.sharer_reads
         if reads != "own":
             raise SettingError(f"sharer_reads={reads!r} must be own where the two models read different texts.")
+        if (total := self.sharer.settings.max_total_tokens) is not None:
+            raise SettingError(f"max_total_tokens={total} must be null where the two models read different texts.")
 
     @classmethod
     def of(
@@ -259,10 +261,10 @@ class SharedCollator(Collator):
         return tokens, _padded(index, tokens)
 
     def fits(self, example: Example) -> bool:
-        """Whether both models' prompts of an example keep to their limits."""
+        """Whether both models' prompts of an example, alone and with its answer, keep to their limits."""
         settings = self.sharer.settings
         limits = ((self.reader, settings.max_sharer_tokens), (self.receiver, settings.max_receiver_tokens))
-        return all(limit is None or len(side.shared_prompt(example)[0].ids) <= limit for side, limit in limits)
+        return all(side.fits(example, limit) for side, limit in limits)
 
 
 def _aligned(collator: SharedCollator, example: Example) -> tuple[Encoded, Encoded, Indexes]:

@@ -35,6 +35,12 @@ def split_sentences(text: str) -> list[str]:
     return re.findall(r".+?(?:(?<=[.!?])(?=\s+[A-Z\"'(0-9])|\Z)", text, flags=re.DOTALL)
 
 
+def spaced(sentences: Sequence[str]) -> Passage:
+    """A passage of sentences, each after the first with one blank before it."""
+    stripped = [sentence.strip() for sentence in sentences]
+    return (*stripped[:1], *(f" {sentence}" for sentence in stripped[1:]))
+
+
 def parse_question(question: Question) -> tuple[History, str]:
     """Earlier turns, and the question itself.
 

@@ -33,6 +33,8 @@ class PromptSettings:
             prompt fits, never the question. Where both models read the same text nothing is dropped from it: training
             and validation leave longer examples out. Null for none.
         max_receiver_tokens: Limit of the receiver's prompt; likewise, without the tokens that a message puts before it.
+        max_total_tokens: Where both models read the same text: training and validation leave out examples whose prompt
+            and answer together have more tokens, in either model's, as the papers count. Null for none.
         max_answer_tokens: Score only so many tokens of a longer answer. Null for all.
         alignment: Where both models read the same text in different tokens: ``first`` or ``longest``, see `align`.
         sharer_reads: Where both models read the same text: the sharer its ``own`` tokens of it, or ``receiver_tokens``,
@@ -63,6 +65,7 @@ class PromptSettings:
     spans: str = "paragraph"
     max_sharer_tokens: int | None = None
     max_receiver_tokens: int | None = None
+    max_total_tokens: int | None = None
     max_answer_tokens: int | None = None
     alignment: str = "longest"
     sharer_reads: str = "own"
@@ -96,7 +99,13 @@ class PromptSettings:
             raise SettingError("stop='' must be some text, or null for none.")
         if self.send_tokens is not None and not self.share_question:
             raise SettingError(f"send_tokens={self.send_tokens} must be null where share_question is false.")
-        for name in ("send_tokens", "max_sharer_tokens", "max_receiver_tokens", "max_answer_tokens"):
+        for name in (
+            "send_tokens",
+            "max_sharer_tokens",
+            "max_receiver_tokens",
+            "max_total_tokens",
+            "max_answer_tokens",
+        ):
             limit = getattr(self, name)
             if limit is not None and limit < 1:
                 raise SettingError(f"{name}={limit} must be at least 1, or null for no limit.")

@@ -63,6 +63,15 @@ class PromptEncoder:
         segments = self._segments(example.shared, example.question)
         return self._encoded(segments, example.history)
 
+    def fits(self, example: Example, limit: int | None) -> bool:
+        """Whether `shared_prompt` has at most ``limit`` tokens and, with the answer, `max_total_tokens`."""
+        total = self.settings.max_total_tokens
+        if limit is None and total is None:
+            return True
+        tokens = len(self.shared_prompt(example)[0].ids)
+        with_answer = tokens + len(self.answer(example.answers[0]))
+        return (limit is None or tokens <= limit) and (total is None or with_answer <= total)
+
     def contents(self, example: Example) -> list[str]:
         """The texts of an example that both models read: what stands in the odd pieces of its prompt's `Layout`."""
         said = self._contents(self._segments(example.shared, example.question), example.history)[1]

@@ -172,7 +172,8 @@ class HarnessModel(LM):  # type: ignore[misc]
         if self.source is None:
             return self.receiver.send_batch([()] * len(requests), [request.args[0] for request in requests])
         texts, questions = zip(*(self.source(request.doc) for request in requests), strict=True)
-        return self.sharer.send_batch(texts, questions)
+        messages = self.sharer.send_batch(texts, questions)
+        return [replace(message, prompt=None) for message in messages]  # a task words its question as it likes
 
 
 def main() -> None:

@@ -16,8 +16,9 @@ from lcf_lightning.errors import MessageError, SettingError
 from lcf_lightning.evaluation.arms import Arm, TimedRun, find_arm
 from lcf_lightning.evaluation.writing import Spread, Writing, measure_writing, ratio, spread, static_size
 from lcf_lightning.link import Link
-from lcf_lightning.message import Message, Origin
+from lcf_lightning.message import Message
 from lcf_lightning.models.decoding import generate
+from lcf_lightning.origin import Origin
 from lcf_lightning.sending import origin_of
 from lcf_lightning.stopwatch import Stopwatch
 from lcf_lightning.wire import WIRE_DTYPES

@@ -13,6 +13,7 @@ from lcf_lightning.data.batch import Batch
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.evaluation.prediction import Prediction, answer_losses, answer_reading, columns
+from lcf_lightning.evaluation.ranks import gathered
 from lcf_lightning.link import Link
 from lcf_lightning.models.geometry import KV
 from lcf_lightning.writer import Writer
@@ -54,7 +55,10 @@ class Pruning(TypedDict):
 
 @torch.no_grad()
 def rank_layers(link: Link, writer: Writer, batches: Iterable[Batch]) -> dict[int, float]:
-    """Importance of every open layer: mean answer loss without it, less that with all, in nats."""
+    """Importance of every open layer: mean answer loss without it, less that with all, in nats.
+
+    Each rank gives batches of its own; all get the importance on all of them.
+    """
     layers = open_layers(link.adapter)
     with_all: list[float] = []
     without: dict[int, list[float]] = {layer: [] for layer in layers}
@@ -64,7 +68,8 @@ def rank_layers(link: Link, writer: Writer, batches: Iterable[Batch]) -> dict[in
         for layer in layers:
             others = [other for other in layers if other != layer]
             without[layer] += answer_losses(link, edits.reading(others), edits.caches.batch).tolist()
-    return {layer: fmean(losses) - fmean(with_all) for layer, losses in without.items()}
+    mean = fmean(gathered(with_all))
+    return {layer: fmean(gathered(losses)) - mean for layer, losses in without.items()}
 
 
 def choose(importance: dict[int, float], keep: int) -> list[int]:
@@ -90,7 +95,7 @@ def curve(
     sizes: Sequence[int],
     max_new_tokens: int,
 ) -> list[Point]:
-    """Scores with the ``sizes`` most important layers; 0 layers are the receiver alone."""
+    """Scores with the ``sizes`` most important layers; 0 layers are the receiver alone. Ranks as in `rank_layers`."""
     ranked = _by_importance(importance)
     kept = [sorted(ranked[:size]) for size in sizes]
     answers: list[list[Prediction]] = [[] for _ in sizes]
@@ -100,6 +105,7 @@ def curve(
             found += answer_reading(edits.caches, edits.reading(layers), "message", max_new_tokens)
     points = []
     for layers, found in zip(kept, answers, strict=True):
+        found = gathered(found)
         exact, _, losses = columns(found)
         points.append(
             Point(

@@ -51,8 +51,9 @@ def predict_all(
     max_new_tokens: int,
     file: Path,
     advance: Callable[[int], Any] = lambda count: None,
+    answered: Iterable[Prediction] | None = None,
 ) -> list[Prediction]:
-    """Answer what ``file`` does not hold yet, and append it arm by arm.
+    """Answer what is not known yet, and append it to ``file`` arm by arm.
 
     Args:
         link: The pair and the adapter.
@@ -62,12 +63,13 @@ def predict_all(
         max_new_tokens: Longest answer, in receiver tokens.
         file: The predictions, one JSON object a line.
         advance: Called with the number of answers that each step has settled.
+        answered: The answers there are, of which the last counts; null for those that ``file`` holds.
 
     Returns:
-        The answers of these batches under these arms, whether new or read. One that was read answers this very example,
-        with the message of this very partner; its id alone is not enough.
+        The answers of these batches under these arms, whether new or known. One that was known answers this very
+        example, with the message of this very partner; its id alone is not enough.
     """
-    known = {(answer.arm, answer.example): answer for answer in read_predictions(file)}
+    known = by_example(read_predictions(file) if answered is None else answered)
     file.parent.mkdir(parents=True, exist_ok=True)
     answers = []
     for batch in batches:
@@ -85,9 +87,30 @@ def predict_all(
         for arm in arms:
             if arm in missing:
                 new = [row for row in run_arms(caches, [arm], max_new_tokens) if (arm, row.example) in stale]
-                with file.open("a", encoding="utf-8") as lines:
-                    lines.write("".join(f"{json.dumps(asdict(answer), ensure_ascii=False)}\n" for answer in new))
-                known |= {(arm, answer.example): answer for answer in new}
+                _append(file, new)
+                known |= by_example(new)
             answers += [known[arm, row] for row in rows]
             advance(len(batch))
     return answers
+
+
+def by_example(answers: Iterable[Prediction]) -> dict[tuple[str, str], Prediction]:
+    """The last answer under each arm to each example, by their name and digest."""
+    return {(answer.arm, answer.example): answer for answer in answers}
+
+
+def keep(file: Path, answers: Iterable[Prediction]) -> None:
+    """Append to a predictions file what it does not hold yet."""
+    held = by_example(read_predictions(file))
+    new = [row for key, row in by_example(answers).items() if key not in held or _line(held[key]) != _line(row)]
+    if new:
+        _append(file, new)
+
+
+def _append(file: Path, answers: Iterable[Prediction]) -> None:
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write("".join(map(_line, answers)))
+
+
+def _line(answer: Prediction) -> str:
+    return f"{json.dumps(asdict(answer), ensure_ascii=False)}\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +25,10 @@ _RESERVED = {
     "eos_token_id", "pad_token_id", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens",
     "custom_generate", "trust_remote_code", "tokenizer",
 }  # fmt: skip
+
+
+_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
+"""What `generate` looks at only where it samples."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,8 @@ class Decoding:
     def of(cls, reader: FrozenModel, max_new_tokens: int, options: dict[str, Any], stop: str | None = None) -> Decoding:
         """Decoding options of transformers' ``generate``; greedy where they ask for nothing else.
 
+        A warning, on the line that called the channel, names an option of sampling where ``do_sample`` is not given.
+
         Raises:
             SettingError: If an option is reserved or out of range.
         """
@@ -76,6 +83,10 @@ class Decoding:
         for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", options.get("num_beams", 1))):
             if type(value) is not int or value < 1:
                 raise SettingError(f"{name}={value!r} must be a whole number of at least 1.")
+        idle = [name for name in _SAMPLING if options.get(name)]  # a temperature of 0 asks for no sampling
+        if idle and "do_sample" not in options:
+            given = ", ".join(f"{name}={options[name]!r}" for name in idle)
+            warnings.warn(f"{given} has no effect: without do_sample=True answers are greedy.", stacklevel=5)
         known = vars(GenerationConfig()).keys()
         tokenizer, stops = reader.tokenizer, reader.stop_ids
         candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *range(len(stops) + 1))

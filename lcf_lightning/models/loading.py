@@ -13,10 +13,13 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lcf_lightning.digests import tensor_digest
-from lcf_lightning.errors import ModelError
+from lcf_lightning.errors import ModelError, SettingError, reason
 from lcf_lightning.models.families import Family, family_of
 from lcf_lightning.models.geometry import KNOWN_GEOMETRIES, Geometry
-from lcf_lightning.models.spec import DTYPES, ModelSpec, from_pretrained, load_tokenizer
+from lcf_lightning.models.spec import DTYPES, ModelSpec, checked_tokenizer, from_pretrained, load_tokenizer
+
+_LOADED_IN = {"8bit": "is_loaded_in_8bit", "nf4": "is_loaded_in_4bit"}
+"""By quantization, what transformers sets on a model that has it."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,23 @@ class FrozenModel:
     spec: ModelSpec
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> FrozenModel:
+        """A model of transformers that is loaded already, on the device and in the dtype that it has.
+
+        It is frozen in place, and its ``generation_config`` keeps nothing but what ends a sequence.
+
+        Raises:
+            ModelError: If it generates no text, is held in another dtype than a `ModelSpec` can be, or its tokenizer is
+                not one that prompts can be written with.
+        """
+        path = str(model.name_or_path or type(model).__name__)
+        if not model.can_generate():
+            raise ModelError(f"path={path!r} is a {type(model).__name__}, which generates no text; give a causal LM.")
+        quantization = next((name for name, mark in _LOADED_IN.items() if getattr(model, mark, False)), None)
+        spec = ModelSpec(path, None, str(model.dtype).removeprefix("torch."), quantization)
+        return _frozen(spec, model, checked_tokenizer(tokenizer, path))
 
     @property
     def device(self) -> torch.device:
@@ -92,20 +112,40 @@ def load_frozen(spec: ModelSpec, device: torch.device | str = "cpu") -> FrozenMo
     Raises:
         ModelError: If the model cannot be read or bitsandbytes is asked for and missing.
     """
-    options: dict[str, Any] = {"dtype": DTYPES[spec.dtype]}
+    options: dict[str, Any] = {"dtype": DTYPES[spec.dtype], "attn_implementation": spec.attn_implementation}
     if spec.quantization is not None:
         options |= {"quantization_config": _quantization_config(spec), "device_map": {"": str(device)}}
     model = from_pretrained(AutoModelForCausalLM, spec, **options)
     if spec.quantization is None:
         model.to(device)
+    return _frozen(spec, model, load_tokenizer(spec))
+
+
+def found_device(device: torch.device | str) -> torch.device:
+    """A device of this machine; for ``auto`` its accelerator, or the CPU where there is none.
+
+    Raises:
+        SettingError: If there is no such device here.
+    """
+    if device == "auto":
+        device = (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or "cpu"
+    try:
+        return torch.empty(0, device=device).device  # torch.device() itself takes the name of any
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        raise SettingError(
+            f"device={str(device)!r} is none that can be used here; take auto, cpu or another: {reason(error)}"
+        ) from error
+
+
+def _frozen(spec: ModelSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> FrozenModel:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # bitsandbytes would repack nf4 weights at the first prefill, for a kernel through which no gradient flows.
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     # What a model's makers like for chats is no setting of ours: decoding is greedy unless it is asked for otherwise.
     model.generation_config = GenerationConfig(eos_token_id=getattr(model.generation_config, "eos_token_id", None))
     model.eval().requires_grad_(False)
-    return FrozenModel(spec, model, load_tokenizer(spec))
+    return FrozenModel(spec, model, tokenizer)
 
 
 def _quantization_config(spec: ModelSpec) -> Any:

@@ -16,6 +16,7 @@ from lcf_lightning.errors import ModelError, reason
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 QUANTIZATIONS = ("8bit", "nf4")
+ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")  # of transformers itself: no kernel of the hub
 ASSETS = Path(__file__).parent.parent / "assets"
 _UNREADABLE = (OSError, ValueError, KeyError, IndexError, ImportError, SafetensorError, struct.error)
 BUILTIN = {name: ASSETS / name for name in ("tiny-sharer", "tiny-receiver", "tiny-expert")}
@@ -30,12 +31,15 @@ class ModelSpec:
         revision: Branch, tag or commit of a hub id; None takes the hub's default branch.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         quantization: ``8bit`` or ``nf4`` (bitsandbytes; needs the extra ``quant``), or None.
+        attn_implementation: How attention is computed: ``eager``, ``sdpa``, ``flash_attention_2`` or
+            ``flash_attention_3``; None for transformers' own choice. An adapter does not depend on it.
     """
 
     path: str
     revision: str | None = None
     dtype: str = "float32"
     quantization: str | None = None
+    attn_implementation: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -44,6 +48,17 @@ class ModelSpec:
             raise ModelError(
                 f"quantization={self.quantization!r} of model {self.path!r} must be one of "
                 f"{', '.join(QUANTIZATIONS)}, or null."
+            )
+
+        attention = self.attn_implementation
+        if attention not in (None, *ATTENTIONS):
+            raise ModelError(
+                f"attn_implementation={attention!r} of model {self.path!r} must be one of {', '.join(ATTENTIONS)}, "
+                "or null."
+            )
+        if attention is not None and attention.startswith("flash") and self.dtype == "float32":
+            raise ModelError(
+                f"attn_implementation={attention!r} of model {self.path!r} needs dtype bfloat16 or float16."
             )
 
     @property
@@ -84,13 +99,21 @@ def load_tokenizer(spec: ModelSpec) -> PreTrainedTokenizerBase:
     """The model's tokenizer.
 
     Raises:
-        ModelError: If it cannot be read, or is a slow one (spans need character offsets).
+        ModelError: If it cannot be read, or is not one that prompts can be written with.
     """
-    tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, spec)
+    return checked_tokenizer(from_pretrained(AutoTokenizer, spec), spec.path)
+
+
+def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> PreTrainedTokenizerBase:
+    """A model's tokenizer, if prompts can be written with it.
+
+    Raises:
+        ModelError: If it is a slow one (spans need character offsets), or has no end of sequence.
+    """
     if not tokenizer.is_fast:
-        raise ModelError(f"path={spec.path!r} has a slow tokenizer; spans need one that gives character offsets.")
+        raise ModelError(f"path={path!r} has a slow tokenizer; spans need one that gives character offsets.")
     if tokenizer.eos_token_id is None:
-        raise ModelError(f"path={spec.path!r} has a tokenizer without an end-of-sequence token; answers need one.")
+        raise ModelError(f"path={path!r} has a tokenizer without an end-of-sequence token; answers need one.")
     return tokenizer
 
 

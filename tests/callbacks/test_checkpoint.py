@@ -181,7 +181,7 @@ def test_between_steps_the_job_is_queued_again_at_once(monkeypatch: pytest.Monke
         monkeypatch.setenv("SLURM_PROCID", "1")
         signal.raise_signal(slurm.SIGNAL)  # rank 0 asks, and its end is the others'
         monkeypatch.setenv("SLURM_PROCID", "0")
-        with pytest.raises(Stopped, match="SIGUSR1 came between steps, and job 71 is queued again") as stopped:
+        with pytest.raises(Stopped, match="SIGUSR1 came, and job 71 is queued again") as stopped:
             signal.raise_signal(slurm.SIGNAL)
         assert stopped.value.requeued
         monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")

@@ -150,7 +150,7 @@ def test_where_both_read_the_same_the_sharers_side_needs_the_receivers_tokenizer
         return load_frozen(spec, device)
 
     tokenizers: list[str] = []
-    monkeypatch.setattr("lcf_lightning.channel.load_frozen", noted)
+    monkeypatch.setattr("lcf_lightning.sides.load_frozen", noted)
     monkeypatch.setattr(
         "lcf_lightning.writer.load_tokenizer", lambda spec: (tokenizers.append(spec.path), load_tokenizer(spec))[1]
     )

@@ -155,7 +155,7 @@ def test_what_is_wrong_with_an_adapters_prompts_is_said_before_a_weight_is_loade
 ) -> None:
     config = trained / "adapter_config.json"
     found = json.loads(config.read_text())
-    monkeypatch.setattr("lcf_lightning.channel.load_frozen", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("lcf_lightning.sides.load_frozen", lambda *_: pytest.fail("a model was loaded"))
     for wrong in ({"unknown": 1}, {"spans": "foo"}, {"context": 5}):
         config.write_text(json.dumps(found | {"metadata": {"prompts": wrong}}))
         with pytest.raises(AdapterFileError, match=r"metadata\.prompts of this adapter cannot be understood"):

@@ -103,6 +103,24 @@ def test_longer_examples_are_left_out_of_training_and_kept_in_the_test(make: Mak
         make(long, stage="fit", prompts=limits)
 
 
+@pytest.mark.parametrize("most", [None, 3])
+def test_a_limit_of_prompt_and_answer_counts_both(make: Make, most: int | None) -> None:
+    """In the tokens of whichever model has more, and of the answer only what is scored."""
+    short, long = example("short", "Where?"), example("long", "Where?", shared=(("Mary.",),))
+    collator = make(short)._collator
+    assert isinstance(collator, SharedCollator)
+    needed = max(
+        len(side.shared_prompt(long)[0].ids) + len([*side.candidate("Mary moved."), "end"][:most])
+        for side in (collator.sharer, collator.receiver)
+    )
+    for limit, kept in ((needed, {"short", "long"}), (needed - 1, {"short"})):
+        prompts = PromptSettings(max_total_tokens=limit, max_answer_tokens=most)
+        found = make(short, long, stage="fit", prompts=prompts)._examples
+        assert {row.id for split in found.values() for row in split} == kept
+    with pytest.raises(SettingError, match="max_total_tokens=9 must be null where the two models read different"):
+        Collator.of(PromptSettings(max_total_tokens=9), collator.sharer.tokenizer, collator.receiver.tokenizer)
+
+
 def test_only_so_many_answer_tokens_are_scored(make: Make) -> None:
     whole, cut = (batch_of(make(*EXAMPLES, prompts=PromptSettings(max_answer_tokens=n))) for n in (None, 3))
     assert whole.answers.shape[1] > 3

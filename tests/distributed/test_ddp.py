@@ -31,8 +31,13 @@ OTHERS = {
     "c2c_pruned": [*SHARED, "--model.adapter.fuser", "c2c", "--model.adapter.layers", "[1,3]"],
     "carry": ["--config", str(CONFIGS / "quickstart_blind.yaml"), *SMALL],
     "prefix": ["--config", str(CONFIGS / "quickstart_blind.yaml"), *SMALL, "--model.adapter.pooler", "prefix"],
+    "by_token": [  # AdamW would hide a factor, and so would clipping
+        "--config", str(CONFIGS / "quickstart.yaml"), "--data.source", "tests.test_training.Uneven",
+        "--data.source.train_size", "64", *SMALL, "--model.loss_weighting", "token", "--model.optimizer", "SGD",
+        "--model.optimizer.lr", "0.1", "--trainer.gradient_clip_val", "null",
+    ],
     "closed": ["--config", str(CONFIGS / "quickstart.yaml"), *SMALL, "--model.adapter.gate_init", "-5"],
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

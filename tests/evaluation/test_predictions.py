@@ -8,9 +8,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader
 
 from lcf_lightning import LCFModule, ModelSpec, SharedContextDataModule
-from lcf_lightning.cli.evaluate import _empty_unless_of
+from lcf_lightning.cli.answers import _empty_unless_of
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import Chat
@@ -19,7 +20,8 @@ from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.markdown import to_markdown
 from lcf_lightning.evaluation.plots import arms_figure
 from lcf_lightning.evaluation.prediction import Prediction, run_arms
-from lcf_lightning.evaluation.predictions import predict_all, read_predictions
+from lcf_lightning.evaluation.predictions import by_example, keep, predict_all, read_predictions
+from lcf_lightning.evaluation.ranks import dealt
 from lcf_lightning.evaluation.report import build_report, summarise
 from lcf_lightning.files import FolderLock
 from tests.evaluation.answers import answer
@@ -47,6 +49,35 @@ def test_an_answer_is_read_for_its_own_example_only(module: LCFModule, batch: Ba
     assert again[1:] == first[1:]
     assert len(read_predictions(file)) == len(batch) + 1
     assert answered(batch) == first  # both stay
+
+
+def test_what_a_file_holds_is_not_written_again_and_the_last_answer_counts(tmp_path: Path) -> None:
+    file = tmp_path / "predictions.jsonl"
+    one, two = answer("1", "message", 1.0, example="a"), answer("2", "message", 0.0, example="b")
+    keep(file, [one])
+    before = file.read_text()
+    keep(file, [one, two])
+    assert file.read_text().startswith(before)
+    assert read_predictions(file) == [one, two]
+    unlike = replace(one, prediction="other", loss=float("nan"))
+    for _ in range(2):  # nan is not equal to itself
+        keep(file, [one, unlike])
+    assert len(read_predictions(file)) == 3
+    assert by_example(read_predictions(file))["message", "a"].prediction == "other"
+
+
+def test_each_process_reads_batches_of_its_own_as_one_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    loader: DataLoader[int] = DataLoader(range(11), batch_size=2, collate_fn=tuple)  # type: ignore[arg-type]
+    whole = list(loader)
+    assert dealt(loader) is loader
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    shares = []
+    for rank in range(4):
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        shares.append(list(dealt(loader)))
+    assert [len(share) for share in shares] == [2, 2, 1, 1]
+    assert sorted(batch for share in shares for batch in share) == whole
 
 
 def test_a_mismatched_answer_holds_for_its_partner_only(module: LCFModule, batch: Batch, tmp_path: Path) -> None:

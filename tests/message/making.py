@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lcf_lightning import Message
 from lcf_lightning.errors import MessageError
-from lcf_lightning.message import Origin
+from lcf_lightning.origin import Origin
 
 Tensors = dict[str, Tensor]
 MAGIC = b"LCFMSG\r\n"

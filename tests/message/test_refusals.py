@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from tests.message.making import (
     OTHER_KEY,
     flipped,
     message,
+    origin,
     refuses,
     same,
 )
@@ -58,6 +60,23 @@ def test_a_key_is_required_only_where_one_is_given() -> None:
     for place in range(8, 40):
         with refuses("not authenticated by this key"):
             Message.from_bytes(flipped(message().to_bytes(key=KEY), place), KEY)
+
+
+def test_a_signed_message_that_is_read_without_a_key_is_warned_of(tmp_path: Path) -> None:
+    signed, path = message().to_bytes(key=KEY), tmp_path / "a.message"
+    path.write_bytes(signed)
+    for read in (lambda **more: Message.from_bytes(signed, **more), lambda **more: Message.load(path, **more)):
+        with pytest.warns(UserWarning, match="key=None, but this message is signed: who wrote it has not b") as warned:
+            assert same(read(), message())
+        assert [warning.filename for warning in warned] == [__file__]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            assert same(read(key=KEY), message())
+            with refuses("message of another adapter"):
+                read(origin=origin(adapter="b" * 32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert same(Message.from_bytes(message().to_bytes()), message())
 
 
 @pytest.mark.parametrize("data", ["text", bytearray(message().to_bytes())])

@@ -13,10 +13,13 @@ from transformers import AutoConfig
 
 from lcf_lightning import ModelSpec
 from lcf_lightning.errors import GeometryError, ModelError
+from lcf_lightning.link import identity_of
+from lcf_lightning.models.cache import prefill
 from lcf_lightning.models.families import Family
 from lcf_lightning.models.geometry import KNOWN_GEOMETRIES, Geometry
 from lcf_lightning.models.loading import FrozenModel, geometry_of, load_frozen
 from lcf_lightning.models.spec import BUILTIN, load_tokenizer
+from lcf_lightning.models.store import fingerprint
 
 Spec = Callable[[str], ModelSpec]
 
@@ -42,6 +45,20 @@ def test_frozen_means_frozen(spec: Spec) -> None:
     assert {parameter.dtype for parameter in frozen.model.parameters()} == {torch.bfloat16}
 
 
+def test_how_attention_is_computed_is_no_part_of_what_a_model_is(spec: Spec) -> None:
+    """Nor of what an adapter or a kept prefill says of it."""
+    specs = [replace(spec("llama"), attn_implementation=name) for name in (None, "eager", "sdpa")]
+    models = [load_frozen(each) for each in specs]
+    assert [model.model.config._attn_implementation for model in models] == ["sdpa", "eager", "sdpa"]
+    ids = torch.arange(12).reshape(2, 6) + 5
+    usual, *others = (prefill(model.model, ids, torch.ones_like(ids, dtype=torch.bool)) for model in models)
+    for other in others:
+        torch.testing.assert_close(other.keys, usual.keys, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(other.values, usual.values, atol=1e-5, rtol=1e-4)
+    assert len({identity_of(each) for each in specs}) == 1
+    assert len({model.fingerprint for model in models}) == len({fingerprint(model) for model in models}) == 1
+
+
 def test_known_hub_ids_need_no_network() -> None:
     geometry = geometry_of(ModelSpec("Qwen/Qwen3-0.6B"))
     assert geometry == KNOWN_GEOMETRIES["Qwen/Qwen3-0.6B"] == Geometry(28, 8, 128)
@@ -61,6 +78,11 @@ def test_embedded_models_are_where_their_names_say(name: str) -> None:
     [
         ({"path": "m", "dtype": "int8"}, "dtype='int8' of model 'm' must be one of float32, bfloat16, float16"),
         ({"path": "m", "quantization": "3bit"}, "quantization='3bit' of model 'm' must be one of 8bit, nf4"),
+        (
+            {"path": "m", "attn_implementation": "kernels/x"},
+            "attn_implementation='kernels/x' of model 'm' must be one of",
+        ),
+        ({"path": "m", "attn_implementation": "flash_attention_2"}, "needs dtype bfloat16 or float16"),
     ],
 )
 def test_settings_are_checked_at_once(settings: dict[str, str], message: str) -> None:

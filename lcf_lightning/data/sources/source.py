@@ -7,7 +7,7 @@ import json
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Split = Literal["train", "validation", "test"]
-FILE_LOADERS = {".json": "json", ".jsonl": "json", ".json.gz": "json", ".jsonl.gz": "json", ".parquet": "parquet"}
 
 
 class Source(ABC):
@@ -82,6 +81,10 @@ class RowSource(Source):
     hub_config: str | None = None
     """Configuration of a hub data set; null for its only one, ``*`` for all, one after the other."""
     hub_splits: tuple[str, str] = ("train", "validation")
+    loaders: Mapping[str, str] = {
+        ".json": "json", ".jsonl": "json", ".json.gz": "json", ".jsonl.gz": "json", ".parquet": "parquet"
+    }  # fmt: skip
+    """By the suffix of a local file, what of `datasets` reads it."""
 
     def __init__(
         self,
@@ -170,18 +173,18 @@ class RowSource(Source):
     def _rows(self, setting: str, location: str, hub_split: str) -> datasets.Dataset:
         import datasets
 
-        suffix = next((suffix for suffix in FILE_LOADERS if location.endswith(suffix)), None)
+        suffix = next((suffix for suffix in self.loaders if location.endswith(suffix)), None)
         if suffix is not None and not Path(location).is_file():
             raise DataError(f"{setting}={location!r} is not a file; give a hub id (owner/name) or an existing file.")
         if suffix is None and (Path(location).exists() or location.count("/") != 1):
             raise DataError(
-                f"{setting}={location!r} must be a hub id (owner/name) or a {', '.join(FILE_LOADERS)} file."
+                f"{setting}={location!r} must be a hub id (owner/name) or a {', '.join(self.loaders)} file."
             )
         try:
             if suffix is not None:
                 # A local file is one split, whatever it holds; only a slice of one is meant as such.
                 part = "".join(hub_split.partition("[")[1:])
-                return datasets.load_dataset(FILE_LOADERS[suffix], data_files=location, split=f"train{part}")
+                return datasets.load_dataset(self.loaders[suffix], data_files=location, split=f"train{part}")
             if self.hub_config != "*":
                 return datasets.load_dataset(location, self.hub_config, split=hub_split)
             names = datasets.get_dataset_config_names(location)

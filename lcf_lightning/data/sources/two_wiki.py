@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from lcf_lightning.data.example import Example, Passage
+from lcf_lightning.data.example import Example
+from lcf_lightning.data.parsing import spaced
 from lcf_lightning.data.sources.hotpotqa import HotpotQA
 from lcf_lightning.errors import SettingError
 
@@ -51,12 +52,6 @@ class TwoWikiMultihopQA(HotpotQA):
         example = super().to_example(row, seed)
         return replace(
             example,
-            sharer=tuple(_spaced(*passage) for passage in example.sharer),
-            receiver=tuple(_spaced(*passage) for passage in example.receiver),
+            sharer=tuple((title, *spaced(sentences)) for title, *sentences in example.sharer),
+            receiver=tuple((title, *spaced(sentences)) for title, *sentences in example.receiver),
         )
-
-
-def _spaced(title: str, *sentences: str) -> Passage:
-    """A passage whose sentences after the first begin with one blank."""
-    stripped = [sentence.strip() for sentence in sentences]
-    return (title, *stripped[:1], *(f" {sentence}" for sentence in stripped[1:]))

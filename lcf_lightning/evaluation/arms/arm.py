@@ -33,7 +33,7 @@ class TimedRun:
         watch: Its stages. What a tokenizer does is outside of all of them, in every arm.
         static_size: The size of the cache that a text is to be written on, or null for one that grows (`generate`).
         sent: What the sharer sends: messages, one of each sharer, or a text.
-        prompt: Where both models read the same text, the digest of the receiver's that travels with a message.
+        prompt: The digest that travels with a message of what it is sent for, see `Message`.
         written_tokens: Tokens that were written for it.
     """
 

@@ -12,7 +12,7 @@ from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.link import Link
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.geometry import KV
-from lcf_lightning.sending import digests
+from lcf_lightning.sending import digest_of, digests
 from lcf_lightning.writer import Writer
 
 
@@ -39,7 +39,11 @@ class MessageArm(Arm):
             cache = link.fuse(receiver, link.merge(summaries), question=batch.question)
         cache = ask(link, cache, batch.question, run)
         run.sent = [summaries] if link.shared else by_sharer(link, sharer, batch.sharer.spans)
-        run.prompt = digests(batch.receiver)[0] if link.shared else None
+        (example,) = batch.examples
+        if link.shared:
+            run.prompt = digests(batch.receiver)[0]
+        elif batch.prompts.share_question:
+            run.prompt = digest_of(example.history, example.question)
         return cache, batch.last
 
 

@@ -1,0 +1,42 @@
+"""What the processes of an evaluation divide among themselves, and put together again; one process has it all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch.utils.data import DataLoader
+
+T = TypeVar("T")
+
+
+def dealt(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """This rank's share of a loader's batches.
+
+    Whole batches are dealt, in turn, so that each is read as one process would read it, with the same padding.
+    """
+    if not _many():
+        return loader
+    batches = list(loader.batch_sampler)[rank() :: dist.get_world_size()]  # type: ignore[arg-type]
+    return DataLoader(
+        loader.dataset, batch_sampler=batches, collate_fn=loader.collate_fn, num_workers=loader.num_workers
+    )
+
+
+def gathered(items: Sequence[T]) -> list[T]:
+    """The items of all ranks, the same on each; every rank must call this."""
+    if not _many():
+        return list(items)
+    parts: list[Sequence[T]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def rank() -> int:
+    """This process's number, from 0."""
+    return dist.get_rank() if _many() else 0
+
+
+def _many() -> bool:
+    return dist.is_available() and dist.is_initialized()

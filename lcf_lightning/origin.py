@@ -1,0 +1,43 @@
+"""`Origin`: whose a message is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from lcf_lightning.errors import MessageError
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Whose messages these are: sharer and receiver agree on all of it, or the message is refused.
+
+    Attributes:
+        adapter: The adapter's fingerprint.
+        sharer: Fingerprint of the sharer's weights; None where the adapter does not know it.
+        receiver: The same of the receiver.
+        layers: Edited layers.
+        heads: The sharer's KV heads.
+        head_dim: The sharer's head size.
+    """
+
+    adapter: str
+    sharer: str | None
+    receiver: str | None
+    layers: int
+    heads: int
+    head_dim: int
+
+    def require(self, expected: Origin) -> None:
+        """Raise a MessageError that names what differs from ``expected``, if anything does."""
+        differing = [
+            f"{field.name}={getattr(self, field.name)!r}, expected {getattr(expected, field.name)!r}"
+            for field in fields(self)
+            if not _agree(field.name, getattr(self, field.name), getattr(expected, field.name))
+        ]
+        if differing:
+            raise MessageError(f"message of another adapter or pair: {'; '.join(differing)}.")
+
+
+def _agree(name: str, one: str | int | None, other: str | int | None) -> bool:
+    """Whether both are the same, as far as a model's weights are known to both."""
+    return one == other or (name in ("sharer", "receiver") and None in (one, other))
