@@ -199,10 +199,6 @@ def _predictions(
         return predict_all(link, writer, loader, arms, config.max_new_tokens, file, advance, known)
 
 
-def _weights(folder: Path) -> Path:
-    return weights_file(folder, read_config(folder)[1])
-
-
 def _facts(config: FitConfig, folder: Path, adapter: CacheAdapter, data: PairDataModule, link: Link) -> dict[str, Any]:
     trained = adapter.config.metadata
     packages = ("torch", "transformers", "lightning")
