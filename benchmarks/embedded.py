@@ -26,7 +26,7 @@ def kept(file: Path, make: Callable[..., dict[str, Any]], *args: Any) -> dict[st
 
 def trained(folder: Path, config: str, seed: int, steps: int, options: Sequence[str]) -> Path:
     """The adapter folder of a fit, which is made once."""
-    if not (folder / "adapter" / CONFIG_FILE).exists():  # written last
+    if not (folder / "adapter" / CONFIG_FILE).exists():  # from then on it is whole
         subprocess.run(
             [
                 sys.executable, "-m", "lcf_lightning", "fit", "--config", str(CONFIGS / f"{config}.yaml"),

@@ -25,8 +25,9 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, slurm.SIGNAL)  # a later one is kept w
 class LastCheckpoint(Checkpoint):
     """Keeps one checkpoint, ``checkpoints/last.ckpt`` in the run folder, from which a fit ends as if never stopped.
 
-    It is written every ``every_n_steps`` optimizer steps and every ``every_n_minutes``, whichever comes first, when a
-    step is wholly done: never between accumulated batches, and after the validation that is due.
+    It is written after the first optimizer step, which shows that it can be, then every ``every_n_steps`` steps and
+    every ``every_n_minutes``, whichever comes first, when a step is wholly done: never between accumulated batches, and
+    after the validation that is due.
 
     SIGINT (Ctrl-C, once), SIGTERM and SIGUSR1 end a fit after the step in progress, with a checkpoint. On a SLURM
     cluster SIGUSR1, which ``sbatch --signal=USR1@300`` sends five minutes before the time limit, also puts the job
@@ -74,9 +75,10 @@ class LastCheckpoint(Checkpoint):
         if threading.current_thread() is threading.main_thread():  # the only one that may
             self._handlers = {number: signal.signal(number, self._stop) for number in SIGNALS}
 
-    def _stop(self, number: int, _: FrameType | None) -> None:
-        if self._received and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice
+    def _stop(self, number: int, frame: FrameType | None) -> None:
+        if self._received and number == signal.SIGINT:  # asked twice
+            before = self._handlers[signal.SIGINT]
+            (before if callable(before) else signal.default_int_handler)(number, frame)
         self._received = max(self._received, 1 + SIGNALS.index(signal.Signals(number)))
 
     def on_train_batch_end(
@@ -96,7 +98,8 @@ class LastCheckpoint(Checkpoint):
         late = int(time.monotonic() - self._saved_at > 60 * self.every_n_minutes)
         received, late = divmod(_greatest(trainer, 2 * self._received + late), 2)  # of all ranks
         periods = (step // self.every_n_steps for step in (self._saved_step, trainer.global_step))
-        if received or late or len(set(periods)) > 1:
+        first = not self._logged and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        if received or late or first or len(set(periods)) > 1:
             self.save(trainer, unlogged)
         if received:
             self._end(trainer, SIGNALS[received - 1])

@@ -1,6 +1,28 @@
 """``python -m lcf_lightning``."""
 
-from lcf_lightning.cli import main
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+
+def main() -> None:
+    """The command line. Its imports take seconds, and Ctrl-C ends these too without a traceback."""
+    waiting = signal.getsignal(signal.SIGINT) == signal.default_int_handler  # else whoever called us ignores it
+    if waiting:
+        signal.signal(signal.SIGINT, _leave)
+    from lcf_lightning.cli import main as command_line
+
+    if waiting:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    command_line()
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    os.write(2, b"stopped: SIGINT came before anything had begun.\n")
+    os._exit(128 + number)
+
 
 if __name__ == "__main__":
     main()

@@ -25,6 +25,7 @@ from lcf_lightning.receiving import Received, decoder, scores
 from lcf_lightning.sending import messages as sent_messages
 from lcf_lightning.sending import origin_of, require_lists
 from lcf_lightning.sides import Given, by_role, load_sides, warn_of_unchecked
+from lcf_lightning.typed import from_table
 from lcf_lightning.writer import Writer
 
 
@@ -271,9 +272,11 @@ class Channel:
 
 
 def _prompts_of(adapter: CacheAdapter) -> PromptSettings:
+    prompts = adapter.config.metadata.get("prompts", {})
+    if not prompts:
+        return PromptSettings()
     try:
-        prompts = adapter.config.metadata.get("prompts", {})
         # Release 0.1.0 knew no `stop`: its adapters answer as they did, to the end.
-        return PromptSettings(**({"stop": None} | prompts if prompts else {}))
-    except (TypeError, AttributeError, SettingError) as error:
-        raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error}") from error
+        return from_table(PromptSettings, {"stop": None} | prompts, "prompts")
+    except (TypeError, SettingError) as error:
+        raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error!s:.1000}") from error

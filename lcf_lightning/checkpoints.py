@@ -1,29 +1,40 @@
-"""Where a run's checkpoints are, and how they are written: whole or not at all."""
+"""Where a run's checkpoints are, and how they are written: whole or not at all.
+
+torch keeps a checksum of every part of a checkpoint, which is compared before anything is read. Checkpoints of this
+package hold a *seal*, too: a digest of their structure, all keys, numbers and the shapes of tensors. What Lightning
+restores from one is therefore what a fit has written; it checks nothing itself.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
+from torch import Tensor
 
-from lcf_lightning.errors import AdapterFileError, reason
+from lcf_lightning.errors import AdapterFileError, SettingError, reason
 from lcf_lightning.files import write_file
+from lcf_lightning.typed import from_known
 
+_SEAL = "seal"
 _NOT_OURS = "checkpoint='{}' is damaged or not one of this package: {}"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, then renames it. Lightning's own copies it there from ``/tmp``."""
+    """Writes a checkpoint with a seal, beside its place, then renames it. Lightning's own copies it from ``/tmp``."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         def write(aside: Path) -> None:
             with aside.open("wb") as file:
                 try:
-                    torch.save(checkpoint, file)
+                    torch.save({**checkpoint, _SEAL: _digest(checkpoint)}, file)
                     file.flush()
                     os.fsync(file.fileno())  # else a machine that fails may have renamed a file it has not written
                 except RuntimeError as error:  # torch's, in whose context is why the disk refused
@@ -48,10 +59,10 @@ def newest_checkpoint(run_folder: Path) -> Path | None:
     """The checkpoint with most steps, of the run's own and those that Lightning's SLURM requeue leaves.
 
     Raises:
-        AdapterFileError: If one of them is damaged.
+        AdapterFileError: If there are several, of which one is damaged.
     """
-    files = [last_checkpoint(run_folder), *run_folder.glob("hpc_ckpt_*.ckpt")]
-    return max((file for file in files if file.is_file()), key=steps_of, default=None)
+    files = [file for file in (last_checkpoint(run_folder), *run_folder.glob("hpc_ckpt_*.ckpt")) if file.is_file()]
+    return max(files, key=steps_of) if len(files) > 1 else next(iter(files), None)  # one need not be read for that
 
 
 def steps_of(file: Path) -> int:
@@ -69,11 +80,70 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     Raises:
         AdapterFileError: If it is damaged, or not one that an `LCFModule` wrote.
     """
-    try:
-        checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        missing = {"adapter_config", "global_step", "state_dict"} - checkpoint.keys()
-    except (UnpicklingError, RuntimeError, EOFError, AttributeError, ValueError) as error:
-        raise AdapterFileError(_NOT_OURS.format(file, reason(error))) from error
-    if missing:
-        raise AdapterFileError(_NOT_OURS.format(file, f"it has no {', '.join(sorted(missing))}."))
+    with file.open("rb") as stored:  # what the system refuses is no damage
+        try:
+            _require_checksums(stored)
+            checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            _require_content(checkpoint)
+        except MemoryError:
+            raise
+        except Exception as error:  # of a foreign pickle: its reader stumbles in any way
+            raise AdapterFileError(_NOT_OURS.format(file, reason(error))) from error
     return checkpoint
+
+
+def _require_checksums(file: IO[bytes]) -> None:
+    with ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise BadZipFile(f"{damaged} does not have its checksum.")
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What of a checkpoint this package reads, and then what Lightning does; callbacks may add more."""
+
+    adapter_config: dict[str, Any]
+    global_step: int
+    state_dict: dict[str, Any]
+    seal: str | None = None
+    epoch: int = 0
+    loops: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    optimizer_states: list[dict[str, Any]] = field(default_factory=list)
+    lr_schedulers: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _require_content(checkpoint: Any) -> None:
+    """Raise a SettingError unless a checkpoint is of an `LCFModule` and, if it has a seal, has not been changed."""
+    if not isinstance(checkpoint, dict):
+        raise SettingError("it holds no table.")
+    content = from_known(_Content, checkpoint, "checkpoint")
+    if content.global_step < 0:
+        raise SettingError(f"global_step={content.global_step} must be at least 0.")
+    foreign = [name for name, tensor in content.state_dict.items() if not _plain(tensor)]
+    if foreign:
+        raise SettingError(f"state_dict holds {foreign!r:.80}, which are no tensors of floating point.")
+    if content.seal is not None and content.seal != _digest(checkpoint):
+        raise SettingError("it was changed after it had been written; go on from one that was not.")
+
+
+def _plain(tensor: object) -> bool:
+    return isinstance(tensor, Tensor) and tensor.is_floating_point() and str(tensor.layout) == "torch.strided"
+
+
+def _digest(checkpoint: Mapping[str, Any]) -> str:
+    """128-bit BLAKE2b of all but the numbers in its tensors, of which torch keeps checksums."""
+    sealed = {name: value for name, value in checkpoint.items() if name != _SEAL}
+    return hashlib.blake2b(_structure(sealed).encode(), digest_size=16).hexdigest()
+
+
+def _structure(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {value.layout} {tuple(value.shape)} {value.is_meta}"
+    if isinstance(value, Mapping):
+        inside = sorted(f"{key!r}: {_structure(inner)}" for key, inner in value.items())
+        return "".join(("{", ", ".join(inside), "}"))
+    if isinstance(value, list | tuple):
+        return "".join(("[", ", ".join(map(_structure, value)), "]"))
+    return f"{type(value).__name__} {value!r}"

@@ -259,7 +259,9 @@ class LCFModule(pl.LightningModule):
         ] + _differing(stored, trained)
         if differing:
             raise AdapterFileError(f"checkpoint belongs to another adapter: {', '.join(differing)} differ.")
-        if checkpoint["state_dict"].keys() != self.state_dict().keys():
+        ours, theirs = ({name: tensor.shape for name, tensor in state.items()}
+                        for state in (self.state_dict(), checkpoint["state_dict"]))  # fmt: skip
+        if ours != theirs:
             raise AdapterFileError("checkpoint does not hold exactly the adapter's tensors.")
         states = checkpoint.get("optimizer_states") or [{"param_groups": ()}]
         self._one_group = len(states[0]["param_groups"]) == 1  # of a fit of before

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import string
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -167,17 +167,23 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert report(resumed)["arms"]["message"]["n"] == report(whole)["arms"]["message"]["n"]
 
 
-def test_ctrl_c_says_how_to_go_on(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_says_how_to_go_on(
+    number: signal.Signals,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupt(*_: object) -> Iterator[None]:
-        raise KeyboardInterrupt
+    def interrupt(*_: object) -> None:
+        signal.raise_signal(number)
 
     monkeypatch.setattr(evaluation, "run_arms", interrupt)
     with pytest.raises(SystemExit) as stopped:
         evaluate(run, tmp_path / "out")
-    assert stopped.value.code == 130
-    assert "interrupted; the same command goes on from" in capsys.readouterr().err
+    assert stopped.value.code == 128 + number
+    ending = f"stopped: {number.name} ended evaluate before its end; the same command goes on where it stopped"
+    assert ending in capsys.readouterr().err
 
 
 def test_an_evaluation_can_be_extended_but_never_mixed(

@@ -24,7 +24,7 @@ from lcf_lightning.adapter.hub import upload
 from lcf_lightning.adapter.layers import LayerFFN, aligned
 from lcf_lightning.adapter.parts import Fuser, Pooler, Summaries, build_part
 from lcf_lightning.digests import tensor_digest
-from lcf_lightning.errors import GeometryError, SettingError
+from lcf_lightning.errors import AdapterFileError, GeometryError, SettingError, reason
 from lcf_lightning.host import Extent
 from lcf_lightning.models.geometry import KV, Geometry
 
@@ -226,8 +226,8 @@ class CacheAdapter(nn.Module):
     def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
         """Write the adapter folder: ``adapter_config.json``, ``adapter_model.safetensors`` and a model card.
 
-        ``metadata`` (JSON-ready) replaces the config's where it is given. All files are written aside and renamed, so
-        that none is ever seen half-written.
+        ``metadata`` (JSON-ready) replaces the config's where it is given. An earlier adapter in the folder is replaced
+        as one: no kill leaves the weights of one with the config of another.
         """
         config = self.config if metadata is None else replace(self.config, metadata=metadata)
         write_folder(Path(folder), config, self.state_dict())
@@ -243,6 +243,19 @@ class CacheAdapter(nn.Module):
             return upload(Path(folder), repository, private)
 
     @classmethod
+    def empty(cls, config: AdapterConfig) -> CacheAdapter:
+        """An adapter without memory (on ``meta``), whose parameters are to be assigned.
+
+        Raises:
+            AdapterFileError: If a tensor would be larger than any can be.
+        """
+        try:
+            with torch.device("meta"):
+                return cls(config)
+        except RuntimeError as error:
+            raise AdapterFileError(f"no adapter can be as large as its config says: {reason(error)}") from error
+
+    @classmethod
     def from_pretrained(cls, folder: str | Path, revision: str | None = None) -> CacheAdapter:
         """Read an adapter folder, in ``eval()`` mode and in the dtype it was saved in.
 
@@ -254,13 +267,13 @@ class CacheAdapter(nn.Module):
 
         Raises:
             AdapterFileError: If a file is missing or damaged, the format version or a part is unknown, a tensor is
-                missing, too much, or of the wrong shape or dtype. Nothing is used before all is checked.
+                missing, too much, or of the wrong shape or dtype, or the weights are not those that the config
+                belongs to. Nothing is used before all is checked.
         """
         folder = local_folder(folder, revision)
-        config = read_config(folder)
-        with torch.device("meta"):
-            adapter = cls(config)
-        adapter.load_state_dict(read_tensors(folder, adapter.state_dict()), strict=True, assign=True)
+        config, digest = read_config(folder)
+        adapter = cls.empty(config)
+        adapter.load_state_dict(read_tensors(folder, digest, adapter.state_dict()), strict=True, assign=True)
         return adapter.requires_grad_(True).eval()
 
 

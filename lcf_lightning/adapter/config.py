@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -10,11 +10,15 @@ from typing import Any
 import lcf_lightning.adapter.fusers
 import lcf_lightning.adapter.poolers  # noqa: F401 - the parts of this package are known from here on
 from lcf_lightning.adapter.parts import Fuser, PartName, PartShape, Pooler, part_class, short_name, split_name
+from lcf_lightning.digests import is_digest
 from lcf_lightning.discovery import import_home
-from lcf_lightning.errors import AdapterFileError, SettingError
-from lcf_lightning.models.geometry import Geometry
+from lcf_lightning.errors import AdapterFileError, GeometryError, SettingError
+from lcf_lightning.models.geometry import MAX_SIZE, Geometry
+from lcf_lightning.typed import from_known, from_table
 
 FORMAT_VERSION = 1
+MAX_PATH = 1024
+"""Characters of a model's path or hub id."""
 GATE_NOISES = ("logistic", "gumbel", "none")
 _ALWAYS = {  # the settings of release 0.1.0, which enter every fingerprint
     "fuser", "pooler", "d", "layers", "layer_map", "gate_init", "unrotate_keys", "dropout", "zero_init"
@@ -76,17 +80,18 @@ class AdapterSettings:
 
     def __post_init__(self) -> None:
         checks = [
-            (
-                self.d >= 2 and self.d % 2 == 0,
-                f"d={self.d} must be even and at least 2",
-            ),
+            (2 <= self.d <= MAX_SIZE and self.d % 2 == 0, f"d={self.d} must be even and between 2 and {MAX_SIZE}"),
             (self.layer_map in LAYER_MAPS, f"layer_map={self.layer_map!r} must be one of {', '.join(LAYER_MAPS)}"),
             (
                 self.gate_noise in GATE_NOISES,
                 f"gate_noise={self.gate_noise!r} must be one of {', '.join(GATE_NOISES)}",
             ),
+            (math.isfinite(self.gate_init), f"gate_init={self.gate_init} must be finite"),
             (0 <= self.dropout < 1, f"dropout={self.dropout} must be in [0, 1)"),
-            (self.norm_eps is None or self.norm_eps > 0, f"norm_eps={self.norm_eps} must be above 0, or null"),
+            (
+                self.norm_eps is None or 0 < self.norm_eps < math.inf,
+                f"norm_eps={self.norm_eps} must be above 0 and finite, or null",
+            ),
         ]
         wrong = [message for holds, message in checks if not holds]
         if wrong:
@@ -158,6 +163,12 @@ class ModelIdentity:
     quantization: str | None = None
     fingerprint: str | None = None
 
+    def __post_init__(self) -> None:
+        if self.fingerprint is not None and not is_digest(self.fingerprint):
+            raise SettingError(f"fingerprint={self.fingerprint!r:.80} must be 32 hexadecimal digits, or null")
+        if max(len(self.path), len(self.revision or "")) > MAX_PATH:
+            raise SettingError(f"path={self.path!r:.80}, or its revision, must have at most {MAX_PATH} characters")
+
     def same(self, other: ModelIdentity) -> bool:
         """Whether both are one model, as far as its weights are known of both."""
         known = self.fingerprint is not None and other.fingerprint is not None
@@ -196,7 +207,8 @@ class AdapterConfig:
         self.settings.require_parts()
         layers = self.receiver_layers
         if not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= count:
-            raise SettingError(f"layers={list(layers)} must be ascending, distinct and between 0 and {count - 1}.")
+            named = f"layers={list(layers)!r:.80}"
+            raise SettingError(f"{named} must be ascending, distinct and between 0 and {count - 1}.")
 
     @property
     def receiver_layers(self) -> tuple[int, ...]:
@@ -252,27 +264,35 @@ class AdapterConfig:
         version = data.get("format_version") if isinstance(data, dict) else None
         if version != FORMAT_VERSION:
             raise AdapterFileError(
-                f"format_version={version!r} is unknown; this release reads version {FORMAT_VERSION}."
+                f"format_version={version!r:.80} is unknown; this release reads version {FORMAT_VERSION}."
             )
         try:
-            settings = {**_BEFORE, **data["settings"]}
-            if settings.get("layers") is not None:
-                settings["layers"] = tuple(settings["layers"])
-            unknown = set(data) - {field.name for field in fields(cls)}
-            if unknown:
-                raise TypeError(f"unknown field {', '.join(sorted(unknown))}")
-            return cls(
-                sharer=_identity(data["sharer"]),
-                receiver=_identity(data["receiver"]),
-                settings=AdapterSettings(**settings),
-                metadata=dict(data.get("metadata", {})),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise AdapterFileError(f"adapter_config.json cannot be understood: {error}") from error
+            settings, metadata = data.get("settings"), data.get("metadata")
+            if isinstance(settings, dict):
+                data = data | {"settings": _BEFORE | settings}
+            if isinstance(metadata, dict):
+                facts = from_known(_Facts, metadata, "metadata")
+                for arm, score in facts.scores.items():
+                    from_known(_Score, score, f"metadata.scores.{arm}")
+            return from_table(cls, data, "adapter")
+        except (SettingError, GeometryError) as error:
+            raise AdapterFileError(f"adapter_config.json cannot be understood: {error!s:.1000}") from error
 
 
-def _identity(data: dict[str, Any]) -> ModelIdentity:
-    fingerprint = data.get("fingerprint")
-    if fingerprint is not None and not re.fullmatch("[0-9a-f]{32}", str(fingerprint)):
-        raise ValueError(f"fingerprint={fingerprint!r} must be 32 hexadecimal digits, or null")
-    return ModelIdentity(**{**data, "geometry": Geometry(**data["geometry"])})
+@dataclass(frozen=True)
+class _Facts:
+    """Of an adapter's metadata what is read again; more may stand there."""
+
+    steps: int | None = None
+    seed: int | None = None
+    source: str | None = None
+    prompts: dict[str, Any] = field(default_factory=dict)
+    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Score:
+    """How an arm did in a test; likewise."""
+
+    exact_match: float | None
+    n: int

@@ -21,7 +21,7 @@ class LayerGates(nn.Module):
     def __init__(self, layers: int, initial_logit: float, noise: str = "logistic") -> None:
         super().__init__()
         self.noise = noise
-        self.logits = nn.Parameter(torch.full((layers, 2), initial_logit))  # keys, values
+        self.logits = nn.Parameter(torch.full((layers, 2), float(initial_logit)))  # keys, values
 
     @property
     def open(self) -> Tensor:

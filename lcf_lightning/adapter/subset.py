@@ -43,7 +43,6 @@ def keep_layers(adapter: CacheAdapter, layers: Sequence[int]) -> CacheAdapter:
     places = torch.tensor([config.receiver_layers.index(layer) for layer in kept])
     # Every parameter's first dimension counts the edited layers.
     tensors = {name: tensor[places].clone() for name, tensor in adapter.state_dict().items()}
-    with torch.device("meta"):
-        pruned = CacheAdapter(replace(config, settings=replace(config.settings, layers=tuple(kept))))
+    pruned = CacheAdapter.empty(replace(config, settings=replace(config.settings, layers=tuple(kept))))
     pruned.load_state_dict(tensors, strict=True, assign=True)
     return pruned.train(adapter.training)

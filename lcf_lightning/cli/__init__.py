@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from lcf_lightning.cli import cache, compare, evaluate, export, import_c2c, params, prune, run
 from lcf_lightning.cli.commands import Command, overview
-from lcf_lightning.cli.faults import explain
+from lcf_lightning.cli.faults import ended_by_signals, explain, goes_on
 from lcf_lightning.errors import SettingError, Stopped
 from lcf_lightning.slurm import requeue_between_steps
 
@@ -39,9 +39,11 @@ def main(args: Sequence[str] | None = None) -> None:
             raise SettingError(f"command {arguments[0]!r} must be one of {', '.join(COMMANDS)}{meant}")
         if arguments[0] in {*run.COMMANDS, evaluate.COMMAND.name}:
             requeue_between_steps()
-        COMMANDS[arguments[0]].run(arguments[1:])
+        goes_on.set(lambda: COMMANDS[arguments[0]].again)
+        with ended_by_signals(arguments[0]):
+            COMMANDS[arguments[0]].run(arguments[1:])
     except Exception as error:
-        explained = explain(error, COMMANDS[arguments[0]].again if arguments[0] in COMMANDS else "")
+        explained = explain(error, goes_on.get()())
         if explained is None:
             raise
         if isinstance(error, Stopped):

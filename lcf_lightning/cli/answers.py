@@ -60,11 +60,15 @@ def _require_own(output: Path) -> None:
 
 
 def _empty_unless_of(identity: dict[str, Any], lock: FolderLock) -> None:
-    """Move aside what the output folder holds of another adapter or of other settings."""
-    output = lock.folder
+    """Move aside what the output folder holds of another adapter or other settings, or of nobody knows which."""
+    output, why = lock.folder, "of another adapter or other settings"
     file = output / "settings.json"
-    if not file.is_file() or json.loads(file.read_text()) != identity:
+    try:
+        found = json.loads(file.read_bytes().decode()) if file.is_file() else None
+    except (ValueError, RecursionError):
+        found, why = None, f"of settings that cannot be read any more ({file.name} is damaged)"
+    if found != identity:
         aside = lock.move_aside((PREDICTIONS, REPORT, *(part.name for part in output.glob(_PARTS))))
         if aside is not None:
-            sys.stderr.write(f"{output} held the evaluation of another adapter or other settings; moved to {aside}.\n")
+            sys.stderr.write(f"{output} held the evaluation {why}; moved to {aside}.\n")
         write_text(file, json.dumps(identity, indent=2) + "\n")

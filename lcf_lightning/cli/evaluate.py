@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader
 
 from lcf_lightning.adapter.adapter import CacheAdapter
-from lcf_lightning.adapter.folder import WEIGHTS_FILE
+from lcf_lightning.adapter.folder import read_config, weights_file
 from lcf_lightning.cli.answers import REPORT, answers_of, file_of, put_together
 from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
@@ -135,12 +135,16 @@ def _identity(options: EvaluateOptions, config: FitConfig, folder: Path, adapter
     settings = config.values["data"].as_dict()
     settings["init_args"] = {name: value for name, value in settings["init_args"].items() if name not in _ANYHOW}
     identity = {
-        "adapter": hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        "adapter": hashlib.sha256(_weights(folder).read_bytes()).hexdigest(),
         "data": json.loads(json.dumps(settings, default=str)),
         "max_new_tokens": config.max_new_tokens,
     }
     own = _own_code(options, adapter)
     return identity | ({"own_code": own} if own else {})
+
+
+def _weights(folder: Path) -> Path:
+    return weights_file(folder, read_config(folder)[1])
 
 
 def _own_code(options: EvaluateOptions, adapter: CacheAdapter) -> dict[str, str]:
@@ -192,11 +196,7 @@ def _predictions(
         def advance(count: int) -> None:
             progress.advance(task, count)
 
-        try:
-            return predict_all(link, writer, loader, arms, config.max_new_tokens, file, advance, known)
-        except KeyboardInterrupt:
-            sys.stderr.write(f"interrupted; the same command goes on from {file}.\n")
-            raise SystemExit(130) from None
+        return predict_all(link, writer, loader, arms, config.max_new_tokens, file, advance, known)
 
 
 def _facts(config: FitConfig, folder: Path, adapter: CacheAdapter, data: PairDataModule, link: Link) -> dict[str, Any]:
@@ -208,7 +208,7 @@ def _facts(config: FitConfig, folder: Path, adapter: CacheAdapter, data: PairDat
         "training_steps": trained.get("steps"),
         "training_seed": trained.get("seed"),
         "adapter_parameters": adapter.parameter_counts()["total"],
-        "adapter_bytes": (folder / WEIGHTS_FILE).stat().st_size,
+        "adapter_bytes": _weights(folder).stat().st_size,
         "sharer": data.sharer.path,
         "receiver": data.receiver.path,
         "dtype": _held(data.sharer, data.receiver),

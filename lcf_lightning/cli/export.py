@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from lcf_lightning.checkpoints import read_checkpoint
 from lcf_lightning.cli.commands import Command, new_folder
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import AdapterFileError, SettingError
+from lcf_lightning.typed import read_json
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -70,18 +70,23 @@ def read_adapter(file: Path) -> CacheAdapter:
     config = AdapterConfig.from_dict(checkpoint["adapter_config"])
     state = {name.removeprefix("adapter."): tensor for name, tensor in checkpoint["state_dict"].items()}
     scores = _scores(file.parent.parent / "summary.json", config.metadata.get("steps"))
-    adapter = CacheAdapter(replace(config, metadata=config.metadata | ({"scores": scores} if scores else {})))
+    adapter = CacheAdapter.empty(replace(config, metadata=config.metadata | ({"scores": scores} if scores else {})))
     expected = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
     if expected != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise AdapterFileError(f"checkpoint={str(file)!r} does not hold exactly the adapter's tensors.")
-    adapter.load_state_dict(state)
+    adapter.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return adapter.eval()
 
 
 def _scores(summary: Path, steps: int | None) -> dict[str, Any]:
     """Exact match and n of every arm on the test split, if the run's summary is of the same step."""
-    content = json.loads(summary.read_text()) if summary.is_file() else {}
-    return content["arms"] if steps is not None and content.get("steps") == steps else {}
+    try:
+        content = read_json(summary) if summary.is_file() else None
+    except SettingError as error:
+        raise AdapterFileError(f"{summary} is damaged: {error} Move it away to export without its scores.") from error
+    if not isinstance(content, dict) or steps is None or content.get("steps") != steps:
+        return {}
+    return content.get("arms", {})
 
 
 COMMAND = Command(

@@ -1,9 +1,17 @@
-"""What a user is told when a command fails: one sentence and an exit code."""
+"""What a user is told when a command fails or is ended: one sentence and an exit code."""
 
 from __future__ import annotations
 
 import errno
 import re
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -19,6 +27,35 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _PEER = re.compile(r"connection (closed|reset)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
+
+
+goes_on: ContextVar[Callable[[], str]] = ContextVar("goes_on", default=lambda: "the same command begins anew")
+"""How the command that runs is gone on with (`Command.again`); a fit says it when it ends, of its own checkpoint."""
+
+
+@contextmanager
+def ended_by_signals(command: str) -> Iterator[None]:
+    """Inside, Ctrl-C and SIGTERM end the process with a sentence and 128 + their number.
+
+    A fit takes over while it trains (`LastCheckpoint`). Lightning by itself would end a command that SIGTERM comes to
+    with exit code 0, as if it had done its work. A signal that the caller ignores stays ignored.
+    """
+
+    def end(number: int, _: FrameType | None) -> NoReturn:
+        sys.stderr.write(f"stopped: {signal.Signals(number).name} ended {command} before its end; {goes_on.get()()}.\n")
+        raise SystemExit(128 + number)
+
+    usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    taken = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
+    if threading.current_thread() is not threading.main_thread():  # the only one that may
+        taken = []
+    for number in taken:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, usual[number])
 
 
 def explain(error: BaseException, again: str) -> tuple[str, int] | None:

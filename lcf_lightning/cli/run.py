@@ -23,6 +23,7 @@ from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newes
 from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config import TRAINER_DEFAULTS, add_links, require_accelerator, require_data
 from lcf_lightning.cli.config_files import with_bases
+from lcf_lightning.cli.faults import goes_on
 from lcf_lightning.cli.parser import LCFParser
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import SettingError
@@ -72,6 +73,8 @@ class LCFCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         import_named(self._get(self.config, "modules"))
+        if self.subcommand == "fit":
+            goes_on.set(lambda: _from_checkpoint(last_checkpoint(self.run_folder)))
         require_data(self._get(self.config, "data"))
         self._check_checkpoint()
         self._check_run_folder()
@@ -261,6 +264,13 @@ class RunConfig(SaveConfigCallback):
             config["ckpt_path"] = None  # to run again is not to continue
             text = self.parser.dump(config, skip_none=False, skip_check=True)
             write_text(Path(trainer.default_root_dir) / "config.yaml", text)
+
+
+def _from_checkpoint(file: Path) -> str:
+    """How a fit goes on, whose checkpoint this is or would have been."""
+    if file.is_file():
+        return f"the same command with --ckpt_path last continues from {file}"
+    return "no checkpoint has been written yet: the same command begins anew"
 
 
 def _begin(lock: FolderLock) -> None:

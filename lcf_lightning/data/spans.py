@@ -13,7 +13,7 @@ def parse_span_mode(mode: str) -> tuple[str, int]:
     Raises:
         SettingError: If the mode is none of these.
     """
-    window = re.fullmatch(r"window:([1-9]\d*)", mode)
+    window = re.fullmatch(r"window:([1-9][0-9]{0,8})", mode)
     if window:
         return "window", int(window[1])
     if mode in ("paragraph", "sentence"):

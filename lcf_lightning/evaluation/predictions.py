@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,33 +14,31 @@ from lcf_lightning.errors import DataError
 from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.prediction import Prediction, digest, run_arms
-from lcf_lightning.files import write_text
+from lcf_lightning.files import write_file
 from lcf_lightning.link import Link
+from lcf_lightning.typed import from_table
 from lcf_lightning.writer import Writer
 
 
 def read_predictions(file: Path) -> list[Prediction]:
     """The answers that a predictions file holds; none where there is no file.
 
-    A last line that was cut off while being written is taken out of the file.
+    A last line that was cut off while being written, within a character too, is taken out of the file.
 
     Raises:
         DataError: If any other line is not an answer.
     """
     if not file.is_file():
         return []
-    text = file.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_text(file, whole)
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        write_file(file, lambda aside: aside.write_bytes(whole))
     answers = []
-    for number, line in enumerate(whole.split("\n")[:-1], start=1):
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
         try:
-            answer = Prediction(**json.loads(line))
-            answers.append(
-                replace(answer, answers=tuple(answer.answers), partner_answers=tuple(answer.partner_answers))
-            )
-        except (ValueError, TypeError) as error:
+            answers.append(from_table(Prediction, json.loads(line.decode()), "answer"))
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{file}, line {number} is not an answer of this version: {error}") from error
     return answers
 

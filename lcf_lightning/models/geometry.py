@@ -9,6 +9,9 @@ from torch import Tensor
 
 from lcf_lightning.errors import GeometryError
 
+MAX_SIZE = 2**16
+"""Of layers, heads, a head, or the width of an adapter, beyond any model's: what a file says is bounded by it."""
+
 
 class KV(NamedTuple):
     """Keys and values of several layers, stacked: each ``[layers, batch, kv_heads, tokens, head_dim]``."""
@@ -33,8 +36,8 @@ class Geometry:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not isinstance(value, int) or value < 1:
-                raise GeometryError(f"{name}={value!r} must be a whole number of at least 1.")
+            if type(value) is not int or not 1 <= value <= MAX_SIZE:
+                raise GeometryError(f"{name}={value!r:.80} must be a whole number between 1 and {MAX_SIZE}.")
 
     @property
     def width(self) -> int:

@@ -259,10 +259,10 @@ def test_tensors_of_several_dtypes_are_no_adapter(adapter: Build, tmp_path: Path
     tensors = load_file(tmp_path / "adapter" / WEIGHTS_FILE)
     tensors["gates.logits"] = tensors["gates.logits"].half()
     save_file(tensors, tmp_path / "adapter" / WEIGHTS_FILE)
-    with pytest.raises(AdapterFileError, match="tensors must share one float dtype, found .*float16.*float32"):
+    with pytest.raises(AdapterFileError, match="tensors must share one float dtype, found .*F16.*F32"):
         CacheAdapter.from_pretrained(tmp_path / "adapter")
     save_file({name: tensor.long() for name, tensor in tensors.items()}, tmp_path / "adapter" / WEIGHTS_FILE)
-    with pytest.raises(AdapterFileError, match=r"tensors must share one float dtype, found \['torch.int64'\]"):
+    with pytest.raises(AdapterFileError, match=r"tensors must share one float dtype, found \['I64'\]"):
         CacheAdapter.from_pretrained(tmp_path / "adapter")
 
 
@@ -273,7 +273,8 @@ def test_a_part_of_another_kind_is_refused(adapter: Build, tmp_path: Path, part:
     config = json.loads(file.read_text())
     config["settings"]["fuser"] = part
     file.write_text(json.dumps(config))
-    with pytest.raises(AdapterFileError, match="a part must be a name, or class_path and init_args"):
+    refusal = "a part must be a name, or class_path and init_args|fuser=.* must be text or a table"
+    with pytest.raises(AdapterFileError, match=refusal):
         CacheAdapter.from_pretrained(tmp_path / "adapter")
 
 

@@ -160,8 +160,8 @@ def test_what_is_wrong_with_an_adapters_prompts_is_said_before_a_weight_is_loade
         config.write_text(json.dumps(found | {"metadata": {"prompts": wrong}}))
         with pytest.raises(AdapterFileError, match=r"metadata\.prompts of this adapter cannot be understood"):
             Channel.from_pretrained(trained)
-    config.write_text(json.dumps(found | {"sharer": found["sharer"] | {"fingerprint": 5}}))
-    with pytest.raises(AdapterFileError, match="fingerprint=5 must be 32 hexadecimal digits, or null"):
+    config.write_text(json.dumps(found | {"sharer": found["sharer"] | {"fingerprint": "5"}}))
+    with pytest.raises(AdapterFileError, match="fingerprint='5' must be 32 hexadecimal digits, or null"):
         Channel.from_pretrained(trained)
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader
 
 from lcf_lightning import LCFModule, ModelSpec, SharedContextDataModule
+from lcf_lightning.cli.answers import _empty_unless_of
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import Chat
+from lcf_lightning.errors import DataError
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.markdown import to_markdown
 from lcf_lightning.evaluation.plots import arms_figure
@@ -21,6 +23,7 @@ from lcf_lightning.evaluation.prediction import Prediction, run_arms
 from lcf_lightning.evaluation.predictions import by_example, keep, predict_all, read_predictions
 from lcf_lightning.evaluation.ranks import dealt
 from lcf_lightning.evaluation.report import build_report, summarise
+from lcf_lightning.files import FolderLock
 from tests.evaluation.answers import answer
 from tests.pairs import small_module
 
@@ -120,3 +123,42 @@ def test_chats_have_a_loss_and_are_not_matched(spec: Spec, chats: Batch, monkeyp
     assert "| message | – | – | " in page
     assert "nats of loss; Wilcoxon p" in page
     assert arms_figure(found["arms"]).axes[0].get_xlabel().startswith("loss in nats")
+
+
+def test_a_line_that_was_cut_within_a_character_is_taken_out(tmp_path: Path) -> None:
+    """At every byte, as a kill or a full disk cuts it; what is cut earlier is an error, as before."""
+    file, rows = (
+        tmp_path / "predictions.jsonl",
+        [answer(id, "message", 1.0, prediction="Tee für 東京 🍵") for id in "ab"],
+    )
+    lines = [f"{json.dumps(asdict(row), ensure_ascii=False)}\n".encode() for row in rows]
+    text = lines[1].index(b"Tee")
+    for length in (0, *range(text, text + 30), len(lines[1]) - 1):
+        file.write_bytes(lines[0] + lines[1][:length])
+        assert read_predictions(file) == rows[:1]
+        assert file.read_bytes() == lines[0]
+    file.write_bytes(lines[0][:60] + b"\xe6\n" + lines[1])
+    with pytest.raises(DataError, match="line 1 is not an answer of this version"):
+        read_predictions(file)
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"adapter": "ab', b'\xff\xfe{"adapter": 1}', b"[" * 100_000])
+def test_torn_settings_are_moved_aside_with_the_answers_they_were_of(
+    torn: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody knows of which adapter they are, and nothing is lost."""
+    output = tmp_path / "out"
+    with FolderLock(output, "output") as lock:
+        _empty_unless_of({"adapter": "abc"}, lock)
+        (output / "predictions.jsonl").write_text("answers")
+        _empty_unless_of({"adapter": "abc"}, lock)
+        assert (output / "predictions.jsonl").read_text() == "answers"
+        (output / "settings.json").write_bytes(torn)
+        _empty_unless_of({"adapter": "abc"}, lock)
+    (aside,) = tmp_path.glob("out-*")
+    assert (aside / "predictions.jsonl").read_text() == "answers"
+    assert (aside / "settings.json").read_bytes() == torn
+    assert json.loads((output / "settings.json").read_text()) == {"adapter": "abc"}
+    assert f"of settings that cannot be read any more (settings.json is damaged); moved to {aside}" in (
+        capsys.readouterr().err
+    )

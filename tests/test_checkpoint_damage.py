@@ -1,0 +1,105 @@
+"""A checkpoint that is not what a fit has written: refused by a sentence, before any weight is loaded."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from zipfile import ZipFile
+
+import pytest
+import torch
+from lcf_lightning.callbacks import LastCheckpoint
+
+from lcf_lightning import ModelSpec
+from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, read_checkpoint, steps_of
+from lcf_lightning.cli.export import read_adapter
+from lcf_lightning.errors import AdapterFileError
+from tests.pairs import small_data, small_module, small_trainer
+
+
+@pytest.fixture(scope="module")
+def content(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The checkpoint of a fit of two steps."""
+    folder = tmp_path_factory.mktemp("run")
+    pair = [ModelSpec(str(model_folders[name])) for name in ("llama", "qwen3")]
+    trainer = small_trainer(folder, LastCheckpoint(1), max_steps=2, plugins=[AtomicCheckpointIO()])
+    trainer.fit(small_module(*pair), datamodule=small_data(*pair))
+    return last_checkpoint(folder).read_bytes()
+
+
+@pytest.fixture
+def file(content: bytes, tmp_path: Path) -> Path:
+    (tmp_path / "last.ckpt").write_bytes(content)
+    return tmp_path / "last.ckpt"
+
+
+def test_a_flipped_bit_of_any_part_is_refused(file: Path, content: bytes) -> None:
+    with ZipFile(file) as archive:
+        parts = archive.infolist()
+    assert len(parts) > 20
+    for part in parts:
+        name, extra = struct.unpack_from("<HH", content, part.header_offset + 26)
+        flipped = bytearray(content)
+        flipped[part.header_offset + 30 + name + extra + part.file_size // 2] ^= 16
+        file.write_bytes(flipped)
+        with pytest.raises(AdapterFileError, match=r"last.ckpt' is damaged or not one of this package"):
+            steps_of(file)
+
+
+def loops_further(checkpoint: dict[str, Any]) -> None:
+    checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["current"]["ready"] += 10**6
+
+
+def first_moment_of_another_shape(checkpoint: dict[str, Any]) -> None:
+    state = checkpoint["optimizer_states"][0]["state"][0]
+    state["exp_avg"] = state["exp_avg"][:1]
+
+
+def no_callbacks(checkpoint: dict[str, Any]) -> None:
+    checkpoint["callbacks"] = {}
+
+
+@pytest.mark.parametrize("change", [loops_further, first_moment_of_another_shape, no_callbacks])
+def test_what_was_changed_after_it_was_written_is_refused(file: Path, change: Callable[[Any], None]) -> None:
+    """Lightning would go on from it, or fail within itself."""
+    checkpoint = torch.load(file, weights_only=True)
+    change(checkpoint)
+    torch.save(checkpoint, file)
+    with pytest.raises(AdapterFileError, match="it was changed after it had been written"):
+        read_checkpoint(file)
+    AtomicCheckpointIO().save_checkpoint(checkpoint, file)  # by whoever knows what they do
+    assert steps_of(file) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"global_step": "2"}, "checkpoint.global_step='2' must be a whole number"),
+        ({"global_step": -1}, "global_step=-1 must be at least 0"),
+        ({"state_dict": [1]}, r"checkpoint.state_dict=\[1\] must be a table"),
+        ({"state_dict": {"adapter.gates.logits": 3}}, r"state_dict holds \['adapter.gates.logits'\], which"),
+        ({"loops": {"fit_loop": {"state_dict": "x"}}}, "loops.fit_loop.state_dict='x' must be a table"),
+        ({"optimizer_states": [0]}, r"optimizer_states\[0\]=0 must be a table"),
+        ({"adapter_config": None}, "checkpoint.adapter_config=None must be a table"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_without_a_seal_is_read_as_before_and_its_fields_are_checked(
+    file: Path, changes: dict[str, Any], message: str
+) -> None:
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["seal"]
+    torch.save(checkpoint, file)
+    assert steps_of(file) == 2
+    assert read_adapter(file).config.metadata["steps"] == 2
+    torch.save(checkpoint | changes, file)
+    with pytest.raises(AdapterFileError, match=message):
+        steps_of(file)
+
+
+def test_a_pickle_that_would_run_code_or_is_none_is_refused(file: Path) -> None:
+    for content in (print, 3, {"state_dict": {}}, [torch.zeros(2)]):
+        torch.save(content, file)
+        with pytest.raises(AdapterFileError, match="is damaged or not one of this package"):
+            read_checkpoint(file)
