@@ -62,7 +62,7 @@ def attempt(case: Case, size: Size) -> dict[str, Any]:
     try:
         return {"status": "done", **measured(case, size)}
     except (RuntimeError, MemoryError) as error:
-        told = explain(error)
+        told = explain(error, "the case is not run again")
         if told is None or not told[0].startswith("error: out of memory"):
             raise
         return {"status": "out of memory", "why": reason(error)}

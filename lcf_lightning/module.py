@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
@@ -29,7 +27,7 @@ from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.optimizing import build_optimizer, default_optimizer, warmup_and_decay
-from lcf_lightning.training import TokenMean, require_trainer, total_steps
+from lcf_lightning.training import TokenMean, require_trainer, seeded, total_steps
 from lcf_lightning.writer import Writer
 
 _OF_TRAINING = {"dropout", "gate_init", "gate_noise", "zero_init"}
@@ -96,7 +94,7 @@ class LCFModule(pl.LightningModule):
         self.temperature_start, self.temperature_end = temperature_start, temperature_end
         adapter.import_parts()
         config = AdapterConfig(identity_of(sharer), identity_of(receiver), adapter)
-        with _seeded(seed):
+        with seeded(seed):
             self.adapter = CacheAdapter(config)
         if activation_checkpointing:
             self.adapter.recompute_blocks()
@@ -164,7 +162,7 @@ class LCFModule(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         # Noise is a function of seed, step and rank: a resumed run draws what an undisturbed one would.
         drawn = self.seed + 1 + self.global_step * 1_000 + batch_idx % 1_000 + self.global_rank * _RANKS_APART
-        with _seeded(drawn, self.device):
+        with seeded(drawn, self.device):
             message = self.link.pool(self.link.read_sharer(batch.sharer), batch.index, batch.extent)
             cache = self.link.fuse(self.link.read_receiver(batch.receiver), message, self.temperature, batch.question)
             losses = answer_losses(self.link, Reading(cache, batch.last, batch.question), batch)
@@ -292,12 +290,3 @@ def _start_from(adapter: CacheAdapter, location: str) -> None:
 def _identified(identity: ModelIdentity, model: FrozenModel) -> ModelIdentity:
     """With the weights' fingerprint, unless they are quantised, which another device may round otherwise."""
     return identity if model.spec.quantization else replace(identity, fingerprint=model.fingerprint)
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """torch's random numbers from ``seed`` inside, and undisturbed outside (on the CPU and on ``device``)."""
-    cuda = [device] if device is not None and device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
-        yield

@@ -1,9 +1,10 @@
-"""What training asks of a Trainer, and how answers weigh in its gradients."""
+"""What training asks of a Trainer, how answers weigh in its gradients, and where its random numbers come from."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from lightning.pytorch import Trainer
@@ -81,3 +82,12 @@ class TokenMean:
             if parameter.grad is not None:
                 parameter.grad.mul_(trainer.accumulate_grad_batches * trainer.world_size / tokens)
         self._tokens = 0
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """torch's random numbers from ``seed`` inside, and undisturbed outside (on the CPU and on ``device``)."""
+    cuda = [device] if device is not None and device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.manual_seed(seed)
+        yield

@@ -193,7 +193,7 @@ FAULTS = [
     *faults("evaluation", "tests/test_files.py", ("fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX", "fcntl.LOCK_SH")),
     *faults(
         "data", "tests/data/test_shared_context.py",
-        ("with_answer = tokens + len(self.answer(example.answers[0]))", "with_answer = tokens"),
+        ("tokens + len(self.answer(answer)) <= total", "tokens <= total"),
     ),
     *faults(
         "evaluation", "tests/evaluation/test_predictions.py",

@@ -1,4 +1,4 @@
-"""What examples of a split must have in common."""
+"""What must hold of a data module's settings, and of the examples of a split."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lcf_lightning.data.example import Example
-from lcf_lightning.errors import DataError
+from lcf_lightning.errors import DataError, SettingError
 
 
 def require_read_by_both(source: object, examples: Sequence[Example]) -> Sequence[Example]:
@@ -34,3 +34,10 @@ def require_ids(examples: Sequence[Example], split: str) -> Sequence[Example]:
             )
         seen[example.id] = here
     return examples
+
+
+def require_at_least(least: int, **settings: int) -> None:
+    """Raise a SettingError if one of some settings is below ``least``."""
+    for name, value in settings.items():
+        if value < least:
+            raise SettingError(f"{name}={value} must be at least {least}.")

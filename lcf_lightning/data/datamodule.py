@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.data.batch import Batch, Collator
-from lcf_lightning.data.checks import require_ids, require_read_by_both
+from lcf_lightning.data.checks import require_at_least, require_ids, require_read_by_both
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.limited import Rows, TokenBatches
 from lcf_lightning.data.loader import GroupedSampler, ResumableLoader, ResumableSampler, examples_taken
@@ -63,11 +63,8 @@ class PairDataModule(pl.LightningDataModule):
         eval_batch_tokens: int | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("batch_size", batch_size), ("eval_batch_size", eval_batch_size)):
-            if value < 1:
-                raise SettingError(f"{name}={value} must be at least 1.")
-        if num_workers < 0:
-            raise SettingError(f"num_workers={num_workers} must be at least 0.")
+        require_at_least(1, batch_size=batch_size, eval_batch_size=eval_batch_size)
+        require_at_least(0, num_workers=num_workers)
         if eval_batch_tokens is not None and eval_batch_tokens < 1:
             raise SettingError(f"eval_batch_tokens={eval_batch_tokens} must be at least 1, or null for no limit.")
         self.source, self.sharer, self.receiver = source, sharer, receiver
@@ -107,12 +104,10 @@ class PairDataModule(pl.LightningDataModule):
         return [collator.sharer_tokens(example) for example in examples]
 
     def setup(self, stage: str) -> None:
-        splits: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("test",)
-        }  # fmt: skip
+        splits: dict[str, tuple[Split, ...]] = {"fit": ("train", "validation"), "validate": ("validation",)}
         if self._collator is None:
             self._collator = self._make_collator(load_tokenizer(self.sharer), load_tokenizer(self.receiver))
-        for split in splits[stage]:
+        for split in splits.get(stage, ("test",)):
             if split not in self._examples or (split == "train" and self.group_by_length):  # another fit may take more
                 examples = self._read(split, self._collator)
                 self._examples[split] = examples if split == "train" else require_ids(examples, split)
@@ -173,8 +168,7 @@ class PairDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader("test")
 
-    def predict_dataloader(self) -> DataLoader[Any]:
-        return self.evaluation_loader("test")
+    predict_dataloader = test_dataloader
 
     def read_by_both(self, texts: int) -> Iterator[Batch]:
         """What the sharer reads of up to ``texts`` training examples, as both models would read it, one by one."""
@@ -213,9 +207,8 @@ class PairDataModule(pl.LightningDataModule):
         own = UnrepeatedDistributedSampler(rows, num_replicas=world_size, rank=rank, shuffle=False)
         options: dict[str, Any] = {"sampler": own, "batch_size": self.eval_batch_size}
         if self.eval_batch_tokens is not None:
-            tokens = self._tokens(split, examples, places)
-            batches = TokenBatches(own, tokens, self.eval_batch_size, self.eval_batch_tokens)
-            options = {"sampler": batches, "batch_size": None}
+            limits = self.eval_batch_size, self.eval_batch_tokens
+            options = {"sampler": TokenBatches(own, self._tokens(split, examples, places), *limits), "batch_size": None}
         return DataLoader(
             Rows(rows),  # type: ignore[arg-type]
             collate_fn=self._collator.train if split == "train" else self._collator.evaluate,
@@ -250,9 +243,9 @@ class SharedContextDataModule(PairDataModule):
         prompts: How examples become prompts. Training and validation leave out examples that exceed a token limit.
         benchmarks: By name, the sources whose test splits together are the test split; by default that of ``source``.
         seed: Decides the splits, the training order and the mismatched partners.
-        num_workers: As in `PairDataModule`.
-        group_by_length: As in `PairDataModule`.
-        eval_batch_tokens: As in `PairDataModule`.
+        num_workers: As in `PairDataModule`, like what follows.
+        group_by_length: Batches of like length.
+        eval_batch_tokens: A limit of evaluation batches.
 
     Raises:
         SettingError: If a setting is out of range.
