@@ -33,10 +33,10 @@ from lcf_lightning.writer import Writer
 CONFIGS = Path(__file__).parents[1] / "configs"
 LENGTHS = {  # medians; HotpotQA's are of the first 300 rows of a copy of it, those of the chats are assumed
     "qwen3_hotpotqa_lcfx": Lengths(passages=5, passage=132, question=21, answer=4, spread=0.4),
-    "chats": Lengths(passages=0, passage=0, question=120, answer=220, spread=0.9, most=2_000),
+    "chats": Lengths(passages=0, passage=0, question=120, answer=220, spread=0.9, most=1_000),
 }
-LONGEST = Lengths(passages=0, passage=0, question=2_000, answer=1_024)
-"""All that the chats' config lets through: 2,048 tokens of prompt, its template included, and 1,024 of answer."""
+LONGEST = Lengths(passages=0, passage=0, question=1_000, answer=1_024)
+"""All that the chats' config lets through: 2,048 tokens, its template included, of which an answer has 1,024."""
 PHASES = ("prefill", "fuse", "continuation", "backward", "optimizer")
 PEAKS = {"H100 PCIe": 756.0, "H100 NVL": 835.0, "H100": 989.0, "H200": 989.0, "A100": 312.0, "B200": 2250.0}
 """Dense bf16 TFLOP/s of the makers' data sheets, by what the name of a card holds."""
@@ -111,6 +111,8 @@ class Bench:
         identities = [ModelIdentity(model.spec.path, None, model.geometry, dtype) for model in (sharer, receiver)]
         with torch.device(device):
             adapter = CacheAdapter(AdapterConfig(*identities, replace(settings, d=16 if size.tiny else settings.d)))
+        if config.values["model"]["activation_checkpointing"]:
+            adapter.recompute_blocks()
         if adapter.carries:
             adapter.pooler.get_buffer("deviation").fill_(1)  # as a fit would measure it: not zero
         lengths = LONGEST if case.longest else LENGTHS.get(case.config, LENGTHS["chats"])
@@ -145,7 +147,7 @@ def _train(bench: Bench, size: Size) -> dict[str, Any]:
     rows = bench.examples(count * size.repeats)
     batches = [collator.train(rows[at : at + count]).to(bench.device) for at in range(0, len(rows), count)]
     link.adapter.train()
-    optimizer = build_optimizer(bench.module.optimizer, link.adapter, split=True)
+    optimizer = build_optimizer(bench.module.optimizer, link.adapter)
     watch = Stopwatch(bench.device)
     with FlopCounterMode(display=False) as counter:  # slow, and a warm-up
         losses = [_micro_step(bench, batch, watch) for batch in batches[:1]]

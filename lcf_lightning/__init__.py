@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,6 +49,11 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:
         """Imports what is asked for: torch takes seconds, and the command line must know Ctrl-C before."""
-        if name not in _HOMES:
+        if name in _HOMES:
+            return getattr(import_module(_HOMES[name]), name)
+        if find_spec(f"{__name__}.{name}") is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(_HOMES[name]), name)
+        return import_module(f"{__name__}.{name}")
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -146,4 +146,7 @@ def _structure(value: object) -> str:
         return "".join(("{", ", ".join(inside), "}"))
     if isinstance(value, list | tuple):
         return "".join(("[", ", ".join(map(_structure, value)), "]"))
-    return f"{type(value).__name__} {value!r}"
+    if isinstance(value, set | frozenset):  # whose order differs from process to process
+        return "".join(("{", ", ".join(sorted(map(_structure, value))), "}"))
+    plain = value is None or isinstance(value, str | int | float | bytes | torch.dtype | torch.device)
+    return f"{type(value).__name__} {value!r}" if plain else type(value).__name__  # others' may name an address

@@ -10,10 +10,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
+from weakref import WeakSet
 
 from lcf_lightning.errors import SettingError, reason
 
 LOCK_FILE = ".lock"
+_HELD: WeakSet[IO[str]] = WeakSet()  # a child that outlives this process must not keep its locks
+os.register_at_fork(after_in_child=lambda: [file.close() for file in list(_HELD)])
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,6 +50,7 @@ def turn(file: Path) -> Iterator[None]:
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     with file.open("a") as opened:
+        _HELD.add(opened)
         with suppress(OSError):
             fcntl.flock(opened, fcntl.LOCK_EX)
         try:
@@ -100,6 +104,7 @@ class FolderLock:
     def _taken(self) -> IO[str]:
         self.folder.mkdir(parents=True, exist_ok=True)
         file = (self.folder / LOCK_FILE).open("a+")  # NFS asks a shared lock for a file that can be read
+        _HELD.add(file)
         self._lock(file)
         return file
 

@@ -103,8 +103,8 @@ class LCFModule(pl.LightningModule):
         self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self._token_mean = TokenMean.of(loss_weighting)
         self._link: Link | None = None
-        self._one_group = False
-        self._scored: tuple[Batch, HostCopy]  # the last loss, until it is looked at
+        self._groups: int | None = None  # of the optimizer whose state a checkpoint holds
+        self._scored: tuple[list[str], int, HostCopy]  # ids, dropped spans and loss of the last batch, not looked at
 
     @property
     def link(self) -> Link:
@@ -171,7 +171,7 @@ class LCFModule(pl.LightningModule):
             tokens = batch.answer_mask.sum(1)
             goal = self._token_mean.sum(losses, tokens)
             loss = goal / tokens.sum()
-        self._scored = batch, HostCopy(loss)
+        self._scored = batch.ids, batch.dropped_spans, HostCopy(loss)
         return goal
 
     def on_after_backward(self) -> None:
@@ -181,13 +181,13 @@ class LCFModule(pl.LightningModule):
             DivergedError: If the loss is not finite.
             ModelError: If a parameter of the adapter has got no gradient.
         """
-        batch, copy = self._scored
+        ids, dropped, copy = self._scored
         loss = copy.read()  # the device has the backward pass to do meanwhile
         if not math.isfinite(loss.numpy()):
-            raise DivergedError(f"loss={loss.numpy()} at step {self.global_step}, on the batch of ids {batch.ids}.")
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        self.log("train/temperature", torch.tensor(self.temperature), batch_size=len(batch))
-        self.log("train/dropped_spans", torch.tensor(float(batch.dropped_spans)), batch_size=len(batch))
+            raise DivergedError(f"loss={loss.numpy()} at step {self.global_step}, on the batch of ids {ids}.")
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(ids))
+        self.log("train/temperature", torch.tensor(self.temperature), batch_size=len(ids))
+        self.log("train/dropped_spans", torch.tensor(float(dropped)), batch_size=len(ids))
         without = [name for name, p in self.adapter.named_parameters() if p.requires_grad and p.grad is None]
         if without:
             raise ModelError(
@@ -230,7 +230,7 @@ class LCFModule(pl.LightningModule):
         return float(self.temperature_start * (self.temperature_end / self.temperature_start) ** progress)
 
     def configure_optimizers(self) -> Any:
-        optimizer = build_optimizer(self.optimizer, self.adapter, split=not self._one_group)
+        optimizer = build_optimizer(self.optimizer, self.adapter, groups=self._groups)
         total = total_steps(self.trainer)
         warmup = self.warmup_steps * total if self.warmup_steps < 1 else self.warmup_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_and_decay(warmup, total))
@@ -261,8 +261,8 @@ class LCFModule(pl.LightningModule):
                         for state in (self.state_dict(), checkpoint["state_dict"]))  # fmt: skip
         if ours != theirs:
             raise AdapterFileError("checkpoint does not hold exactly the adapter's tensors.")
-        states = checkpoint.get("optimizer_states") or [{"param_groups": ()}]
-        self._one_group = len(states[0]["param_groups"]) == 1  # of a fit of before
+        states = checkpoint.get("optimizer_states")
+        self._groups = len(states[0]["param_groups"]) if states else None
 
 
 def _differing(one: AdapterConfig, other: AdapterConfig) -> list[str]:

@@ -14,7 +14,7 @@ def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01)
 
 
-def build_optimizer(make: Callable[[Any], torch.optim.Optimizer], module: nn.Module, split: bool) -> Any:
+def build_optimizer(make: Callable[[Any], torch.optim.Optimizer], module: nn.Module, groups: int | None = None) -> Any:
     """The optimizer of a module's parameters, whose weight decay, where it has one, is for matrices alone.
 
     Biases, norms and gates are no maps that could grow: to shrink them moves what is learned, and closes gates.
@@ -22,16 +22,16 @@ def build_optimizer(make: Callable[[Any], torch.optim.Optimizer], module: nn.Mod
     Args:
         make: From parameters, or groups of them, to an optimizer.
         module: An adapter, the first dimension of whose parameters counts layers.
-        split: Whether they may be in two groups; False to continue a fit of before, which had one.
+        groups: How many groups the fit had that is continued: one before there were two. Null for what is right.
     """
     parameters = list(module.parameters())
     optimizer = make(parameters)
-    if not split or not optimizer.defaults.get("weight_decay"):
+    if groups == 1 or (groups is None and not optimizer.defaults.get("weight_decay")):
         return optimizer
     matrices = [parameter for parameter in parameters if is_matrix(parameter)]
     others = [parameter for parameter in parameters if not is_matrix(parameter)]
-    groups: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
-    return make([group for group in groups if group["params"]])
+    both: list[dict[str, Any]] = [{"params": matrices}, {"params": others, "weight_decay": 0.0}]
+    return make([group for group in both if group["params"]])
 
 
 def is_matrix(parameter: Tensor) -> bool:

@@ -30,7 +30,15 @@ def read_json(file: Path) -> Any:
         OSError: If it cannot be read.
     """
     with file.open("rb") as stored:
-        content = stored.read(MAX_JSON + 1)
+        return parse_json(stored.read(MAX_JSON + 1))
+
+
+def parse_json(content: bytes) -> Any:
+    """What `read_json` gives of a file's content.
+
+    Raises:
+        SettingError: Likewise.
+    """
     if len(content) > MAX_JSON:
         raise SettingError(f"it is longer than {MAX_JSON:,} bytes.")
     try:

@@ -119,7 +119,7 @@ FAULTS = [
     *faults(
         "endings", "tests/test_endings.py",
         ("raise SystemExit(128 + number)", "raise SystemExit(0)"),
-        ("os._exit(128 + number)", "raise KeyboardInterrupt"),
+        ("    os._exit(128 + number)\n\n\nif __name__", "    raise KeyboardInterrupt\n\n\nif __name__"),
         ("    if file.is_file():\n        return f\"the same command with", "    if True:\n        return f\"the same command with"),
     ),
     *faults(
@@ -201,7 +201,7 @@ FAULTS = [
         ("whole = content[: content.rfind", "whole = content[: 1 + content.rfind"),
         ("return {(answer.arm, answer.example): answer", "return {(answer.arm, answer.id): answer"),
         ("if key not in held or _line(held[key]) != _line(row)]", "if key not in held]"),
-        ("list(loader.batch_sampler)[rank() :: dist.get_world_size()]", "list(loader.batch_sampler)[rank() :: 2]"),
+        ("batches_of(loader)[rank() :: dist.get_world_size()]", "batches_of(loader)[rank() :: 2]"),
         ("            open_ended=True,\n", "            open_ended=False,\n"),
     ),
     *faults(

@@ -13,7 +13,7 @@ import torch
 from lcf_lightning.callbacks import LastCheckpoint
 
 from lcf_lightning import ModelSpec
-from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, read_checkpoint, steps_of
+from lcf_lightning.checkpoints import AtomicCheckpointIO, _digest, last_checkpoint, read_checkpoint, steps_of
 from lcf_lightning.cli.export import read_adapter
 from lcf_lightning.errors import AdapterFileError
 from tests.pairs import small_data, small_module, small_trainer
@@ -103,3 +103,8 @@ def test_a_pickle_that_would_run_code_or_is_none_is_refused(file: Path) -> None:
         torch.save(content, file)
         with pytest.raises(AdapterFileError, match="is damaged or not one of this package"):
             read_checkpoint(file)
+
+
+def test_what_has_no_order_is_the_same_in_every_process() -> None:
+    several = [_digest({"names": set(order), "object": object()}) for order in (["a", "b", "c"], ["c", "b", "a"])]
+    assert several[0] == several[1] != _digest({"names": {"a", "b"}, "object": object()})

@@ -31,7 +31,7 @@ class SignalInTest(pl.Callback):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_in_an_evaluation_ends_it_with_its_own_code(
-    number: signal.Signals, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    number: signal.Signals, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A scheduler that saw 0 would take the missing result for there."""
     handlers = [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)]
@@ -45,7 +45,7 @@ def test_a_signal_in_an_evaluation_ends_it_with_its_own_code(
         with pytest.raises(SystemExit) as stopped:
             main([command, *run])
         assert stopped.value.code == 128 + number
-        assert f"stopped: {number.name} ended {command} before its end; {then}\n" in capsys.readouterr().err
+        assert f"stopped: {number.name} ended {command} before its end; {then}\n" in capfd.readouterr().err
         assert not (tmp_path / "summary.json").exists()
     assert [signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)] == handlers
 

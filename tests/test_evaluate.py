@@ -173,7 +173,7 @@ def test_a_signal_says_how_to_go_on(
     run: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     def interrupt(*_: object) -> None:
         signal.raise_signal(number)
@@ -183,7 +183,7 @@ def test_a_signal_says_how_to_go_on(
         evaluate(run, tmp_path / "out")
     assert stopped.value.code == 128 + number
     ending = f"stopped: {number.name} ended evaluate before its end; the same command goes on where it stopped"
-    assert ending in capsys.readouterr().err
+    assert ending in capfd.readouterr().err
 
 
 def test_an_evaluation_can_be_extended_but_never_mixed(
@@ -232,10 +232,14 @@ def test_arms_may_be_separated_by_commas(run: Path, tmp_path: Path) -> None:
     assert {line["arm"] for line in lines(tmp_path / "a")} == {"message", "zero"}
 
 
-def test_latency_can_be_left_out(run: Path, tmp_path: Path) -> None:
+def test_latency_can_be_left_out_and_batches_may_be_limited_by_tokens(run: Path, tmp_path: Path) -> None:
     folder = evaluate(run, tmp_path / "out", "--limit", "2", "--repeats", "0", arms=["message"])
     assert report(folder)["latency"] is None
     assert not (folder / "frontier.png").exists()
+    few = evaluate(
+        run, tmp_path / "few", "--limit", "2", "--repeats", "0", "--data.eval_batch_tokens", "9", arms=["message"]
+    )
+    assert [line["id"] for line in lines(few)] == [line["id"] for line in lines(folder)]
 
 
 @pytest.mark.parametrize(

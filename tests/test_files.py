@@ -127,3 +127,20 @@ def test_a_file_system_without_locks_is_refused(tmp_path: Path, monkeypatch: pyt
         FolderLock(tmp_path, "output"),
     ):
         pass
+
+
+def test_a_child_that_outlives_this_process_keeps_no_lock(tmp_path: Path) -> None:
+    """Workers of a loader, say, whose parent was killed."""
+    (ends, waits), (begun, begins) = os.pipe(), os.pipe()
+    with FolderLock(tmp_path, "output"):
+        child = os.fork()
+        if child == 0:
+            os.close(waits)
+            os.write(begins, b"!")
+            os.read(ends, 1)  # until the parent lets go of the pipe
+            os._exit(0)
+        os.read(begun, 1)
+    with FolderLock(tmp_path, "output"):
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+    os.close(waits)
+    os.waitpid(child, 0)

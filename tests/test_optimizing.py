@@ -19,7 +19,7 @@ Spec = Callable[[str], ModelSpec]
 def test_weight_decay_is_for_matrices_alone(spec: Spec, fuser: str) -> None:
     adapter = small_module(spec("llama"), spec("qwen3"), fuser=fuser).adapter
     names = {id(parameter): name for name, parameter in adapter.named_parameters()}
-    optimizer = build_optimizer(default_optimizer, adapter, split=True)
+    optimizer = build_optimizer(default_optimizer, adapter)
     decays, others = ([names.pop(id(each)) for each in group["params"]] for group in optimizer.param_groups)
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.01, 0.0]
     assert not names
@@ -31,8 +31,9 @@ def test_weight_decay_is_for_matrices_alone(spec: Spec, fuser: str) -> None:
 def test_where_nothing_decays_there_is_one_group(spec: Spec) -> None:
     adapter = small_module(spec("llama"), spec("qwen3")).adapter
     for make in (torch.optim.Adam, lambda parameters: torch.optim.AdamW(parameters, weight_decay=0.0)):
-        assert len(build_optimizer(make, adapter, split=True).param_groups) == 1
-    assert len(build_optimizer(default_optimizer, adapter, split=False).param_groups) == 1
+        assert len(build_optimizer(make, adapter).param_groups) == 1
+    assert len(build_optimizer(default_optimizer, adapter, groups=1).param_groups) == 1
+    assert len(build_optimizer(torch.optim.Adam, adapter, groups=2).param_groups) == 2  # continued without decay
 
 
 def test_a_fit_of_before_goes_on_with_its_one_group(

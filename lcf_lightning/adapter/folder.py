@@ -20,7 +20,7 @@ from lcf_lightning.adapter.hub import CARD_FILE, card, fetch, is_hub_id
 from lcf_lightning.digests import is_digest, tensors_digest
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.files import write_file, write_text
-from lcf_lightning.typed import read_json
+from lcf_lightning.typed import parse_json, read_json
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 MAX_TABLE = 2**20
@@ -43,17 +43,31 @@ def local_folder(location: str | Path, revision: str | None = None) -> Path:
 
 def write_folder(folder: Path, config: AdapterConfig, tensors: dict[str, Tensor]) -> None:
     """Write an adapter, in the place of an earlier one where there is one; no kill leaves a mixture of both."""
+    _require_readable(config)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     weights, digest = save(tensors, {"format": "pt"}), tensors_digest(tensors)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / _ASIDE.format(digest)
     write_file(aside, lambda file: _write_through(file, weights))
-    write_text(folder / CONFIG_FILE, json.dumps({**config.to_dict(), _DIGEST: digest}, indent=2) + "\n")
+    write_text(folder / CONFIG_FILE, _text(config, digest))
     os.replace(aside, folder / WEIGHTS_FILE)
     write_text(folder / CARD_FILE, card(config, parameters, len(weights)))
     for unfinished in folder.glob(_ASIDE.format("*")):  # of a process that was killed
         unfinished.unlink(missing_ok=True)
+
+
+def _require_readable(config: AdapterConfig) -> None:
+    """Raise a SettingError if `read_config` would refuse a config, whose metadata may hold anything."""
+    try:
+        table = parse_json(_text(config, "0" * 32).encode())
+        AdapterConfig.from_dict({name: value for name, value in table.items() if name != _DIGEST})
+    except (TypeError, SettingError, AdapterFileError) as error:
+        raise SettingError(f"metadata={config.metadata!r:.80} could not be read again: {error}") from error
+
+
+def _text(config: AdapterConfig, digest: str) -> str:
+    return json.dumps({**config.to_dict(), _DIGEST: digest}, indent=2) + "\n"
 
 
 def _write_through(file: Path, content: bytes) -> None:

@@ -35,7 +35,7 @@ from lcf_lightning.evaluation.markdown import conclusions, to_markdown
 from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
 from lcf_lightning.evaluation.prediction import Prediction, digest
 from lcf_lightning.evaluation.predictions import by_example, predict_all
-from lcf_lightning.evaluation.ranks import dealt, gathered, rank
+from lcf_lightning.evaluation.ranks import batches_of, dealt, gathered, rank
 from lcf_lightning.evaluation.report import build_report, summarise
 from lcf_lightning.evaluation.tables import arms_table
 from lcf_lightning.files import write_text
@@ -190,7 +190,7 @@ def _predictions(
     """This process's answers, new or known; the first process shows a progress bar."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), disable=config.quiet or rank() > 0) as progress:
-        rows = sum(map(len, loader.batch_sampler))  # type: ignore[arg-type]
+        rows = sum(map(len, batches_of(loader)))
         task = progress.add_task("answers", total=rows * len(arms))
 
         def advance(count: int) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +20,8 @@ from lcf_lightning.errors import DivergedError, LCFError, Stopped, reason
 
 _LESS_MEMORY = (
     "lower data.batch_size (trainer.accumulate_grad_batches keeps the global batch), data.eval_batch_size, "
-    "data.prompts.max_sharer_tokens, max_receiver_tokens or max_answer_tokens, set model.activation_checkpointing, or "
+    "data.eval_batch_tokens, data.prompts.max_sharer_tokens, max_receiver_tokens, max_answer_tokens or "
+    "max_total_tokens, set model.activation_checkpointing, or "
     "hold the models in less: dtype, quantization"
 )
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
@@ -41,8 +42,15 @@ def ended_by_signals(command: str) -> Iterator[None]:
     with exit code 0, as if it had done its work. A signal that the caller ignores stays ignored.
     """
 
+    owner, ended = os.getpid(), 0
+
     def end(number: int, _: FrameType | None) -> NoReturn:
-        sys.stderr.write(f"stopped: {signal.Signals(number).name} ended {command} before its end; {goes_on.get()()}.\n")
+        nonlocal ended
+        if os.getpid() != owner:  # a process that this one has forked; it has nothing to say
+            os._exit(128 + number)
+        said = f"stopped: {signal.Signals(number).name} ended {command} before its end; {goes_on.get()()}.\n"
+        os.write(2, said.encode())  # a signal may come while sys.stderr is being written to
+        ended = 128 + number
         raise SystemExit(128 + number)
 
     usual: dict[signal.Signals, Any] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
@@ -53,6 +61,10 @@ def ended_by_signals(command: str) -> Iterator[None]:
         signal.signal(number, end)
     try:
         yield
+    except BaseException:
+        if ended:  # what was stopped may fail as it cleans up
+            raise SystemExit(ended) from None
+        raise
     finally:
         for number in taken:
             signal.signal(number, usual[number])

@@ -18,10 +18,14 @@ def dealt(loader: DataLoader[Any]) -> DataLoader[Any]:
     """
     if not _many():
         return loader
-    batches = list(loader.batch_sampler)[rank() :: dist.get_world_size()]  # type: ignore[arg-type]
-    return DataLoader(
-        loader.dataset, batch_sampler=batches, collate_fn=loader.collate_fn, num_workers=loader.num_workers
-    )
+    own: Any = batches_of(loader)[rank() :: dist.get_world_size()]
+    options = {"sampler": own, "batch_size": None} if loader.batch_sampler is None else {"batch_sampler": own}
+    return DataLoader(loader.dataset, collate_fn=loader.collate_fn, num_workers=loader.num_workers, **options)
+
+
+def batches_of(loader: DataLoader[Any]) -> list[Sequence[Any]]:
+    """The places of each of a loader's batches, also of one whose sampler makes the batches (`TokenBatches`)."""
+    return list(loader.sampler if loader.batch_sampler is None else loader.batch_sampler)
 
 
 def gathered(items: Sequence[T]) -> list[T]:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.folder import CONFIG_FILE, MAX_TABLE, WEIGHTS_FILE, read_config, weights_file
-from lcf_lightning.errors import AdapterFileError
+from lcf_lightning.errors import AdapterFileError, SettingError
 
 Build = Callable[..., CacheAdapter]
 
@@ -162,3 +162,10 @@ def test_what_a_killed_save_has_left_is_put_away_by_the_next(saved: Path, adapte
     adapter(gate_init=2.0).save_pretrained(saved)
     assert CacheAdapter.from_pretrained(saved).gates.logits.unique().tolist() == [2.0]
     assert len(list(saved.iterdir())) == 3
+
+
+@pytest.mark.parametrize("metadata", [{"source": ["a"]}, {"note": float("nan")}, {"note": "x" * 2**20}, {"note": b""}])
+def test_what_could_not_be_read_again_is_not_written(adapter: Build, tmp_path: Path, metadata: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match="could not be read again"):
+        adapter().save_pretrained(tmp_path / "adapter", metadata)
+    assert not (tmp_path / "adapter").exists()
