@@ -171,10 +171,21 @@ def batch_of(rows: int, prompt: int, answer: int, spans: int) -> Batch:
 
 
 def measure(config: FitConfig, prompt: int, answer: int, spans: int = SPANS) -> Memory:
-    """What the runs of a config hold; ``prompt`` and ``answer`` are tokens where it sets no limit."""
-    data = config.values["data"]["init_args"]
-    limits = data["prompts"]
-    lengths = limits["max_receiver_tokens"] or prompt, limits["max_answer_tokens"] or answer, spans
+    """What the runs of a config hold; ``prompt`` and ``answer`` are tokens where it sets no limit.
+
+    Where it limits prompt and answer together: the more of what a longest answer and what a short one takes.
+    """
+    limits = config.values["data"]["init_args"]["prompts"]
+    answer, total = limits["max_answer_tokens"] or answer, limits["max_total_tokens"]
+    answers = (answer, min(answer, ANSWER)) if total else (answer,)
+    prompts = [total - tokens if total else limits["max_receiver_tokens"] or prompt for tokens in answers]
+    found = [_measured(config, *lengths, spans) for lengths in zip(prompts, answers, strict=True)]
+    return Memory(*map(max, zip(*found, strict=True)))
+
+
+def _measured(config: FitConfig, prompt: int, answer: int, spans: int) -> Memory:
+    """What the runs of a config hold with prompts and answers of so many tokens."""
+    data, lengths = config.values["data"]["init_args"], (prompt, answer, spans)
     live = Live(spans)
     with torch.device("meta"):
         module = config.module()

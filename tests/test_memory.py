@@ -44,7 +44,7 @@ def of(memory: dict[str, Any], *arguments: str) -> FitConfig:
     ],
 )
 def test_a_paper_s_run_keeps_within_its_limit(memory: dict[str, Any], config: str, limit: int) -> None:
-    """Micro-batches of 4 prompts of 2,048 tokens and answers of 1,024 (OpenHermes), of 8 × 900 and 32 (HotpotQA);
+    """Micro-batches of 4 × 2,048 tokens, of which answers have up to 1,024 (OpenHermes), of 8 × 900 and 32 (HotpotQA);
     besides the models' weights, which are frozen, and with the adapter's gradients and moments."""
     found = memory["measure"](of(memory, str(ROOT / "configs" / f"{config}.yaml")), prompt=900, answer=32)
     assert found.kept < found.training
