@@ -30,7 +30,15 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from lcf_lightning import LCFModule, ModelSpec
 from lcf_lightning.cli.config import FitConfig, config_parser
@@ -42,7 +50,7 @@ from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.prediction import answer_losses
 from lcf_lightning.link import Link
 from lcf_lightning.models.loading import FrozenModel
-from lcf_lightning.models.spec import DTYPES
+from lcf_lightning.models.spec import DTYPES, from_pretrained
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 PAPER = ("qwen_openhermes_lcf128", "qwen_openhermes_lcf256", "qwen_openhermes_c2c", "qwen3_hotpotqa_lcfx")
@@ -140,11 +148,16 @@ class Memory(NamedTuple):
 
 
 def frozen(spec: ModelSpec) -> FrozenModel:
-    """A model of a paper's config, without a tokenizer."""
+    """A model by its config, without its weights and tokenizer."""
     usual = torch.get_default_dtype()
     torch.set_default_dtype(DTYPES[spec.dtype])
     try:
-        return FrozenModel(spec, MODELS[spec.path]().eval().requires_grad_(False), None)  # type: ignore[arg-type]
+        made = (
+            MODELS[spec.path]()
+            if spec.path in MODELS
+            else AutoModelForCausalLM.from_config(from_pretrained(AutoConfig, spec))
+        )
+        return FrozenModel(spec, made.eval().requires_grad_(False), None)  # type: ignore[arg-type]
     finally:
         torch.set_default_dtype(usual)
 

@@ -38,7 +38,7 @@ def main() -> None:
     data = config.data()
     adapter = config.read_adapter(config.adapter_folder(options.adapter), data)
     data.setup("test")
-    link = config.link(adapter, data)
+    link = config.link(adapter, data, config.device)
     channel = Channel(link.sharer, link.receiver, link.adapter)
     ways = (False, True) if channel.adapter.poolable else (False,)
     forms = [(dtype, pooled) for pooled in ways for dtype in DTYPES]

@@ -15,7 +15,7 @@ def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
 
 
 def build_optimizer(make: Callable[[Any], torch.optim.Optimizer], module: nn.Module, groups: int | None = None) -> Any:
-    """The optimizer of a module's parameters, whose weight decay, where it has one, is for matrices, a pooler's queries among them.
+    """The optimizer of a module's parameters, whose weight decay, where it has one, is for matrices and queries alone.
 
     Biases, norms and gates are no maps that could grow: to shrink them moves what is learned, and closes gates.
 

@@ -50,7 +50,7 @@ SHORT = {
     "benchmarks/latency.py": "--repeats 1 --tokens 8 --max_new_tokens 2 --d 8",
     "benchmarks/leak.py": "--train 8 --limit 8",
     "benchmarks/many_sharers.py": "--sharers 2 --limit 2",
-    "benchmarks/memory.py": "--configs configs/qwen3_hotpotqa_lcfx.yaml --prompt 16 --answer 4",
+    "benchmarks/memory.py": "--configs configs/quickstart.yaml --prompt 16 --answer 4",
     "benchmarks/message.py": f"{FEW} --limit 2",
     "benchmarks/paper_scale.py": "--tiny --repeats 1 --only 'LCF-X, step'",
     "benchmarks/poolers.py": "--repeats 1 --tokens 8 --span 4 --d 8",

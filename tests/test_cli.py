@@ -256,6 +256,7 @@ def run_as(devices: int, command: str, folder: Path, *extra: str) -> None:
     arguments = [
         sys.executable, "-m", "lcf_lightning", command, *QUICK, "--data.source.validation_size", "7",
         "--data.source.test_size", "7", "--data.eval_batch_size", "2", "--trainer.default_root_dir", str(folder),
+        "--model.adapter.gate_noise", "none",  # which every process draws for itself
         "--trainer.devices", str(devices), "--trainer.strategy", "ddp" if devices > 1 else "auto", *extra,
     ]  # fmt: skip
     finished = subprocess.run(arguments, capture_output=True, text=True, timeout=300, cwd=folder.parent)

@@ -34,7 +34,8 @@ OTHERS = {
     "prefix": ["--config", str(CONFIGS / "quickstart_blind.yaml"), *SMALL, "--model.adapter.pooler", "prefix"],
     "by_token": [  # AdamW would hide a factor, and so would clipping
         "--config", str(CONFIGS / "quickstart.yaml"), "--data.source", "tests.test_training.Uneven",
-        "--data.source.train_size", "64", *SMALL, "--model.loss_weighting", "token", "--model.optimizer", "SGD",
+        "--data.source.train_size", "64", *SMALL, "--model.loss_weighting", "token",
+        "--model.optimizer", "torch.optim.SGD",
         "--model.optimizer.lr", "0.1", "--trainer.gradient_clip_val", "null",
     ],
     "closed": ["--config", str(CONFIGS / "quickstart.yaml"), *SMALL, "--model.adapter.gate_init", "-5"],
