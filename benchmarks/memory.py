@@ -20,25 +20,17 @@ from __future__ import annotations
 
 import argparse
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
+from random_pair import MODELS, config_of
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lcf_lightning import LCFModule, ModelSpec
 from lcf_lightning.cli.config import FitConfig, config_parser
@@ -56,23 +48,6 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 PAPER = ("qwen_openhermes_lcf128", "qwen_openhermes_lcf256", "qwen_openhermes_c2c", "qwen3_hotpotqa_lcfx")
 PROMPT, ANSWER, SPANS = 900, 32, 5
 """Tokens where a config sets no limit: five paragraphs of HotpotQA, a question and a short answer."""
-
-
-def qwen2() -> PreTrainedModel:
-    return Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=151_936, hidden_size=896, intermediate_size=4_864, num_hidden_layers=24, num_attention_heads=14,
-        num_key_value_heads=2, max_position_embeddings=32_768, tie_word_embeddings=True,
-    ))  # fmt: skip
-
-
-def qwen3() -> PreTrainedModel:
-    return Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=151_936, hidden_size=1_024, intermediate_size=3_072, num_hidden_layers=28, num_attention_heads=16,
-        num_key_value_heads=8, head_dim=128, max_position_embeddings=40_960, tie_word_embeddings=True,
-    ))  # fmt: skip
-
-
-MODELS: dict[str, Callable[[], PreTrainedModel]] = {"Qwen/Qwen2.5-0.5B-Instruct": qwen2, "Qwen/Qwen3-0.6B": qwen3}
 
 
 class Live(TorchDispatchMode):
@@ -149,17 +124,9 @@ class Memory(NamedTuple):
 
 def frozen(spec: ModelSpec) -> FrozenModel:
     """A model by its config, without its weights and tokenizer."""
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[spec.dtype])
-    try:
-        made = (
-            MODELS[spec.path]()
-            if spec.path in MODELS
-            else AutoModelForCausalLM.from_config(from_pretrained(AutoConfig, spec))
-        )
-        return FrozenModel(spec, made.eval().requires_grad_(False), None)  # type: ignore[arg-type]
-    finally:
-        torch.set_default_dtype(usual)
+    config = config_of(spec.path) if spec.path in MODELS else from_pretrained(AutoConfig, spec)
+    model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[spec.dtype])
+    return FrozenModel(spec, model.eval().requires_grad_(False), None)  # type: ignore[arg-type]
 
 
 class WithoutTrainer(LCFModule):

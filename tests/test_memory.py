@@ -25,7 +25,8 @@ GIGABYTE = 10**9
 
 
 @pytest.fixture
-def memory() -> dict[str, Any]:
+def memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     return runpy.run_path(str(ROOT / "benchmarks" / "memory.py"))
 
 
