@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from lcf_lightning.models.cache import KVCache, forward, padded_left, positions_of, real_last, to_transformers
+from lcf_lightning.models.cache import KVCache, padded_left, positions_of, real_last, remember, to_transformers
 
 NEIGHBOURS = 5
 """Tokens that a token's attention is averaged over: an answer is longer than the token that is looked at."""
@@ -73,9 +73,9 @@ def attention_paid(
     places = real_last(before)
     mask = torch.cat([past.mask, asked], dim=1)
     with _attention_weights(model):
-        output = forward(
+        output = remember(
             model, to_transformers(model, past), ids.gather(1, order), mask, positions_of(mask)[:, ids.shape[1] :],
-            logits_to_keep=1, output_attentions=True,
+            output_attentions=True,
         )  # fmt: skip
     layers = [  # [batch, heads, asking tokens, all tokens]
         (layer[..., : ids.shape[1]].float() * asked[:, None, :, None]).sum(2) for layer in output.attentions

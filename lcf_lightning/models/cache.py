@@ -177,7 +177,7 @@ def prefill(
         raise GeometryError(f"ids hold token {largest}; the model knows {known} tokens.")
     family = family_of(model.config.get_text_config(decoder=True))
     cache = family.new_cache()
-    forward(model, cache, ids, mask, positions_of(mask) if positions is None else positions, logits_to_keep=1)
+    remember(model, cache, ids, mask, positions_of(mask) if positions is None else positions)
     return KVCache(*family.keys_values(cache), mask)
 
 
@@ -211,11 +211,17 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) ->
     _check_tokens(ids, mask)
     full = torch.cat([cache.mask, mask], dim=1)
     past = to_transformers(model, cache)
-    forward(model, past, ids, full, positions_of(full)[:, cache.mask.shape[1] :], logits_to_keep=1)
+    remember(model, past, ids, full, positions_of(full)[:, cache.mask.shape[1] :])
     keys, values = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
     if len(full) == 1:  # one text has no padding
         return KVCache(keys, values, full)
     return padded_left(torch.stack(keys), torch.stack(values), full)
+
+
+def remember(model: PreTrainedModel, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
+    """Have ``past`` remember more tokens. Nobody asks what is said of them: the head is left out where it can be."""
+    reader = Continuation.reader(model)
+    return forward(reader, past, ids, mask, positions, **options, **({"logits_to_keep": 1} if reader is model else {}))
 
 
 def padded_left(keys: Tensor, values: Tensor, mask: Tensor) -> KVCache:

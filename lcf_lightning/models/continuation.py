@@ -89,7 +89,8 @@ class Continuation:
 
         That runs on a shallow copy of the model, in which what the decoder has said takes the decoder's place.
         """
-        alone, said = copy(self.model), _Said(type(self.said)(last_hidden_state=hidden))
+        # Of a part that is not contiguous, torch on a CPU copies the head's weights for every example.
+        alone, said = copy(self.model), _Said(type(self.said)(last_hidden_state=hidden.contiguous()))
         decoder = self.reader(self.model)
         alone._modules = {name: said if part is decoder else part for name, part in self.model._modules.items()}
         with torch.autocast(hidden.device.type, enabled=False):  # in the model's own dtype
