@@ -97,7 +97,7 @@ def draw() -> Figure:
 
 def main() -> None:
     """Draw into the file that the command line names."""
-    with rc_context({"svg.hashsalt": "quality"}):  # the same figures draw the same picture
+    with rc_context({"svg.hashsalt": "quality", "svg.fonttype": "none"}):  # the same figures draw the same picture
         draw().savefig(sys.argv[1], metadata={"Date": None} if sys.argv[1].endswith("svg") else None)
 
 

@@ -57,8 +57,8 @@ SHORT = {
     "benchmarks/receive.py": "--repeats 1 --tokens 8 --new_tokens 2 --d 8",
     "benchmarks/startup.py": "--tiny",
     "benchmarks/train_step.py": "--repeats 1 --batch 1 --prompt 4 --answer 2",
-    "docs/diagram.py": "", "docs/quality.py": "", "examples/two_processes.py": "--repeats 1", "tests.survival": "--kills 0",
-    "tests.test_message_fuzz": "",
+    "docs/diagram.py": "", "docs/quality.py": "",
+    "examples/two_processes.py": "--repeats 1", "tests.survival": "--kills 0", "tests.test_message_fuzz": "",
 }  # fmt: skip
 """By command or script, what is added to make it short."""
 

@@ -28,12 +28,21 @@ def test_the_first_screen_has_the_two_commands_and_the_four_lines() -> None:
     assert "Channel.from_pretrained" in screen
 
 
-def test_the_picture_says_what_the_script_writes(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "docs/diagram.py", str(tmp_path / "channel.svg")], cwd=ROOT, check=True)
-    drawn, kept = (path.read_text() for path in (tmp_path / "channel.svg", ROOT / "docs" / "channel.svg"))
-    texts = [re.findall(r"<text[^>]*>([^<]+)</text>", picture) for picture in (drawn, kept)]
+@pytest.mark.parametrize(
+    ("script", "picture", "said"), [("diagram", "channel", "message"), ("quality", "quality", "a message: carry")]
+)
+def test_a_picture_says_what_its_script_writes(script: str, picture: str, said: str, tmp_path: Path) -> None:
+    drawn, kept = tmp_path / f"{picture}.svg", ROOT / "docs" / f"{picture}.svg"
+    subprocess.run([sys.executable, f"docs/{script}.py", str(drawn)], cwd=ROOT, check=True)
+    texts = [re.findall(r"<text[^>]*>([^<]+)</text>", each.read_text()) for each in (drawn, kept)]
     assert texts[0] == texts[1]
-    assert "message" in texts[0]
+    assert said in texts[0]
+    assert (
+        f"({kept.name})" in (ROOT / "docs" / "how_it_works.md").read_text() + (ROOT / "docs" / "results.md").read_text()
+    )
+
+
+def test_the_first_picture_is_of_the_channel() -> None:
     assert "(docs/channel.svg)" in (ROOT / "README.md").read_text()
 
 
