@@ -12,8 +12,8 @@ from lcf_lightning.data.sources.source import Source, Split
 class BothWays(Source):
     """Another source's training examples, and each of them once more with what sharer and receiver read exchanged.
 
-    For rows whose passages are dealt to either side by chance, such as HotpotQA's. Where both models are one and their
-    prompts are written alike, kept prefills serve both. Validation and test are the other source's, unchanged.
+    For rows whose passages are dealt to either side by chance, such as HotpotQA's. Validation and test are the other
+    source's, unchanged.
 
     Args:
         source: Where the examples come from; for `ContextMismatchDataModule` only.
