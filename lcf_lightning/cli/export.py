@@ -12,7 +12,7 @@ import torch
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.checkpoints import read_checkpoint
-from lcf_lightning.cli.commands import Command, new_folder
+from lcf_lightning.cli.commands import Command, new_folder, whole_folder
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.typed import read_json
@@ -52,7 +52,8 @@ def export(args: list[str]) -> None:
     output = new_folder(options.output)
     import_named(options.modules)
     adapter = read_adapter(Path(options.checkpoint)).to(DTYPES[options.dtype])
-    adapter.save_pretrained(output)
+    with whole_folder(output) as aside:
+        adapter.save_pretrained(aside)
     sys.stdout.write(f"{output}: {adapter.parameter_counts()['total']:,} parameters in {options.dtype}\n")
     if options.push_to_hub:
         sys.stdout.write(adapter.push_to_hub(options.push_to_hub, options.private) + "\n")

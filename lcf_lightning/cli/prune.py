@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from rich.console import Console
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.subset import keep_layers, open_layers
-from lcf_lightning.cli.commands import Command, new_folder
+from lcf_lightning.cli.commands import Command, new_folder, whole_folder
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
 from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.errors import SettingError
@@ -72,15 +70,12 @@ def prune(args: list[str]) -> None:
 def _write(pruning: Pruning, adapter: CacheAdapter, folder: Path, output: Path, command: str) -> None:
     metadata = adapter.config.metadata | {"pruned": {"from": str(folder), "command": command}}
     metadata.pop("scores", None)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".pruning-") as aside:
-        target = Path(aside) / output.name
+    with whole_folder(output) as target:
         keep_layers(adapter, pruning["kept"]).save_pretrained(target, metadata)
         write_text(target / "pruning.json", json.dumps({"command": command, **pruning}, indent=2) + "\n")
         page = f"# Pruning\n\n`{command}`\n\n{pruning_page(pruning)}\n"
         write_text(target / "pruning.md", page)
         save(pruning_figure(pruning["curve"], pruning["kept"]), target / "pruning.png")
-        os.rename(target, output)
     Console().print(pruning_table(pruning, str(output)))
 
 
