@@ -5,7 +5,7 @@ import errno
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -152,8 +152,8 @@ def test_a_new_folder_has_its_name_once_it_is_whole(tmp_path: Path) -> None:
     with whole_folder(tmp_path / "made" / "adapter") as aside:
         write_text(aside / "config.json", "{}")
         assert not (tmp_path / "made" / "adapter").exists()
-    with pytest.raises(OSError, match="disk full"), whole_folder(tmp_path / "made" / "other") as aside:
+    with suppress(KeyboardInterrupt), whole_folder(tmp_path / "made" / "other") as aside:
         write_text(aside / "config.json", "{}")
-        raise OSError("disk full")
+        raise KeyboardInterrupt
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["adapter"]
     assert [path.name for path in (tmp_path / "made" / "adapter").iterdir()] == ["config.json"]

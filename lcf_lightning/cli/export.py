@@ -70,7 +70,7 @@ def read_adapter(file: Path) -> CacheAdapter:
     checkpoint = read_checkpoint(file)
     config = AdapterConfig.from_dict(checkpoint["adapter_config"])
     state = {name.removeprefix("adapter."): tensor for name, tensor in checkpoint["state_dict"].items()}
-    scores = _scores(file.parent.parent / "summary.json", config.metadata.get("steps"))
+    scores = scores_of(file.parent.parent / "summary.json", config.metadata.get("steps"))
     adapter = CacheAdapter.empty(replace(config, metadata=config.metadata | ({"scores": scores} if scores else {})))
     expected = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
     if expected != {name: tuple(tensor.shape) for name, tensor in state.items()}:
@@ -79,11 +79,15 @@ def read_adapter(file: Path) -> CacheAdapter:
     return adapter.eval()
 
 
-def _scores(summary: Path, steps: int | None) -> dict[str, Any]:
-    """Exact match and n of every arm on the test split, if the run's summary is of the same step."""
+def scores_of(summary: Path, steps: int | None) -> dict[str, Any]:
+    """Exact match and n of every arm on the test split, if the run's summary is of the same step.
+
+    Raises:
+        AdapterFileError: If the summary is damaged.
+    """
     try:
-        content = read_json(summary) if summary.is_file() else None
-    except SettingError as error:
+        content = read_json(summary, finite=False) if summary.is_file() else None  # a loss may be NaN
+    except (SettingError, OSError) as error:
         raise AdapterFileError(f"{summary} is damaged: {error} Move it away to export without its scores.") from error
     if not isinstance(content, dict) or steps is None or content.get("steps") != steps:
         return {}
