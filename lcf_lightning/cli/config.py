@@ -22,6 +22,7 @@ from lcf_lightning.adapter.folder import local_folder
 from lcf_lightning.adapter.subset import without_closed_layers
 from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config_files import with_bases
+from lcf_lightning.cli.started import tell_of_signals
 from lcf_lightning.data.datamodule import PairDataModule, SharedContextDataModule
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import SettingError, reason
@@ -92,6 +93,7 @@ class FitConfig:
             raise SettingError(f"{numbers} must be what was started: {reason(error)}") from error
         if TorchElasticEnvironment.detect() and TorchElasticEnvironment().world_size() != fabric.world_size:
             raise SettingError(f"{numbers} must be what torchrun has started, a process for each device of each node.")
+        tell_of_signals(getattr(fabric.strategy.launcher, "procs", ()))
         return fabric
 
     @property

@@ -41,9 +41,8 @@ def comparison_table(comparisons: dict[str, Corrected], first: str, second: str,
     for name, row in comparisons.items():
         gain = format_estimate(row["gain"] or row["gain_loss"], signed=True)  # of open-ended questions nats of loss
         counts = (str(row["only_first"]), str(row["only_second"]))
-        table.add_row(
-            as_it_is(name), str(row["n"]), gain, *counts, *map(format_p, (row["mcnemar_p"], row["mcnemar_holm"]))
-        )
+        tests = map(format_p, (row["mcnemar_p"], row["mcnemar_holm"]))
+        table.add_row(as_it_is(name), str(row["n"]), gain, *counts, *tests)
     return table
 
 

@@ -223,3 +223,23 @@ def test_a_trainer_evaluates_and_predicts_batches_of_so_many_tokens(
         small_trainer(tmp_path).validate(small_module(*pair), datamodule=data, verbose=False)
     assert list(chain(*seen[0])) == list(chain(*seen[1]))
     assert len(seen[0]) < len(seen[1])
+
+
+def test_a_fit_is_not_continued_with_another_number_of_examples(make: Make) -> None:
+    """Its order would be another. One that groups by length may take more: it is longer then."""
+    saved: dict[bool, Any] = {}
+    for grouped in (False, True):
+        for fewer in (False, True):
+            module = on_rank(make(group_by_length=grouped), 0, 1)
+            module.trainer.state = SimpleNamespace(fn=TrainerFn.FITTING)  # type: ignore[union-attr, assignment]
+            if fewer:
+                module._examples["train"] = module._examples["train"][:-1]
+            if not fewer:
+                saved[grouped] = module.state_dict()
+            elif grouped:
+                module.load_state_dict(saved[grouped])
+            else:
+                count = len(module._examples["train"])
+                message = f"train split has {count} examples; to continue this fit it must have {count + 1}, as it had"
+                with pytest.raises(SettingError, match=message):
+                    module.load_state_dict(saved[grouped])

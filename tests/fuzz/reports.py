@@ -46,11 +46,11 @@ def answers(seed: int) -> list[Prediction]:
     for number in range(9):
         kind = ("words", "choices", "open")[number % 3]
         for arm in ARMS:
-            right = float(random.random() < 0.5)
+            right, heard = float(random.random() < 0.5), random.uniform(0, 0.6)
             found.append(Prediction(
-                id=str(number), arm=arm, needs_sharer=number != 8, prediction=random.choice(("tea", "lamp", "The  cup.")),
+                id=str(number), arm=arm, needs_sharer=number != 8, prediction=random.choice(("tea", "lamp", "A  cup.")),
                 answers=("tea", "a cup"), loss=random.uniform(0, 9), exact_match=None if kind == "open" else right,
-                f1=None if kind == "open" else right, listening=None if arm == "sharer_alone" else random.uniform(0, 0.6),
+                f1=None if kind == "open" else right, listening=None if arm == "sharer_alone" else heard,
                 partner_answers=("lamp",) if arm == "mismatched" and kind == "words" else (), benchmark=kind,
                 text="a text" if arm[:3] == "t2t" else "", text_cut=right > 0 if arm[:3] == "t2t" else None,
                 choices=4 if kind == "choices" else 0, example=f"e{number}",
