@@ -135,9 +135,9 @@ class FitConfig:
             )
         return data
 
-    def adapter_folder(self, adapter: str | None) -> Path:
-        """``adapter`` as a folder here, or that of the run."""
-        return local_folder(adapter or self.run_folder / "adapter")
+    def adapter_folder(self, adapter: str | None, revision: str | None = None) -> Path:
+        """``adapter`` as a folder here, fetched at ``revision`` where it is on the hub; or that of the run."""
+        return local_folder(adapter or self.run_folder / "adapter", revision)
 
     def read_adapter(self, folder: Path, data: PairDataModule) -> CacheAdapter:
         """The adapter of a folder, if it belongs to the data; its parts are those that this config may name.

@@ -67,6 +67,8 @@ def _pair_folder(options: ImportOptions) -> Path:
             )
         files = tuple(f"{options.pair}/{name}" for name in (RECIPE, "final/projector_*"))
         return fetch(options.source, options.revision, files) / options.pair
+    if options.revision is not None:
+        raise SettingError(f"revision={options.revision!r} must be null: source={options.source!r} is no hub id.")
     folder = Path(options.source) / (options.pair or "")
     if not (folder / RECIPE).is_file():
         pairs = sorted(path.name for path in folder.iterdir() if (path / RECIPE).is_file()) if folder.is_dir() else []

@@ -34,12 +34,14 @@ class PruneOptions:
     Attributes:
         keep: How many layers to keep, at most.
         adapter: Adapter folder, or ``owner/name`` on the hub; by default the run's own.
+        revision: Branch, tag or commit of an adapter on the hub; null for its default branch.
         output: Folder to write; by default ADAPTER_pruned_K.
         limit: A seeded sample of so many examples, from every benchmark in proportion; null for all.
     """
 
     keep: int | None = None
     adapter: str | None = None
+    revision: str | None = None
     output: str | None = None
     limit: int | None = None
 
@@ -51,7 +53,7 @@ def prune(args: list[str]) -> None:
     keep = options.keep
     if keep is None or keep < 1:
         raise SettingError(f"keep={keep} must be a number of layers of at least 1.")
-    folder = config.adapter_folder(options.adapter)
+    folder = config.adapter_folder(options.adapter, options.revision)
     output = new_folder(options.output or f"{options.adapter or folder}_pruned_{keep}")
     data = config.data()
     adapter = config.read_adapter(folder, data)
