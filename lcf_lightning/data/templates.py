@@ -50,9 +50,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, st
         raise DataError(f"chat=true: the tokenizer's chat template fails: {reason(error):.300}") from error
     allowed = _ROOM + _PER_TURN * len(turns) + _PER_CHARACTER * sum(len(turn["content"]) for turn in turns)
     if len(text) > allowed:
-        raise DataError(
-            f"chat=true: the tokenizer's chat template writes {len(text):,} characters of {len(turns)} turns."
-        )
+        raise DataError(f"chat=true: the tokenizer's chat template writes {len(text):,} characters, too many.")
     return text
 
 

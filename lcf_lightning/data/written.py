@@ -139,10 +139,8 @@ def _tell(split: str, problems: Sequence[str]) -> None:
     if "" not in problems:
         if not wrong:
             raise DataError(f"{split} split: all {len(problems)} examples exceed the token limits of prompts.")
-        beside = f", and the other {long} exceed the token limits of prompts" if long else ""
-        raise DataError(
-            f"{split} split: {len(wrong)} of {len(problems)} examples cannot be written{beside}; {wrong[0]}."
-        )
+        also = f", and the other {long} exceed the token limits of prompts" if long else ""
+        raise DataError(f"{split} split: {len(wrong)} of {len(problems)} examples cannot be written{also}; {wrong[0]}.")
     if long:
         rank_zero_info(f"{split} split: {long} of {len(problems)} examples are too long.")
     if wrong:

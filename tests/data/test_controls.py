@@ -40,9 +40,8 @@ def test_a_text_asked_for_and_what_stands_where_are_as_they_were(tokenizer: PreT
     asked = own.text_prompt(PASSAGES, f"{EOS}?")
     assert tokenizer.eos_token_id not in asked.ids
     prompt = own.prompt([(f"Mary {EOS} moved.",)], QUESTION)
-    by_span = [
-        tokenizer.decode([i for i, s in zip(prompt.ids, prompt.spans, strict=True) if s == span]) for span in (0, 1)
-    ]
+    pairs = list(zip(prompt.ids, prompt.spans, strict=True))
+    by_span = [tokenizer.decode([token for token, span in pairs if span == which]) for which in (0, 1)]
     assert by_span[0].strip() == f"Mary {EOS} moved."
     assert "Where is Mary?" in by_span[1]
     ids, layout = own._tokenized(["x", f"a{EOS}b", ""], [(1, 8)])
@@ -52,7 +51,7 @@ def test_a_text_asked_for_and_what_stands_where_are_as_they_were(tokenizer: PreT
     assert len(ids) == len(layout.pieces)
 
 
-ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}{% endfor %}{% endfor %}{% endfor %}"
+ENDLESS = "".join(f"{{% for {name} in range(99999) %}}" for name in "abc") + "{% endfor %}" * 3
 
 
 @pytest.mark.parametrize(
@@ -61,7 +60,7 @@ ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in ran
         (ENDLESS, "chat template takes more than 0.3 seconds"),
         (
             "{% for a in range(99999) %}{{ messages[0].content }}{% endfor %}",
-            "template writes [0-9,]{7,} characters of 1 t",
+            "writes [0-9,]{7,} characters, too",
         ),
         ("{{ 1 / 0 }}", "chat template fails: division by zero"),
         ("{% for m in messages %}{{ m.content }", "chat template fails: "),
@@ -76,12 +75,12 @@ def test_a_chat_template_from_anywhere_fails_by_a_sentence(
 ) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_folders["llama"])
     tokenizer.chat_template = template
-    monkeypatch.setattr(templates, "SECONDS", 0.3)
+    monkeypatch.setattr(templates, "SECONDS", 0.3 if template == ENDLESS else 60.0)
     monkeypatch.setattr(templates, "_watching", None)  # a watch that looks as often
     started = time.monotonic()
     with pytest.raises(DataError, match=message):
         encoder(tokenizer, chat=True).prompt(PASSAGES, QUESTION)
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 40
 
 
 def test_a_template_that_was_interrupted_leaves_nothing_behind(tokenizer: PreTrainedTokenizerBase) -> None:
