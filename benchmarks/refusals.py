@@ -1,9 +1,9 @@
-"""What it costs to refuse the largest message that is read at all: CPU seconds, and memory beside the message itself.
+"""Refusing the largest message that is read at all costs 0.3 CPU seconds and twice its size beside it, at most.
 
     python benchmarks/refusals.py --megabytes 64
 
 Each is refused as late as it can be: the last number is not finite, the digest is another, the key is another, the
-table of tensors is as long as the payload, and so on. Exit code 1 where one costs more than `SECONDS` or twice its size.
+table of tensors is as long as the payload, and so on. Exit code 1 where one costs more than that.
 """
 
 from __future__ import annotations
