@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from transformers import PreTrainedTokenizerBase
 
@@ -24,10 +24,18 @@ def filled(template: str, slot: str, text: str, label: int) -> list[tuple[str, i
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """Finds every place where the text of a special token begins; None where a tokenizer has none."""
+    """Finds the text of a special token; None where a tokenizer has none."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     texts = sorted((text for text in special if len(text) > 1), key=len, reverse=True)
-    return re.compile(f"(?=({'|'.join(map(re.escape, texts))}))") if texts else None
+    return re.compile("|".join(map(re.escape, texts))) if texts else None
+
+
+def _places(control: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
+    """Where the texts of control tokens stand, also those that overlap."""
+    found = control.search(text)
+    while found is not None:
+        yield found.span()
+        found = control.search(text, found.start() + 1)
 
 
 def encode(
@@ -50,16 +58,12 @@ def encode(
     """
     cuts = []
     if control is not None and said:
-        places = ((found.start(), found.end(1)) for found in control.finditer(text))
+        places = _places(control, text)
         cuts = [start + 1 for start, end in places if any(start < stop and begin < end for begin, stop in said)]
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
         found = tokenizer(text[begin:end], add_special_tokens=special and not begin, return_offsets_mapping=True)
         ids += found["input_ids"]
-        offsets += (
-            [(start + begin, stop + begin) for start, stop in found["offset_mapping"]]
-            if begin
-            else found["offset_mapping"]
-        )
+        offsets += [(start + begin, stop + begin) for start, stop in found["offset_mapping"]]
     return ids, offsets
