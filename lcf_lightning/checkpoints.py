@@ -55,14 +55,16 @@ def last_checkpoint(run_folder: Path) -> Path:
     return run_folder / "checkpoints" / "last.ckpt"
 
 
-def newest_checkpoint(run_folder: Path) -> Path | None:
-    """The checkpoint with most steps, of the run's own and those that Lightning's SLURM requeue leaves.
+def newest_checkpoint(run_folder: Path) -> tuple[Path, int] | None:
+    """The checkpoint with most steps, of the run's own and those that Lightning's SLURM requeue leaves, and its steps.
+
+    Each is read once.
 
     Raises:
-        AdapterFileError: If there are several, of which one is damaged.
+        AdapterFileError: If one is damaged.
     """
     files = [file for file in (last_checkpoint(run_folder), *run_folder.glob("hpc_ckpt_*.ckpt")) if file.is_file()]
-    return max(files, key=steps_of) if len(files) > 1 else next(iter(files), None)  # one need not be read for that
+    return max(((file, steps_of(file)) for file in files), key=lambda each: each[1], default=None)
 
 
 def steps_of(file: Path) -> int:

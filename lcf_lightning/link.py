@@ -269,8 +269,10 @@ def _require(config: AdapterConfig, role: Role, model: FrozenModel) -> None:
     """Refuse a model that is not the one an adapter was made for, as far as that can be told."""
     config.require(role, model.geometry)
     made_for: ModelIdentity = getattr(config, role)
-    if made_for.fingerprint is not None and held_alike(made_for, model) and model.fingerprint != made_for.fingerprint:
+    if made_for.fingerprint is None or not held_alike(made_for, model):
+        return
+    if made_for.fingerprint not in (model.fingerprint, model.weights_fingerprint):  # adapters of 0.1.0 know the latter
         raise ModelError(
-            f"{role} path={model.spec.path!r} has other weights than the {role} of this adapter ({made_for.path}): "
-            f"fingerprint {model.fingerprint}, expected {made_for.fingerprint}."
+            f"{role} path={model.spec.path!r} has other weights, or another tokenizer, than the {role} of this adapter "
+            f"({made_for.path}): fingerprint {model.fingerprint}, expected {made_for.fingerprint}."
         )

@@ -288,5 +288,5 @@ def _start_from(adapter: CacheAdapter, location: str) -> None:
 
 
 def _identified(identity: ModelIdentity, model: FrozenModel) -> ModelIdentity:
-    """With the weights' fingerprint, unless they are quantised, which another device may round otherwise."""
+    """With the model's fingerprint, unless its weights are quantised, which another device may round otherwise."""
     return identity if model.spec.quantization else replace(identity, fingerprint=model.fingerprint)

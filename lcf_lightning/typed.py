@@ -22,18 +22,22 @@ _KINDS = {
 }  # fmt: skip
 
 
-def read_json(file: Path) -> Any:
+def read_json(file: Path, finite: bool = True) -> Any:
     """The content of a JSON file of bounded size and depth, without numbers that are not finite.
+
+    Args:
+        file: The file.
+        finite: Whether ``NaN`` and ``Infinity`` are refused; else they are read as null.
 
     Raises:
         SettingError: If it is anything else.
         OSError: If it cannot be read.
     """
     with file.open("rb") as stored:
-        return parse_json(stored.read(MAX_JSON + 1))
+        return parse_json(stored.read(MAX_JSON + 1), finite)
 
 
-def parse_json(content: bytes) -> Any:
+def parse_json(content: bytes, finite: bool = True) -> Any:
     """What `read_json` gives of a file's content.
 
     Raises:
@@ -42,7 +46,7 @@ def parse_json(content: bytes) -> Any:
     if len(content) > MAX_JSON:
         raise SettingError(f"it is longer than {MAX_JSON:,} bytes.")
     try:
-        data = json.loads(content.decode(), parse_constant=_refuse)
+        data = json.loads(content.decode(), parse_constant=_refuse if finite else lambda _: None)
     except (ValueError, RecursionError) as error:
         raise SettingError(f"it is no JSON of this kind: {error}.") from error
     _require_plain(data)

@@ -256,4 +256,25 @@ FAULTS = [
         "evaluation", "tests/test_shared.py",
         ('if self._get(self.config, "model")["adapter"]["pooler"] is not None:', "if True:"),
     ),
+    *faults(
+        "siege", "tests/data/test_controls.py",
+        ("cuts = [start + 1 for start, end in places if any(", "cuts = [start + 1 for start, end in places if not any("),
+        ("if len(text) > allowed:", "if False:"),
+        ("if time.monotonic() > until:", "if False and time.monotonic() > until:"),
+    ),
+    *faults(
+        "siege", "tests/models/test_store_damage.py",
+        ("if file.parent.is_symlink() or not _OWN.fullmatch(file.stem):", "if file.parent.is_symlink():"),
+        ("if not self.writes or file.parent.is_symlink() or not self._room(size):", "if not self.writes or not self._room(size):"),
+    ),
+    *faults(
+        "siege", "tests/data/test_grouped.py",
+        ('if "train" in before and own["train"] != before["train"]:', 'if "train" in before and own["train"] < 0:'),
+    ),
+    *faults("siege", "tests/test_started.py", ("signal.set_wakeup_fd(comes, warn_on_full_buffer=False)", "pass")),
+    *faults(
+        "siege", "tests/test_findings.py",
+        ("if unlike:\n        raise DataError(f\"{len(unlike)} ids are scored", "if False:\n        raise DataError(f\"{len(unlike)} ids are scored"),
+        ("read_json(summary, finite=False)", "read_json(summary)"),
+    ),
 ]  # fmt: skip

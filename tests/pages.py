@@ -58,7 +58,9 @@ SHORT = {
     "benchmarks/startup.py": "--tiny",
     "benchmarks/train_step.py": "--repeats 1 --batch 1 --prompt 4 --answer 2",
     "docs/diagram.py": "", "docs/quality.py": "",
-    "examples/two_processes.py": "--repeats 1", "tests.survival": "--kills 0", "tests.test_message_fuzz": "",
+    "examples/two_processes.py": "--repeats 1", "tests.survival": "--kills 0",
+    "tests.kills": "--kills 0", "tests.fuzz": "--inputs 3", "benchmarks/refusals.py": "--megabytes 1",
+    "tests.test_message_fuzz": "",
 }  # fmt: skip
 """By command or script, what is added to make it short."""
 

@@ -217,3 +217,14 @@ def test_the_picture_of_natural_text_shows_what_each_answer_cost(script: Callabl
     texts = "text that the sharer writes"
     assert time == {"ours": [[1.0, 0.75], [1.0, 0.5]], texts: [[3.0, 0.25], [9.0, 0.5]]}
     assert size == {"ours": [[4000, 0.75], [1000, 0.5]], texts: [[60, 0.25], [80, 0.5]]}
+
+
+def test_the_largest_message_is_refused_for_little(
+    script: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here of a megabyte; exit code 0 says that none cost more than is allowed."""
+    monkeypatch.setattr(sys, "argv", ["refusals.py", "--megabytes", "1"])
+    with pytest.raises(SystemExit) as ended:
+        script("refusals")["main"]()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.count("\n| ") == 8

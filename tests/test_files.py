@@ -5,11 +5,12 @@ import errno
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
+from lcf_lightning.cli.commands import whole_folder
 from lcf_lightning.errors import SettingError
 from lcf_lightning.files import LOCK_FILE, FolderLock, write_file, write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
@@ -144,3 +145,15 @@ def test_a_child_that_outlives_this_process_keeps_no_lock(tmp_path: Path) -> Non
         assert os.waitpid(child, os.WNOHANG) == (0, 0)
     os.close(waits)
     os.waitpid(child, 0)
+
+
+def test_a_new_folder_has_its_name_once_it_is_whole(tmp_path: Path) -> None:
+    """So that a killed command can be started again: `new_folder` refuses what is there."""
+    with whole_folder(tmp_path / "made" / "adapter") as aside:
+        write_text(aside / "config.json", "{}")
+        assert not (tmp_path / "made" / "adapter").exists()
+    with suppress(KeyboardInterrupt), whole_folder(tmp_path / "made" / "other") as aside:
+        write_text(aside / "config.json", "{}")
+        raise KeyboardInterrupt
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["adapter"]
+    assert [path.name for path in (tmp_path / "made" / "adapter").iterdir()] == ["config.json"]

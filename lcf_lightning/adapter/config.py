@@ -153,7 +153,7 @@ class ModelIdentity:
         geometry: Its KV geometry.
         dtype: The dtype its caches had in training.
         quantization: Its quantization in training, or None.
-        fingerprint: Digest of its weights in training, see `FrozenModel.fingerprint`; None where it is not known.
+        fingerprint: Digest of its weights and tokenizer, see `FrozenModel.fingerprint`; None where it is not known.
     """
 
     path: str

@@ -34,10 +34,12 @@ def local_folder(location: str | Path, revision: str | None = None) -> Path:
     """``location`` as a folder here: itself, or where the files of ``owner/name`` were fetched to from the hub.
 
     Raises:
-        AdapterFileError: If it is no folder here and cannot be fetched.
+        AdapterFileError: If it is no folder here and cannot be fetched, or one of which a revision is asked for.
     """
     if is_hub_id(str(location)):
         return fetch(str(location), revision, (CONFIG_FILE, WEIGHTS_FILE))
+    if revision is not None:
+        raise AdapterFileError(f"revision={revision!r} of adapter {str(location)!r} must be null: that is no hub id.")
     return Path(location)
 
 

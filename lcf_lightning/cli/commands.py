@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,6 +71,16 @@ def new_folder(output: str | Path) -> Path:
     if Path(output).exists():
         raise SettingError(f"output={str(output)!r} exists; name a folder that does not.")
     return Path(output)
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """Where to write the new folder ``output``, which has its name once all of it is there: a kill leaves none."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as aside:
+        folder = Path(aside) / output.name
+        yield folder
+        os.rename(folder, output)
 
 
 def overview(commands: dict[str, Command]) -> str:

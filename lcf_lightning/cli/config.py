@@ -22,6 +22,7 @@ from lcf_lightning.adapter.folder import local_folder
 from lcf_lightning.adapter.subset import without_closed_layers
 from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config_files import with_bases
+from lcf_lightning.cli.started import tell_of_signals
 from lcf_lightning.data.datamodule import PairDataModule, SharedContextDataModule
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import SettingError, reason
@@ -92,6 +93,7 @@ class FitConfig:
             raise SettingError(f"{numbers} must be what was started: {reason(error)}") from error
         if TorchElasticEnvironment.detect() and TorchElasticEnvironment().world_size() != fabric.world_size:
             raise SettingError(f"{numbers} must be what torchrun has started, a process for each device of each node.")
+        tell_of_signals(getattr(fabric.strategy.launcher, "procs", ()))
         return fabric
 
     @property
@@ -133,9 +135,9 @@ class FitConfig:
             )
         return data
 
-    def adapter_folder(self, adapter: str | None) -> Path:
-        """``adapter`` as a folder here, or that of the run."""
-        return local_folder(adapter or self.run_folder / "adapter")
+    def adapter_folder(self, adapter: str | None, revision: str | None = None) -> Path:
+        """``adapter`` as a folder here, fetched at ``revision`` where it is on the hub; or that of the run."""
+        return local_folder(adapter or self.run_folder / "adapter", revision)
 
     def read_adapter(self, folder: Path, data: PairDataModule) -> CacheAdapter:
         """The adapter of a folder, if it belongs to the data; its parts are those that this config may name.

@@ -52,6 +52,7 @@ class EvaluateOptions:
 
     Attributes:
         adapter: Adapter folder, or ``owner/name`` on the hub; by default the run's own.
+        revision: Branch, tag or commit of an adapter on the hub; null for its default branch.
         arms: Arms to run, a list or separated by commas: ``t2t_N`` for any N ≥ 1, or class paths of your own, too; by
             default all that apply.
         output: Folder to write; by default evaluation/ or evaluation_ADAPTER/ of the run.
@@ -60,6 +61,7 @@ class EvaluateOptions:
     """
 
     adapter: str | None = None
+    revision: str | None = None
     arms: list[str] | str | None = None
     output: str | None = None
     repeats: int = 10
@@ -83,7 +85,7 @@ def evaluate(args: list[str]) -> None:
         raise SettingError(f"repeats={options.repeats} must be at least 0.")
     fabric = config.launch()
     data = config.data()
-    folder = config.adapter_folder(options.adapter)
+    folder = config.adapter_folder(options.adapter, options.revision)
     adapter = config.read_adapter(folder, data)
     data.setup("test")
     if fabric.is_global_zero:

@@ -12,7 +12,7 @@ import torch
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.checkpoints import read_checkpoint
-from lcf_lightning.cli.commands import Command, new_folder
+from lcf_lightning.cli.commands import Command, new_folder, whole_folder
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.typed import read_json
@@ -52,7 +52,8 @@ def export(args: list[str]) -> None:
     output = new_folder(options.output)
     import_named(options.modules)
     adapter = read_adapter(Path(options.checkpoint)).to(DTYPES[options.dtype])
-    adapter.save_pretrained(output)
+    with whole_folder(output) as aside:
+        adapter.save_pretrained(aside)
     sys.stdout.write(f"{output}: {adapter.parameter_counts()['total']:,} parameters in {options.dtype}\n")
     if options.push_to_hub:
         sys.stdout.write(adapter.push_to_hub(options.push_to_hub, options.private) + "\n")
@@ -69,7 +70,7 @@ def read_adapter(file: Path) -> CacheAdapter:
     checkpoint = read_checkpoint(file)
     config = AdapterConfig.from_dict(checkpoint["adapter_config"])
     state = {name.removeprefix("adapter."): tensor for name, tensor in checkpoint["state_dict"].items()}
-    scores = _scores(file.parent.parent / "summary.json", config.metadata.get("steps"))
+    scores = scores_of(file.parent.parent / "summary.json", config.metadata.get("steps"))
     adapter = CacheAdapter.empty(replace(config, metadata=config.metadata | ({"scores": scores} if scores else {})))
     expected = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
     if expected != {name: tuple(tensor.shape) for name, tensor in state.items()}:
@@ -78,11 +79,15 @@ def read_adapter(file: Path) -> CacheAdapter:
     return adapter.eval()
 
 
-def _scores(summary: Path, steps: int | None) -> dict[str, Any]:
-    """Exact match and n of every arm on the test split, if the run's summary is of the same step."""
+def scores_of(summary: Path, steps: int | None) -> dict[str, Any]:
+    """Exact match and n of every arm on the test split, if the run's summary is of the same step.
+
+    Raises:
+        AdapterFileError: If the summary is damaged.
+    """
     try:
-        content = read_json(summary) if summary.is_file() else None
-    except SettingError as error:
+        content = read_json(summary, finite=False) if summary.is_file() else None  # a loss may be NaN
+    except (SettingError, OSError) as error:
         raise AdapterFileError(f"{summary} is damaged: {error} Move it away to export without its scores.") from error
     if not isinstance(content, dict) or steps is None or content.get("steps") != steps:
         return {}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lcf_lightning.adapter.c2c_files import RECIPE, Recipe, read_fuser, read_recipe
 from lcf_lightning.adapter.hub import fetch, is_hub_id
-from lcf_lightning.cli.commands import Command, new_folder
+from lcf_lightning.cli.commands import Command, new_folder, whole_folder
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.link import identity_of
@@ -53,7 +53,8 @@ def import_c2c(args: list[str]) -> None:
         identity_of(ModelSpec(options.receiver or recipe.receiver, dtype=options.dtype)),
         {"prompts": asdict(_prompts(recipe)), "source": "imported from C2C", "command": COMMAND.line(args)},
     )
-    adapter.save_pretrained(output)
+    with whole_folder(output) as aside:
+        adapter.save_pretrained(aside)
     sys.stdout.write(f"{output}: {adapter.parameter_counts()['total']:,} parameters\n")
 
 
@@ -66,6 +67,8 @@ def _pair_folder(options: ImportOptions) -> Path:
             )
         files = tuple(f"{options.pair}/{name}" for name in (RECIPE, "final/projector_*"))
         return fetch(options.source, options.revision, files) / options.pair
+    if options.revision is not None:
+        raise SettingError(f"revision={options.revision!r} must be null: source={options.source!r} is no hub id.")
     folder = Path(options.source) / (options.pair or "")
     if not (folder / RECIPE).is_file():
         pairs = sorted(path.name for path in folder.iterdir() if (path / RECIPE).is_file()) if folder.is_dir() else []

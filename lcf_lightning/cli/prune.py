@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from rich.console import Console
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.subset import keep_layers, open_layers
-from lcf_lightning.cli.commands import Command, new_folder
+from lcf_lightning.cli.commands import Command, new_folder, whole_folder
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
 from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.errors import SettingError
@@ -36,12 +34,14 @@ class PruneOptions:
     Attributes:
         keep: How many layers to keep, at most.
         adapter: Adapter folder, or ``owner/name`` on the hub; by default the run's own.
+        revision: Branch, tag or commit of an adapter on the hub; null for its default branch.
         output: Folder to write; by default ADAPTER_pruned_K.
         limit: A seeded sample of so many examples, from every benchmark in proportion; null for all.
     """
 
     keep: int | None = None
     adapter: str | None = None
+    revision: str | None = None
     output: str | None = None
     limit: int | None = None
 
@@ -53,7 +53,7 @@ def prune(args: list[str]) -> None:
     keep = options.keep
     if keep is None or keep < 1:
         raise SettingError(f"keep={keep} must be a number of layers of at least 1.")
-    folder = config.adapter_folder(options.adapter)
+    folder = config.adapter_folder(options.adapter, options.revision)
     output = new_folder(options.output or f"{options.adapter or folder}_pruned_{keep}")
     data = config.data()
     adapter = config.read_adapter(folder, data)
@@ -72,15 +72,12 @@ def prune(args: list[str]) -> None:
 def _write(pruning: Pruning, adapter: CacheAdapter, folder: Path, output: Path, command: str) -> None:
     metadata = adapter.config.metadata | {"pruned": {"from": str(folder), "command": command}}
     metadata.pop("scores", None)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=".pruning-") as aside:
-        target = Path(aside) / output.name
+    with whole_folder(output) as target:
         keep_layers(adapter, pruning["kept"]).save_pretrained(target, metadata)
         write_text(target / "pruning.json", json.dumps({"command": command, **pruning}, indent=2) + "\n")
         page = f"# Pruning\n\n`{command}`\n\n{pruning_page(pruning)}\n"
         write_text(target / "pruning.md", page)
         save(pruning_figure(pruning["curve"], pruning["kept"]), target / "pruning.png")
-        os.rename(target, output)
     Console().print(pruning_table(pruning, str(output)))
 
 

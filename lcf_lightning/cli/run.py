@@ -90,11 +90,11 @@ class LCFCLI(LightningCLI):
                     f"ckpt_path={path or 'null'} needs a trained adapter in {last_checkpoint(self.run_folder)}; "
                     "fit first, or name one."
                 )
-            settings["ckpt_path"] = None if newest is None else str(newest)
+            settings["ckpt_path"], self._steps_before = (None, None) if newest is None else (str(newest[0]), newest[1])
         elif path is not None and not Path(path).is_file():
             raise SettingError(f"ckpt_path={path!r} must be an existing checkpoint, or last.")
-        if settings["ckpt_path"] is not None:
-            self._steps_before = steps_of(Path(settings["ckpt_path"]))
+        elif path is not None:
+            self._steps_before = steps_of(Path(path))
 
     def _check_run_folder(self) -> None:
         """Before any weight is loaded: results need a place."""

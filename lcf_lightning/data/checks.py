@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lcf_lightning.data.example import Example
 from lcf_lightning.errors import DataError, SettingError
@@ -41,3 +42,27 @@ def require_at_least(least: int, **settings: int) -> None:
     for name, value in settings.items():
         if value < least:
             raise SettingError(f"{name}={value} must be at least {least}.")
+
+
+def require_same_batches(own: Mapping[str, Any], before: Mapping[str, Any], batch_size: int, processes: int) -> None:
+    """Raise a SettingError if a fit that is continued would not draw the batches that it was drawing.
+
+    Args:
+        own: What the data module would save now.
+        before: What it saved; releases of before say less.
+        batch_size: Examples of a batch.
+        processes: Data-parallel ranks.
+    """
+    if own["examples"] != before["examples"]:
+        raise SettingError(
+            f"batch_size={batch_size} on {processes} processes gives {own['examples']} examples at once; "
+            f"to continue this fit it must be {before['examples']}, as it was."
+        )
+    grouped = before.get("group_by_length", False)
+    if own["group_by_length"] != grouped:
+        raise SettingError(f"group_by_length={own['group_by_length']} must be {grouped} to continue this fit.")
+    if "train" in before and own["train"] != before["train"]:
+        raise SettingError(
+            f"train split has {own['train']} examples; to continue this fit it must have {before['train']}, as it had, "
+            "for the order to be the same."
+        )

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.data.batch import Batch, Collator
-from lcf_lightning.data.checks import require_at_least, require_ids, require_read_by_both
+from lcf_lightning.data.checks import require_at_least, require_ids, require_read_by_both, require_same_batches
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.limited import Rows, TokenBatches
 from lcf_lightning.data.loader import GroupedSampler, ResumableLoader, ResumableSampler, examples_taken
@@ -147,20 +147,15 @@ class PairDataModule(pl.LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         """How many examples the ranks take at once, by which a place in an epoch is counted."""
         assert self.trainer is not None, "a Trainer saves this"
-        return {"examples": self.batch_size * self.trainer.world_size, "group_by_length": self.group_by_length}
+        grouped, train = self.group_by_length, self._examples.get("train", ())
+        taken = {} if grouped else {"train": len(train)}  # of grouped ones as many as a fit takes, which may be longer
+        return {"examples": self.batch_size * self.trainer.world_size, "group_by_length": grouped, **taken}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Refuse to continue a fit with other batches, which would skip examples or repeat them: a SettingError."""
         assert self.trainer is not None, "a Trainer restores this"
-        own = self.batch_size * self.trainer.world_size
-        if self.trainer.state.fn == TrainerFn.FITTING and own != state["examples"]:
-            raise SettingError(
-                f"batch_size={self.batch_size} on {self.trainer.world_size} processes gives {own} examples at once; "
-                f"to continue this fit it must be {state['examples']}, as it was."
-            )
-        grouped = state.get("group_by_length", False)  # which a fit of before does not say
-        if self.trainer.state.fn == TrainerFn.FITTING and self.group_by_length != grouped:
-            raise SettingError(f"group_by_length={self.group_by_length} must be {grouped} to continue this fit.")
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            require_same_batches(self.state_dict(), state, self.batch_size, self.trainer.world_size)
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self.evaluation_loader("validation")

@@ -6,6 +6,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, chain, count
 
 import numpy as np
@@ -13,9 +14,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.data.alignment import Layout
+from lcf_lightning.data.controls import Said, control_tokens, encode, filled
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.spans import parse_span_mode
+from lcf_lightning.data.templates import rendered
 from lcf_lightning.data.tokens import Encoded, Prompt, split_question
 from lcf_lightning.errors import DataError, SettingError
 
@@ -76,10 +79,10 @@ class PromptEncoder:
     def text_prompt(self, passages: Sequence[Passage], question: str, history: History = ()) -> Encoded:
         """The prompt that asks for a text about some passages (T2T)."""
         shown = question if self.settings.share_question else ""
-        request = self.settings.text_request.replace("{question}", shown)
+        request = filled(self.settings.text_request, "{question}", shown, _QUESTION)
         settings = replace(self.settings, chat=self.settings.chat or self.settings.text_chat, answer_prefix=None)
         asked = replace(self, settings=settings)
-        return asked._limited(asked._encoded([*self._context(passages), (request, _QUESTION)], history)[0])
+        return asked._limited(asked._encoded([*self._context(passages), *request], history)[0])
 
     def split(self, prompts: Sequence[Encoded], device: torch.device | str = "cpu") -> Prompt:
         """A batch of a receiver's prompts, as what it reads before a message, after it, and last."""
@@ -93,8 +96,8 @@ class PromptEncoder:
         self, passages: Sequence[Passage], question: str | None, text: str | None = None
     ) -> list[tuple[str, int]]:
         """The last turn as stretches of text, each with its label."""
-        told = [] if text is None else [(self.settings.text.replace("{text}", text), _NONE)]
-        ending = [] if question is None else [(self.settings.question.replace("{question}", question), _QUESTION)]
+        told = [] if text is None else filled(self.settings.text, "{text}", text, _NONE)
+        ending = [] if question is None else filled(self.settings.question, "{question}", question, _QUESTION)
         own = self._context(passages)
         return [*own, *told, *ending] if self.settings.text_place == "after" else [*told, *own, *ending]
 
@@ -104,10 +107,10 @@ class PromptEncoder:
         text = "".join(segment for segment, _ in segments)
         labels = [label for _, label in segments]
         begun = [self.settings.answer_prefix, ""] if self.settings.answer_prefix and _QUESTION in labels else []
-        ids, layout = self._tokenized([*self._wrapped(contents), *begun])
+        pieces, stripped = [*self._wrapped(contents), *begun], text.find(contents[-1])
+        ids, layout = self._tokenized(pieces, _said(pieces, contents, segments, stripped))
         ends = list(accumulate(len(segment) for segment, _ in segments))
         after = _QUESTION if _QUESTION in labels else _NONE  # the label of what a chat template adds behind
-        stripped = text.find(contents[-1])
         spans = []
         for piece, start, end in zip(*(array.tolist() for array in layout), strict=True):
             last = piece - (2 * len(contents) - 1)  # 0 in the last content, above 0 behind it
@@ -121,18 +124,20 @@ class PromptEncoder:
     def _contents(self, segments: list[tuple[str, int]], history: History) -> tuple[list[tuple[str, int]], list[str]]:
         """The last turn's segments, and the texts of all turns; without a chat template all turns are one."""
         if not self.settings.chat:
-            segments = [(self._turn(*turn), _NONE) for turn in history] + segments
+            segments = [segment for turn in history for segment in self._turn(*turn)] + segments
         text = "".join(segment for segment, _ in segments)
         return segments, [part.strip() for part in chain(*history, [text])] if self.settings.chat else [text]
 
-    def _tokenized(self, pieces: list[str]) -> tuple[list[int], Layout]:
+    @cached_property
+    def _control(self) -> re.Pattern[str] | None:
+        return control_tokens(self.tokenizer)
+
+    def _tokenized(self, pieces: list[str], said: Sequence[tuple[int, int]]) -> tuple[list[int], Layout]:
         """Token ids of a text in pieces, and where they stand in them; a token belongs where its last character is."""
-        encoding = self.tokenizer(
-            "".join(pieces), add_special_tokens=not self.settings.chat, return_offsets_mapping=True
-        )
+        ids, offsets = encode(self.tokenizer, "".join(pieces), said, self._control, special=not self.settings.chat)
         borders = [0, *accumulate(map(len, pieces))]
         places, here = [], (0, 0, 0)
-        for start, end in encoding["offset_mapping"]:
+        for start, end in offsets:
             if end > start:
                 piece = bisect_right(borders, end - 1) - 1
                 here = (piece, max(start - borders[piece], 0), end - borders[piece])
@@ -140,7 +145,7 @@ class PromptEncoder:
             else:  # a special token, or a blank that the tokenizer leaves out of offsets
                 places.append((here[0], here[2], here[2]))
         columns = np.array(places, dtype=np.int64).reshape(-1, 3).T
-        return encoding["input_ids"], Layout(*columns)
+        return ids, Layout(*columns)
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer as it follows a prompt, with the end-of-sequence token, up to the limit."""
@@ -148,16 +153,15 @@ class PromptEncoder:
 
     def candidate(self, text: str) -> list[int]:
         """Token ids of a possible answer, whole and without an end."""
-        content = self.settings.answer.replace("{answer}", text)
-        content = content.lstrip() if self.settings.chat and not self.settings.answer_prefix else content
-        ids: list[int] = self.tokenizer(content, add_special_tokens=False)["input_ids"]
-        return ids
+        content, begin = self.settings.answer.replace("{answer}", text), self.settings.answer.index("{answer}")
+        if self.settings.chat and not self.settings.answer_prefix:
+            begin, content = begin - len(content) + len(content.lstrip()), content.lstrip()
+        return encode(self.tokenizer, content, [(begin, begin + len(text))], self._control, special=False)[0]
 
-    def _turn(self, question: str, answer: str) -> str:
+    def _turn(self, question: str, answer: str) -> list[tuple[str, int]]:
         """An earlier turn where there is no chat template."""
-        settings = self.settings
-        turn = settings.question.replace("{question}", question) + settings.answer.replace("{answer}", answer)
-        return turn + settings.separator
+        asked = filled(self.settings.question, "{question}", question, _NONE)
+        return [*asked, *filled(self.settings.answer, "{answer}", answer, _NONE), (self.settings.separator, _NONE)]
 
     def _context(self, passages: Sequence[Passage]) -> list[tuple[str, int]]:
         """The passages as stretches of text, each with its span or `_NONE`."""
@@ -168,7 +172,8 @@ class PromptEncoder:
         for index, passage in enumerate(passages):
             for place, sentence in enumerate(passage, start=1):
                 tail = self.settings.separator if place == len(passage) else ""
-                segments.append((sentence + tail, sentences if by_sentence else index))
+                label = sentences if by_sentence else index
+                segments += [(Said(sentence), label), (tail, label)]
                 sentences += 1
         if passages:
             segments.append((after, _NONE))
@@ -191,11 +196,7 @@ class PromptEncoder:
             {"role": "assistant" if number % 2 else "user", "content": content}
             for number, content in enumerate(contents)
         ]
-        return str(
-            self.tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, enable_thinking=False
-            )  # an answer is expected at once, not after a chain of thought
-        )
+        return rendered(self.tokenizer, turns)
 
     def _windows(self, spans: list[int]) -> list[int]:
         """In window mode, the context's tokens counted off by windows; else ``spans`` as they are."""
@@ -218,3 +219,17 @@ class PromptEncoder:
             last, dropped = last - 1, dropped + 1
         numbered = [last + 1 if span == _QUESTION else span for _, span in kept]
         return Encoded([token for token, _ in kept], numbered, dropped, prompt.begun)
+
+
+def _said(
+    pieces: Sequence[str], contents: Sequence[str], segments: Sequence[tuple[str, int]], stripped: int
+) -> list[tuple[int, int]]:
+    """Where a chat in pieces is from outside: in all earlier turns, and in those segments of the last that are."""
+    borders = [0, *accumulate(map(len, pieces))]
+    said = [(borders[2 * turn + 1], borders[2 * turn + 2]) for turn in range(len(contents) - 1)]
+    here = borders[2 * len(contents) - 1] - stripped
+    for segment, _ in segments:
+        if isinstance(segment, Said):
+            said.append((here, here + len(segment)))
+        here += len(segment)
+    return said

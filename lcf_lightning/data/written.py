@@ -137,8 +137,10 @@ def _tell(split: str, problems: Sequence[str]) -> None:
     """Say how many examples were left out, and why; a DataError if all were."""
     long, wrong = problems.count(_LONG), [problem for problem in problems if problem not in ("", _LONG)]
     if "" not in problems:
-        said = f"; {wrong[0]}" if wrong else ""
-        raise DataError(f"{split} split: all {len(problems)} examples exceed the token limits of prompts{said}.")
+        if not wrong:
+            raise DataError(f"{split} split: all {len(problems)} examples exceed the token limits of prompts.")
+        also = f", and the other {long} exceed the token limits of prompts" if long else ""
+        raise DataError(f"{split} split: {len(wrong)} of {len(problems)} examples cannot be written{also}; {wrong[0]}.")
     if long:
         rank_zero_info(f"{split} split: {long} of {len(problems)} examples are too long.")
     if wrong:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from statistics import fmean
 from typing import TypedDict
 
+from lcf_lightning.errors import DataError
 from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.nulls import Follow, follow
 from lcf_lightning.evaluation.prediction import Prediction, by_arm, columns
@@ -103,8 +104,15 @@ def _quality(rows: Rows) -> tuple[float, float, float]:
 
 
 def paired(first: Rows, second: Rows) -> Comparison:
-    """Two arms over the ids that both have."""
+    """Two arms over the ids that both have.
+
+    Raises:
+        DataError: If one of them has a score in one arm and none in the other.
+    """
     ids = [id for id in first if id in second]
+    unlike = [id for id in ids if (first[id].exact_match is None) != (second[id].exact_match is None)]
+    if unlike:
+        raise DataError(f"{len(unlike)} ids are scored under one arm and not under another, such as {unlike[0]!r:.80}.")
     sides = (columns(side[id] for id in ids) for side in (first, second))
     return compare(*zip(*sides, strict=True))
 

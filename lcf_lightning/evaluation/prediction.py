@@ -15,6 +15,7 @@ from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.data.tokens import pad_right
+from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.evaluation.scoring import Scores, score
@@ -22,6 +23,8 @@ from lcf_lightning.likelihood import Candidate, score_candidates
 from lcf_lightning.link import Link
 from lcf_lightning.models.continuation import Continuation
 from lcf_lightning.models.decoding import cut, generate
+
+MAX_CHOICES = 2**20
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Prediction:
         choices: How many choices the answer was chosen from; 0 where it was not chosen.
         example: A digest of the example, which tells it from another of the same id.
         partner: Likewise of the example whose message was read, where it was another's.
+
+    Raises:
+        SettingError: If a number is none that an evaluation gives, or nothing would have been accepted.
     """
 
     id: str
@@ -67,6 +73,24 @@ class Prediction:
     choices: int = 0
     example: str = ""
     partner: str = ""
+
+    def __post_init__(self) -> None:
+        checks = {
+            "answers": bool(self.answers),
+            "loss": _is_number(self.loss),
+            "exact_match": self.exact_match is None or 0 <= self.exact_match <= 1,
+            "f1": (self.f1 is None) == (self.exact_match is None) and (self.f1 is None or 0 <= self.f1 <= 1),
+            "listening": self.listening is None or (_is_number(self.listening) and not self.listening < 0),
+            "choices": 0 <= self.choices <= MAX_CHOICES,
+        }
+        wrong = next((name for name, holds in checks.items() if not holds), None)
+        if wrong is not None:
+            raise SettingError(f"answer.{wrong}={getattr(self, wrong)!r:.80} is none that an evaluation gives")
+
+
+def _is_number(value: float) -> bool:
+    """Whether it is one that a model may give, NaN too, and no whole number that no float can hold."""
+    return isinstance(value, float) or abs(value) <= 2**53
 
 
 def digest(example: Example) -> str:

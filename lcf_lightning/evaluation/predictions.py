@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.errors import DataError
+from lcf_lightning.errors import DataError, reason
 from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.prediction import Prediction, digest, run_arms
@@ -37,9 +37,11 @@ def read_predictions(file: Path) -> list[Prediction]:
     answers = []
     for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
         try:
-            answers.append(from_table(Prediction, json.loads(line.decode()), "answer"))
+            data = json.loads(line.decode())
+            json.dumps(data, ensure_ascii=False).encode()  # what no text file can hold is refused here
+            answers.append(from_table(Prediction, data, "answer"))
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}, line {number} is not an answer of this version: {error}") from error
+            raise DataError(f"{file}, line {number} is not an answer of this version: {reason(error)}") from error
     return answers
 
 

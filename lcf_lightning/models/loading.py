@@ -16,7 +16,14 @@ from lcf_lightning.digests import tensor_digest
 from lcf_lightning.errors import ModelError, SettingError, reason
 from lcf_lightning.models.families import Family, family_of
 from lcf_lightning.models.geometry import KNOWN_GEOMETRIES, Geometry
-from lcf_lightning.models.spec import DTYPES, ModelSpec, checked_tokenizer, from_pretrained, load_tokenizer
+from lcf_lightning.models.spec import (
+    DTYPES,
+    ModelSpec,
+    checked_tokenizer,
+    from_pretrained,
+    load_tokenizer,
+    tokenizer_fingerprint,
+)
 
 _LOADED_IN = {"8bit": "is_loaded_in_8bit", "nf4": "is_loaded_in_4bit"}
 """By quantization, what transformers sets on a model that has it."""
@@ -76,9 +83,15 @@ class FrozenModel:
         """
         return {name: tensor_digest(tensor) for name, tensor in self.model.state_dict().items()}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """A digest of the weights in their order, whatever transformers calls them."""
+        """A digest of the weights, and of what the tokenizer makes of texts."""
+        both = self.weights_fingerprint + tokenizer_fingerprint(self.tokenizer)
+        return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
+
+    @property
+    def weights_fingerprint(self) -> str:
+        """A digest of the weights in their order, whatever transformers calls them; what release 0.1.0 knew of them."""
         names = {tensor.data_ptr(): name for name, tensor in self.model.state_dict().items()}  # tied weights once
         digests = "".join(self.weight_digests[name] for name in names.values())
         return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()

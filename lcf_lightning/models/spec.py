@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import struct
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from lcf_lightning.errors import ModelError, reason
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PROBE = "The  naïve Größe of 1,234.5 % – \n\tdon't! 東京 ﬁ é\u0301 🙂 def f(x):\n    return x\n "
 QUANTIZATIONS = ("8bit", "nf4")
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")  # of transformers itself: no kernel of the hub
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -115,6 +118,16 @@ def checked_tokenizer(tokenizer: PreTrainedTokenizerBase, path: str) -> PreTrain
     if tokenizer.eos_token_id is None:
         raise ModelError(f"path={path!r} has a tokenizer without an end-of-sequence token; answers need one.")
     return tokenizer
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of what a tokenizer makes of texts, whichever release of its library has read it.
+
+    Of its vocabulary, its special tokens, its chat template, and the tokens of a text with a little of everything.
+    """
+    special = sorted((token.content, token.special) for token in tokenizer.added_tokens_decoder.values())
+    facts = [sorted(tokenizer.get_vocab().items()), special, tokenizer.chat_template, tokenizer(_PROBE)["input_ids"]]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
 
 
 def from_pretrained(auto_class: Any, spec: ModelSpec, **options: Any) -> Any:

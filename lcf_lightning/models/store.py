@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 import time
 import warnings
@@ -25,6 +26,7 @@ from lcf_lightning.models.cache import KVCache, check_prompts, prefill
 from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.spec import DTYPES
 
+_OWN = re.compile(r"[0-9a-f]{64}|\.[0-9a-f]{64}-[0-9a-f]{8}")  # names of kept prefills, whole and unfinished
 _IGNORED = {"_name_or_path", "transformers_version"}  # of a model's config: no cache depends on them
 
 
@@ -129,6 +131,8 @@ class PrefillStore:
     def _load(self, file: Path, length: int) -> tuple[Tensor, Tensor] | None:
         """A text's keys and values, memory-mapped; null where they are not kept, or not whole."""
         try:
+            if file.parent.is_symlink():  # what lies there is somebody else's
+                return self._damaged(file, "in a folder that is a link")
             if not stat.S_ISREG(file.stat().st_mode):  # to open a pipe would wait for a writer
                 return self._damaged(file, "no regular file")
             with safe_open(file, framework="pt") as stored:
@@ -156,7 +160,7 @@ class PrefillStore:
     def _keep(self, file: Path, keys: Tensor, values: Tensor) -> None:
         """Write one text's prefill, if there is room. A full disk ends the keeping, not the run."""
         size = 2 * keys.numel() * keys.element_size()
-        if not self.writes or not self._room(size):
+        if not self.writes or file.parent.is_symlink() or not self._room(size):
             return
         tensors = {"keys": keys.cpu().contiguous(), "values": values.cpu().contiguous()}
         content = save(tensors, {"crc32": _checksum(*tensors.values()), "name": file.stem})
@@ -199,8 +203,13 @@ class PrefillStore:
         warnings.warn(message, stacklevel=2)
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """Last use, bytes and path of every file, also of those that a killed process left unfinished."""
-        for file in self.folder.glob("*/*.safetensors"):
+        """Last use, bytes and path of every file, also of those that a killed process left unfinished.
+
+        Nothing but what a store has written, and nothing behind a link: it may be thrown out.
+        """
+        for file in self.folder.glob("??/*.safetensors"):
+            if file.parent.is_symlink() or not _OWN.fullmatch(file.stem):
+                continue
             try:
                 status = file.stat()
             except OSError:  # gone meanwhile, as another process makes room; or a link in a circle

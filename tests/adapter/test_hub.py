@@ -13,6 +13,7 @@ import torch
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.folder import CONFIG_FILE, WEIGHTS_FILE
 from lcf_lightning.adapter.hub import CARD_FILE, is_hub_id
+from lcf_lightning.cli import main
 from lcf_lightning.errors import AdapterFileError
 
 Build = Callable[..., CacheAdapter]
@@ -101,3 +102,16 @@ def test_the_card_says_what_the_adapter_is(adapter: Build, tmp_path: Path, setti
     module.save_pretrained(tmp_path / "b", {})
     assert "| Steps | not recorded |" in (tmp_path / "b" / CARD_FILE).read_text()
     assert "exact match" not in (tmp_path / "b" / CARD_FILE).read_text()
+
+
+@pytest.mark.parametrize("command", [["evaluate"], ["prune", "--keep", "1"]])
+def test_commands_take_a_revision_of_an_adapter_on_the_hub(
+    hub: FolderHub, adapter: Build, command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    adapter().push_to_hub("ada/adapter")
+    config = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+    run = ["--config", str(config), "--trainer.default_root_dir", str(tmp_path), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, *run, "--adapter", "ada/adapter", "--revision", "v9"])
+    assert stopped.value.code == 2
+    assert "cannot be fetched from the hub: 404: ada/adapter at v9" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from lcf_lightning import LCFModule, ModelSpec, slurm
 from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint, read_checkpoint
+from lcf_lightning.cli.run import LCFCLI
 from lcf_lightning.errors import AdapterFileError, SettingError, Stopped
 from lcf_lightning.loggers import ContinuedCSVLogger
 from tests.pairs import small_data, small_module, small_trainer
@@ -46,7 +48,7 @@ def run(
         **{"plugins": [AtomicCheckpointIO()], **settings},
     )  # fmt: skip
     found = newest_checkpoint(folder)
-    trainer.fit(module, datamodule=data, ckpt_path=found and str(found), weights_only=True)
+    trainer.fit(module, datamodule=data, ckpt_path=found and str(found[0]), weights_only=True)
     return module
 
 
@@ -224,7 +226,7 @@ def test_the_newest_checkpoint_is_that_with_most_steps(spec: Spec, tmp_path: Pat
     content = read_checkpoint(last)
     for steps, newest in ((8, last), (9, tmp_path / "run" / "hpc_ckpt_1.ckpt")):
         AtomicCheckpointIO().save_checkpoint({**content, "global_step": steps}, tmp_path / "run" / "hpc_ckpt_1.ckpt")
-        assert newest_checkpoint(tmp_path / "run") == newest
+        assert newest_checkpoint(tmp_path / "run") == (newest, max(steps, content["global_step"]))
     last.write_bytes(last.read_bytes()[:2_000])
     with pytest.raises(AdapterFileError, match=r"checkpoint='.*last.ckpt' is damaged or not one of this package"):
         newest_checkpoint(tmp_path / "run")
@@ -235,3 +237,23 @@ def test_bad_settings_are_named(settings: tuple[Any, ...], message: str) -> None
     with pytest.raises(SettingError, match=f"^{message} must be"):
         LastCheckpoint(*settings)
     assert LastCheckpoint().every_n_steps == 100
+
+
+def test_a_checkpoint_is_read_once_before_a_fit_goes_on(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To know which is the newest, and its steps."""
+    run(spec, tmp_path / "run", every=4, limit_val_batches=0)
+    last, other = last_checkpoint(tmp_path / "run"), tmp_path / "run" / "hpc_ckpt_1.ckpt"
+    AtomicCheckpointIO().save_checkpoint(read_checkpoint(last), other)
+    reads: list[Path] = []
+
+    def counted(file: Path) -> dict[str, Any]:
+        reads.append(file)
+        return read_checkpoint(file)
+
+    monkeypatch.setattr("lcf_lightning.checkpoints.read_checkpoint", counted)
+    command = SimpleNamespace(config={"fit": {"ckpt_path": "last"}}, subcommand="fit", run_folder=tmp_path / "run")
+    LCFCLI._check_checkpoint(command)  # type: ignore[arg-type]
+    assert sorted(reads) == [last, other]
+    assert (command.config["fit"]["ckpt_path"], command._steps_before) == (str(last), 8)

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lcf_lightning import Channel, Message
+from lcf_lightning import Channel, Message, ModelSpec
 from lcf_lightning.errors import AdapterFileError, DataError, GeometryError, MessageError, ModelError
+from lcf_lightning.models.loading import load_frozen
 from tests.channel.conftest import FACTS, Spec
 from tests.pairs import small_module
 
@@ -80,11 +81,36 @@ def test_a_model_of_equal_geometry_but_other_weights_is_refused(
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     model.save_pretrained(tmp_path / "twin")
-    with pytest.raises(ModelError, match="receiver path='.*twin' has other weights than the receiver of this adapter"):
+    other = "receiver path='.*twin' has other weights, or another tokenizer, than the receiver of this adapter"
+    with pytest.raises(ModelError, match=other):
         Channel.from_pretrained(trained)
     found["receiver"] |= {"path": str(tmp_path / "twin"), "fingerprint": None}  # an adapter of an earlier release
     config.write_text(json.dumps(found))
     assert Channel.from_pretrained(trained).origin.receiver is None
+
+
+def test_a_tokenizer_that_is_not_the_adapters_is_refused(
+    trained: Path, model_folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """But by an adapter of an earlier release, which knows the weights alone."""
+    config = trained / "adapter_config.json"
+    weights = load_frozen(ModelSpec(str(model_folders["qwen3"]))).weights_fingerprint
+    shutil.copytree(model_folders["qwen3"], tmp_path / "twin")
+    config.write_text(config.read_text().replace(str(model_folders["qwen3"]), str(tmp_path / "twin")))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "twin")
+    tokenizer.chat_template = f"{tokenizer.chat_template} "
+    tokenizer.save_pretrained(tmp_path / "twin")
+    with pytest.raises(ModelError, match="receiver path='.*twin' has other weights, or another tokenizer"):
+        Channel.from_pretrained(trained)
+    found = json.loads(config.read_text())
+    found["receiver"] |= {"fingerprint": weights}
+    config.write_text(json.dumps(found))
+    assert Channel.from_pretrained(trained).origin.receiver == weights
+
+
+def test_a_folder_here_has_no_revision(trained: Path) -> None:
+    with pytest.raises(AdapterFileError, match=r"revision='main' of adapter '.*' must be null: that is no hub id"):
+        Channel.from_pretrained(trained, revision="main")
 
 
 def test_a_model_that_is_not_the_adapters_is_refused(

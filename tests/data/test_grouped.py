@@ -223,3 +223,18 @@ def test_a_trainer_evaluates_and_predicts_batches_of_so_many_tokens(
         small_trainer(tmp_path).validate(small_module(*pair), datamodule=data, verbose=False)
     assert list(chain(*seen[0])) == list(chain(*seen[1]))
     assert len(seen[0]) < len(seen[1])
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_a_fit_is_not_continued_with_another_number_of_examples(make: Make, grouped: bool) -> None:
+    """Its order would be another. One that groups by length may take more: it is longer then."""
+    module = on_rank(make(group_by_length=grouped), 0, 1)
+    module.trainer.state = SimpleNamespace(fn=TrainerFn.FITTING)  # type: ignore[union-attr, assignment]
+    saved, train = module.state_dict(), module._examples["train"]
+    module.load_state_dict(saved)
+    module._examples["train"] = [train[place] for place in range(len(train) - 1)]
+    if grouped:
+        module.load_state_dict(saved)
+        return
+    with pytest.raises(SettingError, match="train split has 23 examples; to continue this fit it must have 24, as it"):
+        module.load_state_dict(saved)

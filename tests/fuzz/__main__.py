@@ -23,7 +23,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 from transformers.utils import logging
 
-from tests.fuzz import adapters, checkpoints, others
+from tests.fuzz import adapters, checkpoints, others, reports
 from tests.fuzz.watching import Found, limit_memory, watch
 
 Next = Callable[[Random], tuple[str, Callable[[], object]]]
@@ -53,7 +53,7 @@ def lightning_checkpoints(folder: Path) -> Next:
 
 KINDS: dict[str, Callable[[Path], Next]] = {
     "adapters": adapter_folders, "checkpoints": lightning_checkpoints, "messages": others.messages,
-    "prefills": others.prefills,
+    "prefills": others.prefills, "reports": reports.reports,
 }  # fmt: skip
 
 

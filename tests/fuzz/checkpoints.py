@@ -14,7 +14,7 @@ import torch
 from lcf_lightning.callbacks import AdapterExport, LastCheckpoint
 
 from lcf_lightning import AdapterSettings, ContextMismatchDataModule, LCFModule, ModelSpec
-from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint, read_checkpoint
+from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint
 from lcf_lightning.cli.export import read_adapter
 from lcf_lightning.data.sources import World
 from tests.fuzz.structures import bytes_changed, changed
@@ -74,7 +74,7 @@ def _another_tensor(tensor: Any, random: Random) -> Any:
 
 def use(folder: Path) -> None:
     """As whoever holds a run folder does: continue the newest checkpoint, and export its adapter."""
-    file = newest_checkpoint(folder)
-    assert file is not None
-    read_adapter(file)
-    _fit(folder.with_name("continued"), int(read_checkpoint(file)["global_step"]) + 1, file)
+    newest = newest_checkpoint(folder)
+    assert newest is not None
+    read_adapter(newest[0])
+    _fit(folder.with_name("continued"), newest[1] + 1, newest[0])

@@ -39,7 +39,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 def another(value: Any, random: Random) -> Any:
     """Something else in the place of ``value``: near it, or nothing like it."""
     near: list[Any] = [str(value), [value], {"x": value}]
-    if isinstance(value, int | float):
+    if isinstance(value, int | float) and not abs(value) > 10**300:
         near += [value + 1, value - 1, -value, value * 2, value * 1000, value + 0.5, value * 10**8]
     if isinstance(value, str):
         near += [value[:-1], value + "x", value.upper(), value * 2, value[::-1]]
