@@ -81,7 +81,7 @@ def test_a_plateau_is_looked_for_after_each_validation(spec: Spec, tmp_path: Pat
 def test_the_learning_rate_that_lightning_finds_is_what_the_schedule_scales(spec: Spec, tmp_path: Path) -> None:
     pair = spec("llama"), spec("qwen3")
     module, plain = small_module(*pair), small_module(*pair)
-    finder = LearningRateFinder(num_training_steps=12, max_lr=0.1, early_stop_threshold=None)
+    finder = LearningRateFinder(num_training_steps=30, max_lr=0.1, early_stop_threshold=None)
     trainer = small_trainer(tmp_path, finder, max_steps=4)
     trainer.fit(module, datamodule=small_data(*pair))
     assert module.lr == finder.optimal_lr.suggestion()  # type: ignore[union-attr]

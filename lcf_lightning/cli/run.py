@@ -24,9 +24,8 @@ from lcf_lightning.cli.config import TRAINER_DEFAULTS, add_links, require_accele
 from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.cli.faults import goes_on
 from lcf_lightning.cli.parser import LCFParser
-from lcf_lightning.cli.run_folder import EarlierRun, RunConfig
+from lcf_lightning.cli.run_folder import EarlierRun, RunConfig, TestReader
 from lcf_lightning.cli.said import FitProgressBar, Overview, what_next
-from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import SettingError, reason
 from lcf_lightning.evaluation.ranks import gathered
@@ -115,7 +114,7 @@ class LCFCLI(LightningCLI):
         config = self._get(self.config_init, "trainer")
         require_accelerator(config["accelerator"])
         callbacks = _listed(config["callbacks"])
-        defaults = [Timer(), Overview(), AdapterExport(), CommunicationAccuracy(), GateMonitor()]
+        defaults = [Timer(), TestReader(), Overview(), AdapterExport(), CommunicationAccuracy(), GateMonitor()]
         if self._get(self.config, "model")["adapter"]["pooler"] is not None:  # else the receiver has read it all
             defaults.append(Speedup())
         if config["enable_checkpointing"] is not False:
@@ -161,13 +160,7 @@ class LCFCLI(LightningCLI):
                 raise
 
     def before_fit(self) -> None:
-        """Read what is tested on, before a weight is loaded; then move an earlier run in this folder aside.
-
-        Nothing written is ever lost, and no run ends without a summary because a file is not there.
-        """
-        if isinstance(self.datamodule, PairDataModule):
-            self.datamodule.setup("test")
-            self.datamodule.evaluation_loader("test")
+        """Nothing written is ever lost: a run that begins moves an earlier one in its folder aside."""
         if self._lock is not None and self.config["fit"]["ckpt_path"] is None:
             self._earlier = EarlierRun(self._lock)
 

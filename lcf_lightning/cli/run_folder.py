@@ -6,11 +6,12 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 
+from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.files import FolderLock, write_text
 from lcf_lightning.hyperparameters import hyperparameters
 
@@ -39,6 +40,16 @@ class RunConfig(SaveConfigCallback):
             settings = {name: value for name, value in given.items() if value is not None and not _OTHERS.match(name)}
             for logger in trainer.loggers:
                 logger.log_hyperparams(settings)
+
+
+class TestReader(Callback):
+    """Has a fit read what it is tested on at its end before a weight is loaded: no file may be missing then."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if stage == TrainerFn.FITTING and isinstance(data, PairDataModule):
+            data.setup("test")
+            data.evaluation_loader("test")
 
 
 class EarlierRun:
