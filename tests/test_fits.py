@@ -33,13 +33,13 @@ def test_what_is_tested_on_is_read_before_a_weight(
     """A test file that is not there; a benchmark whose messages are all the same, so that none is a wrong one."""
     monkeypatch.setattr("lcf_lightning.module.load_pair", lambda *_: pytest.fail("weights are loaded"))
     benchmark = run_folder.parent / "one.jsonl"
-    row = {"question": "two?", "choices": ["one", "two"], "answer": 1}
-    benchmark.write_text(f"{json.dumps(row)}\n")
+    ask = {"question": "two?", "choices": ["one", "two"], "answer": 1}
+    benchmark.write_text("".join(f"{json.dumps({**ask, 'id': n})}\n" for n in range(1 if data == "benchmark" else 4)))
     given = {"class_path": "MultipleChoice", "init_args": {"test": str(benchmark)}}
     more = ["--data.benchmarks", json.dumps({"mine": given})]
     if data == "source":
         more = ["--data.source", "MultipleChoice", "--data.source.train", str(benchmark)]
-        more += ["--data.source.test", "no.jsonl"]
+        more += ["--data.source.validation_size", "1", "--data.source.test", "no.jsonl"]
     with pytest.raises(SystemExit) as ended:
         main(["fit", *SHARED, "--trainer.default_root_dir", str(run_folder), *more])
     assert ended.value.code == 2

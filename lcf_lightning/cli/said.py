@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import utils as hub
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.utilities.rank_zero import rank_zero_module
@@ -26,7 +27,10 @@ def quiet() -> None:
         talk.addFilter(_matters)
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message)
-    transformers_logging.set_tqdm_hook(lambda bar, args, options: bar(*args, **{**options, "disable": True}))
+    downloads = not hub.are_progress_bars_disabled()
+    transformers_logging.disable_progress_bar()
+    if downloads:  # which that has turned off, too
+        hub.enable_progress_bars()
 
 
 def _matters(record: logging.LogRecord) -> bool:
