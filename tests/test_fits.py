@@ -16,6 +16,7 @@ from lcf_lightning import LCFModule
 from lcf_lightning.cli import main
 from lcf_lightning.cli.said import quiet
 from lcf_lightning.errors import SettingError
+from tests.pairs import parse_only
 from tests.test_cli import CONFIGS, QUICK, fit, rows
 
 SHARED = ["--config", str(CONFIGS / "quickstart_shared.yaml"), "--trainer.enable_progress_bar", "false"]
@@ -98,6 +99,8 @@ def test_csv_stays_whatever_logger_is_added_and_all_know_the_settings(
     summary = json.loads((run_folder / "summary.json").read_text())
     assert f"Verdict: {summary['verdict']['verdict']}: " in said
     assert f"evaluate --config {run_folder / 'config.yaml'}" in said.splitlines()[-2]
+
+    assert parse_only(["evaluate", "--config", str(run_folder / "config.yaml")])["model"]["adapter"]["d"] == 64
 
     checkpoint = str(run_folder / "checkpoints" / "last.ckpt")  # whose hyperparameters change no setting
     main(["validate", *QUICK, "--trainer.default_root_dir", str(run_folder), "--ckpt_path", checkpoint])

@@ -33,7 +33,8 @@ class RunConfig(SaveConfigCallback):
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
             config = self.config.clone()
-            config["ckpt_path"] = None  # to run again is not to continue
+            for of_this_fit in ("ckpt_path", "weights_only"):  # to run again is not to continue; nor is to evaluate
+                config.pop(of_this_fit, None)
             text = self.parser.dump(config, skip_none=False, skip_check=True)
             write_text(Path(trainer.default_root_dir) / "config.yaml", text)
             given = hyperparameters({"trainer": config["trainer"].as_dict(), "data": config["data"].as_dict()})
