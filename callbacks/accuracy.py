@@ -13,6 +13,7 @@ from lcf_lightning.evaluation.arms import require_arms
 from lcf_lightning.evaluation.prediction import Prediction, run_arms
 from lcf_lightning.evaluation.ranks import gathered
 from lcf_lightning.evaluation.report import Summary, summarise
+from lcf_lightning.evaluation.verdict import Verdict, judge
 from lcf_lightning.module import LCFModule
 
 
@@ -54,6 +55,7 @@ class CommunicationAccuracy(pl.Callback):
         self.arms, self.test_arms = arms, test_arms
         self.max_new_tokens, self.max_batches = max_new_tokens, max_batches
         self.summary: Summary | None = None
+        self.verdict: Verdict | None = None  # of a test
         self._answers: list[Prediction] = []
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -87,7 +89,9 @@ class CommunicationAccuracy(pl.Callback):
         self._answers += run_arms(outputs["caches"], arms, limit)
 
     def _log(self, module: pl.LightningModule, stage: str) -> None:
-        self.summary = summarise(gathered(self._answers))
+        answers = gathered(self._answers)
+        self.summary = summarise(answers)
+        self.verdict = judge(answers) if stage == "test" else None
         groups = {stage: self.summary["arms"], f"{stage}/own_questions": self.summary["own_questions"]}
         for prefix, arms in groups.items():
             for arm, figures in arms.items():

@@ -1,14 +1,17 @@
-"""``python -m lcf_lightning``."""
+"""``lcf-lightning``, and ``python -m lcf_lightning``."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 from types import FrameType
 
 
 def main() -> None:
     """The command line. Its imports take seconds, and Ctrl-C ends these too without a traceback."""
+    if not getattr(sys.flags, "safe_path", False) and not {"", os.getcwd()}.intersection(sys.path):
+        sys.path.insert(0, os.getcwd())  # as `python -m` does: a config may name classes of the user's own files
     waiting = signal.getsignal(signal.SIGINT) == signal.default_int_handler  # else whoever called us ignores it
     if waiting:
         signal.signal(signal.SIGINT, _leave)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -100,6 +101,11 @@ class FolderLock:
             self.__exit__()
             self._file = new
         return aside
+
+    def put_back(self, aside: Path) -> None:
+        """Undo `move_aside`: the folder is what it was, without what has been written since."""
+        shutil.rmtree(self.folder)
+        os.rename(aside, self.folder)
 
     def _taken(self) -> IO[str]:
         self.folder.mkdir(parents=True, exist_ok=True)

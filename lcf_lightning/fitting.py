@@ -1,20 +1,25 @@
-"""What of an adapter has a closed form, from texts that both models have read."""
+"""What an adapter is before its first step: another's parameters, or what has a closed form."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
 
+from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.data.batch import Batch
 from lcf_lightning.data.tokens import Tokens
+from lcf_lightning.errors import SettingError
 from lcf_lightning.link import Link, Side
 from lcf_lightning.models.geometry import KV
 
 FITTING_TEXTS = 300
 FITTING_TOKENS = 20_000
 """Tokens that are enough, whatever the number of texts; both models' caches of them are held in memory."""
+_OF_TRAINING = {"dropout", "gate_init", "gate_noise", "zero_init"}
 
 
 @torch.no_grad()
@@ -50,3 +55,25 @@ def _at(side: Side, tokens: Tokens, places: Tensor) -> KV:
 def _joined(texts: Sequence[KV]) -> KV:
     """The tokens of several texts, one after the other."""
     return KV(torch.cat([text.keys for text in texts], 3), torch.cat([text.values for text in texts], 3))
+
+
+def differing_settings(one: AdapterConfig, other: AdapterConfig) -> list[str]:
+    """The settings in which two adapters differ."""
+    settings, others = asdict(one.settings), asdict(other.settings)
+    return [name for name, value in settings.items() if others[name] != value]
+
+
+def start_from(adapter: CacheAdapter, location: str) -> None:
+    """Give an adapter the parameters of another that is built alike; what matters in training alone may differ."""
+    given = CacheAdapter.from_pretrained(location)
+    differing = [name for name in differing_settings(adapter.config, given.config) if name not in _OF_TRAINING]
+    differing += [
+        f"geometry of the {role}"
+        for role in ("sharer", "receiver")
+        if getattr(adapter.config, role).geometry != getattr(given.config, role).geometry
+    ]
+    if adapter.state_dict().keys() != given.state_dict().keys():  # of carry, where only one pair is one model
+        differing.append("parameters")
+    if differing:
+        raise SettingError(f"init_from={location!r} must be built as this adapter is: {', '.join(differing)} differ.")
+    adapter.load_state_dict(given.state_dict())

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -20,17 +20,17 @@ from lcf_lightning.data.datamodule import ContextMismatchDataModule, PairDataMod
 from lcf_lightning.errors import AdapterFileError, DivergedError, ModelError, SettingError
 from lcf_lightning.evaluation.caches import ArmCaches, Reading
 from lcf_lightning.evaluation.prediction import answer_losses, run_arms
-from lcf_lightning.fitting import FITTING_TEXTS, fit_pooler
+from lcf_lightning.fitting import FITTING_TEXTS, differing_settings, fit_pooler, start_from
 from lcf_lightning.host import HostCopy
+from lcf_lightning.hyperparameters import hyperparameters
 from lcf_lightning.link import Link, identity_of, load_pair
 from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
-from lcf_lightning.optimizing import build_optimizer, default_optimizer, warmup_and_decay
+from lcf_lightning.optimizing import build_optimizer, default_optimizer, names_of, scheduled, set_rate
 from lcf_lightning.training import TokenMean, require_trainer, seeded, total_steps
 from lcf_lightning.writer import Writer
 
-_OF_TRAINING = {"dropout", "gate_init", "gate_noise", "zero_init"}
 _RANKS_APART = 0x9E3779B9  # of seeds, whose lower 32 bits count on a CPU: far apart there, whatever the steps
 
 
@@ -56,6 +56,8 @@ class LCFModule(pl.LightningModule):
         loss_weighting: ``example``: the training loss is the mean over examples of each answer's mean over its tokens.
             ``token``: the mean over all answer tokens of an optimizer step, of every rank and accumulated batch. Losses
             of validation and test are means over examples.
+        lr_scheduler: From the optimizer to what changes its learning rate, step by step (a plateau's after each
+            validation), in place of the warm-up and the linear decay to 0 after it; ``warmup_steps`` is not used then.
         activation_checkpointing: Whether a training step computes the fuser's blocks twice, to keep less of them in
             memory. Losses and gradients are the same.
 
@@ -80,6 +82,7 @@ class LCFModule(pl.LightningModule):
         init_from: str | None = None,
         loss_weighting: str = "example",
         activation_checkpointing: bool = False,
+        lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
@@ -89,7 +92,8 @@ class LCFModule(pl.LightningModule):
                 f"temperature_end={temperature_end} must be above 0 and at most temperature_start={temperature_start}."
             )
         self.sharer, self.receiver = sharer, receiver
-        self.optimizer, self.warmup_steps = optimizer, warmup_steps
+        self.optimizer, self.lr_scheduler, self.warmup_steps = optimizer, lr_scheduler, warmup_steps
+        self.lr: float | None = None  # what `LearningRateFinder` finds, in place of the optimizer's own
         self.max_new_tokens, self.seed, self.prefills, self.init_from = max_new_tokens, seed, prefills, init_from
         self.temperature_start, self.temperature_end = temperature_start, temperature_end
         adapter.import_parts()
@@ -102,6 +106,12 @@ class LCFModule(pl.LightningModule):
         # Metrics, since Lightning's own mean over ranks rounds an odd number of examples down.
         self.val_loss, self.test_loss = MeanMetric(nan_strategy="disable"), MeanMetric(nan_strategy="disable")
         self._token_mean = TokenMean.of(loss_weighting)
+        self.save_hyperparameters(hyperparameters({
+            "sharer": sharer, "receiver": receiver, "adapter": adapter, "warmup_steps": warmup_steps,
+            "temperature_start": temperature_start, "temperature_end": temperature_end, "seed": seed,
+            "max_new_tokens": max_new_tokens, "init_from": init_from, "loss_weighting": loss_weighting,
+            "activation_checkpointing": activation_checkpointing, **names_of(optimizer, lr_scheduler, self.adapter),
+        }))  # fmt: skip
         self._link: Link | None = None
         self._groups: int | None = None  # of the optimizer whose state a checkpoint holds
         self._scored: tuple[list[str], int, HostCopy]  # ids, dropped spans and loss of the last batch, not looked at
@@ -130,7 +140,7 @@ class LCFModule(pl.LightningModule):
             )
         pooler, fresh = self.adapter.pooler, self.trainer.ckpt_path is None
         if stage == "fit" and fresh and self.init_from is not None:
-            _start_from(self.adapter, self.init_from)
+            start_from(self.adapter, self.init_from)
         if stage == "fit" and fresh and pooler is not None and pooler.unfitted and not isinstance(data, PairDataModule):
             raise SettingError(
                 f"pooler={self.adapter.config.settings.pooler!r} starts from texts that both models read, which only a "
@@ -231,10 +241,14 @@ class LCFModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = build_optimizer(self.optimizer, self.adapter, groups=self._groups)
-        total = total_steps(self.trainer)
-        warmup = self.warmup_steps * total if self.warmup_steps < 1 else self.warmup_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, warmup_and_decay(warmup, total))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        schedule = scheduled(optimizer, self.lr_scheduler, self.warmup_steps, self.trainer)
+        return {"optimizer": optimizer, "lr_scheduler": schedule}
+
+    def on_train_start(self) -> None:
+        """Have the schedule scale what `LearningRateFinder` has found, which gives it to the next step alone."""
+        if self.lr is not None:
+            for schedule in self.trainer.lr_scheduler_configs:
+                set_rate(schedule.scheduler, self.lr)
 
     def training_facts(self) -> dict[str, Any]:
         """What travels with the adapter, JSON-ready: steps, seed, source, and how prompts were written."""
@@ -254,7 +268,7 @@ class LCFModule(pl.LightningModule):
         stored, trained = AdapterConfig.from_dict(checkpoint.get("adapter_config", {})), self.adapter.config
         differing = [
             role for role in ("sharer", "receiver") if not getattr(stored, role).same(getattr(trained, role))
-        ] + _differing(stored, trained)
+        ] + differing_settings(stored, trained)
         if differing:
             raise AdapterFileError(f"checkpoint belongs to another adapter: {', '.join(differing)} differ.")
         ours, theirs = ({name: tensor.shape for name, tensor in state.items()}
@@ -263,28 +277,6 @@ class LCFModule(pl.LightningModule):
             raise AdapterFileError("checkpoint does not hold exactly the adapter's tensors.")
         states = checkpoint.get("optimizer_states")
         self._groups = len(states[0]["param_groups"]) if states else None
-
-
-def _differing(one: AdapterConfig, other: AdapterConfig) -> list[str]:
-    """The settings in which two adapters differ."""
-    settings, others = asdict(one.settings), asdict(other.settings)
-    return [name for name, value in settings.items() if others[name] != value]
-
-
-def _start_from(adapter: CacheAdapter, location: str) -> None:
-    """Give an adapter the parameters of another that is built alike; what matters in training alone may differ."""
-    given = CacheAdapter.from_pretrained(location)
-    differing = [name for name in _differing(adapter.config, given.config) if name not in _OF_TRAINING]
-    differing += [
-        f"geometry of the {role}"
-        for role in ("sharer", "receiver")
-        if getattr(adapter.config, role).geometry != getattr(given.config, role).geometry
-    ]
-    if adapter.state_dict().keys() != given.state_dict().keys():  # of carry, where only one pair is one model
-        differing.append("parameters")
-    if differing:
-        raise SettingError(f"init_from={location!r} must be built as this adapter is: {', '.join(differing)} differ.")
-    adapter.load_state_dict(given.state_dict())
 
 
 def _identified(identity: ModelIdentity, model: FrozenModel) -> ModelIdentity:

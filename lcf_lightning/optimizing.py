@@ -6,7 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
+
+from lcf_lightning.training import total_steps
 
 
 def default_optimizer(parameters: Any) -> torch.optim.Optimizer:
@@ -34,6 +37,18 @@ def build_optimizer(make: Callable[[Any], torch.optim.Optimizer], module: nn.Mod
     return make([group for group in both if group["params"]])
 
 
+def names_of(
+    make: Callable[[Any], torch.optim.Optimizer],
+    schedule: Callable[[torch.optim.Optimizer], Any] | None,
+    module: nn.Module,
+) -> dict[str, Any]:
+    """As hyperparameters: the optimizer's name and settings, without those that are off, and the scheduler's name."""
+    optimizer = make(list(module.parameters()))
+    given = {name: value for name, value in optimizer.defaults.items() if value is not None and value is not False}
+    scheduler = None if schedule is None else type(schedule(optimizer)).__name__
+    return {"optimizer": {"name": type(optimizer).__name__, **given}, "lr_scheduler": scheduler}
+
+
 def is_matrix(parameter: Tensor) -> bool:
     """Whether each layer has a matrix there: two dimensions, both above 1."""
     return sum(size > 1 for size in parameter.shape[1:]) >= 2
@@ -48,3 +63,39 @@ def warmup_and_decay(warmup: float, total: int) -> Callable[[int], float]:
         return max(0.0, (total - step) / max(1.0, total - warmup))
 
     return factor
+
+
+def scheduled(
+    optimizer: torch.optim.Optimizer,
+    make: Callable[[torch.optim.Optimizer], Any] | None,
+    warmup: float,
+    trainer: Trainer,
+) -> dict[str, Any]:
+    """What changes the learning rate, as `configure_optimizers` gives it to Lightning.
+
+    Args:
+        optimizer: Of the adapter.
+        make: The user's own scheduler; null for `warmup_and_decay` over the fit.
+        warmup: Steps of warm-up, or, below 1, their fraction of all.
+        trainer: Knows how long the fit is and when it is validated.
+    """
+    if make is None:
+        total = total_steps(trainer)
+        schedule = warmup_and_decay(warmup * total if warmup < 1 else warmup, total)
+        return {"scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, schedule), "interval": "step"}
+    scheduler = make(optimizer)
+    if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        return {"scheduler": scheduler, "interval": "step"}
+    every = trainer.val_check_interval
+    when: dict[str, Any] = {"interval": "step", "frequency": every} if isinstance(every, int) else {"interval": "epoch"}
+    return {"scheduler": scheduler, "monitor": getattr(scheduler, "monitor", "val/loss"), **when}
+
+
+def set_rate(scheduler: Any, rate: float) -> None:
+    """Have a scheduler start from another learning rate; one that scales none (a plateau's) has nothing to be told."""
+    if not hasattr(scheduler, "base_lrs"):
+        return
+    now = zip(scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.get_last_lr(), strict=True)
+    for group, base, last in now:
+        group["initial_lr"], group["lr"] = rate, rate * (last / base if base else 1.0)
+    scheduler.base_lrs = [rate] * len(scheduler.base_lrs)

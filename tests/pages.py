@@ -19,12 +19,13 @@ CONFIGS["runs/my_run"] = "my_run.yaml"  # of docs/extend.md
 """By run folder, the config that writes it."""
 NOT_RUN = {
     "python -m lcf_lightning.assets.make_tiny_models": "trains the embedded models for minutes and writes over them",
-    "python -m lcf_lightning import-c2c nics-efc/C2C_Fuser --pair qwen3_0.6b+qwen2.5_0.5b_Fuser --output "
+    "lcf-lightning import-c2c nics-efc/C2C_Fuser --pair qwen3_0.6b+qwen2.5_0.5b_Fuser --output "
     "runs/qwen_c2c/adapter": "fetches a fuser of 1 GB from the hub",
 }
 STAND_INS = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": "llama", "google/gemma-3-270m": "gemma3_text",
     "Qwen/Qwen2.5-0.5B-Instruct": "qwen2", "Qwen/Qwen3-0.6B": "qwen3",
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": "qwen2",
 }  # fmt: skip
 VALUES = {
     "$SMOLLM2": "HuggingFaceTB/SmolLM2-135M-Instruct", "$GEMMA3": "google/gemma-3-270m", "<file>": "quickstart.yaml",
@@ -79,7 +80,7 @@ class Item:
 
 def blocks(page: Path) -> list[tuple[str, str]]:
     """Language and text of a page's blocks, and the commands in its running text as ``inline``, in order."""
-    inline = r"`((?:python3?|pip|pytest|sbatch|torchrun) [^`]+)`"
+    inline = r"`((?:lcf-lightning|python3?|pip|pytest|sbatch|torchrun) [^`]+)`"
     found = re.finditer(rf"```(\w*)\n(.*?)```|{inline}", page.read_text(), re.DOTALL)
     return [("inline", " ".join(hit[3].split("\n"))) if hit[3] else (hit[1], textwrap.dedent(hit[2])) for hit in found]
 

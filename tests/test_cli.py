@@ -41,7 +41,7 @@ def test_fit_leaves_a_whole_run_folder(run_folder: Path, capsys: pytest.CaptureF
     fit(run_folder)
     summary = json.loads((run_folder / "summary.json").read_text())
     arms = {"own_context", "message", "mismatched", "full_context"}
-    assert set(summary) == {"arms", "own_questions", "speedup", "adapter", "train_seconds", "steps", "seed"}
+    assert set(summary) == {"arms", "own_questions", "verdict", "speedup", "adapter", "train_seconds", "steps", "seed"}
     assert summary["speedup"]["speedup/ttft_vs_t2t_2"] > 0
     assert set(summary["arms"]) == set(summary["own_questions"]) == arms
     assert summary["arms"]["message"]["n"] + summary["own_questions"]["message"]["n"] == 14
@@ -79,7 +79,7 @@ def test_an_earlier_run_is_moved_aside_and_a_resumed_one_continues(run_folder: P
     assert json.loads((run_folder / "summary.json").read_text())["seed"] == 7
     fit(run_folder, "--seed_everything", "7", "--trainer.max_steps", "7", "--ckpt_path", "last")
     saved = (run_folder / "config.yaml").read_text()
-    assert yaml.safe_load(saved)["ckpt_path"] is None  # to run it again is not to continue
+    assert "ckpt_path" not in yaml.safe_load(saved)  # to run it again is not to continue
     for refused in (["--model.adapter.d", "32"], ["--data.batch_size", "8"]):
         with pytest.raises(SystemExit):
             fit(run_folder, "--seed_everything", "7", "--trainer.max_steps", "9", "--ckpt_path", "last", *refused)
@@ -211,6 +211,10 @@ BAD_INPUT = [
     (["--data.prompts.spns", "3"], "prompts.spns is no setting; did you mean prompts.spans?"),
     (["--data", "ContextMismatch"], "data='ContextMismatch' must be one of ContextMismatchDataModule, "),
     (["--model.optimizer", "AdmW"], "or the import path of a torch optimizer; did you mean AdamW?"),
+    (["--trainer.logger", "WandbLoger"], "or the import path of a Logger; did you mean WandbLogger?"),
+    (["--trainer.callbacks", "EarlyStopping"], "error: trainer.callbacks needs monitor."),
+    (["--trainer.strategy", "dddp"], "error: trainer: You selected an invalid strategy name: `strategy='dddp'`."),
+    (["--model.lr_scheduler", "CosineAnealingLR"], "of a learning rate scheduler; did you mean CosineAnnealingLR?"),
     (["--trainer.callbacks+", "Speedupp"], "or the import path of a Callback; did you mean Speedup?"),
     (
         ["--model.optimizer", "torch.optim.AdmW"],

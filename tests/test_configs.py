@@ -25,8 +25,8 @@ def test_all_are_found() -> None:
 def test_the_first_line_is_a_command_that_parses(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(config.parents[1])
     first = config.read_text().splitlines()[0]
-    program, command, *arguments = shlex.split(first.removeprefix("# python -m "))
-    assert (first[:2], program) == ("# ", "lcf_lightning")
+    program, command, *arguments = shlex.split(first.removeprefix("# "))
+    assert (first[:2], program) == ("# ", "lcf-lightning")
     assert arguments == ["--config", str(config.relative_to(config.parents[1]))]
 
     parsed = parse_only([command, *arguments])
@@ -34,12 +34,13 @@ def test_the_first_line_is_a_command_that_parses(config: Path, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_the_files_that_it_reads_are_in_the_table_of_data_sets(config: Path) -> None:
-    table = (config.parents[1] / "docs" / "models.md").read_text().partition("## Data sets")[2]
+def test_the_data_sets_that_it_reads_are_in_the_table_of_data_sets(config: Path) -> None:
+    table = (config.parents[1] / "docs" / "models.md").read_text().partition("## Data sets")[2].partition("\n## ")[0]
+    assert f"`{config.stem}`" in table or config.stem.startswith(("quickstart", "my_pair"))
     for read in (config, *bases(config)):
-        for name in re.findall(r"\.\./shared/data/([\w.]+)", read.read_text()):
-            assert f"`{name}`" in table
-            assert f"`{config.stem}`" in table
+        assert all(
+            f"`{name}`" in table for name in re.findall(r"(?:train|test): ([\w-]+/[\w.-]+)[,}]", read.read_text())
+        )
 
 
 def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

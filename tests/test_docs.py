@@ -7,7 +7,6 @@ page that nothing has run.
 
 from __future__ import annotations
 
-import functools
 import importlib
 import importlib.metadata
 import os
@@ -25,16 +24,12 @@ from typing import Any
 
 import datasets
 import pytest
-import torch
 from packaging.requirements import Requirement
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from lcf_lightning.cli import main
 from lcf_lightning.cli.config_files import bases
 from lcf_lightning.models.geometry import KNOWN_GEOMETRIES, Geometry
-from tests.conftest import DATA, byte_tokenizer
-from tests.data.sources.rows import hub_row
-from tests.distributed.test_paper_configs import chat_row
+from tests.conftest import DATA
 from tests.pages import (
     CONFIGS,
     NOT_RUN,
@@ -51,6 +46,7 @@ from tests.pages import (
     named_files,
 )
 from tests.pairs import parse_only
+from tests.stand_ins import load_anything, write_models
 
 
 @dataclass
@@ -62,38 +58,10 @@ class Desk:
     ran: list[Item] = field(default_factory=list)
 
 
-def choice_row(index: int) -> dict[str, object]:
-    return {"id": f"m{index}", "question": f"{index}?", "choices": ["one", "two"], "answer": index % 2}
-
-
-@functools.cache
-def load_dataset(location: str, *args: str, load: Callable[..., Any] = datasets.load_dataset, **options: Any) -> Any:
-    """The first rows of a local file; instead of a data set of the hub, rows of its shape."""
-    if "data_files" in options:
-        rows = load(location, *args, **options)
-        return rows.select(range(min(600, len(rows))))
-    shaped = {"hotpotqa/hotpot_qa": hub_row, "teknium/OpenHermes-2.5": chat_row}.get(location, choice_row)
-    return datasets.Dataset.from_list([shaped(index) for index in range(600)])
-
-
-def load_anything(*args: Any, load: Callable[..., Any] = datasets.load_dataset, **options: Any) -> Any:
-    """As `load_dataset`; what lm_eval asks for, which names its path, is a local file and read as it is."""
-    return load(**options) if "path" in options else load_dataset(*args, **options)
-
-
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of small random models, each at its hub id."""
-    root = tmp_path_factory.mktemp("hub")
-    for seed, (name, kind) in enumerate(STAND_INS.items()):
-        torch.manual_seed(seed)
-        config = AutoConfig.for_model(
-            kind, vocab_size=40_960, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=8,
-        )  # fmt: skip
-        AutoModelForCausalLM.from_config(config).save_pretrained(root / name)
-        byte_tokenizer(300 + 10 * seed).save_pretrained(root / name)
-    return root
+    return write_models(tmp_path_factory.mktemp("hub"))
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +127,7 @@ def prepare(text: str) -> None:
 
 
 def package(command: str, text: str) -> None:
-    """``python -m lcf_lightning``, short."""
+    """``lcf-lightning``, short."""
     if command in ("fit", "cache"):
         require_data(text)
     elif command != "params":
@@ -250,7 +218,7 @@ def submit(options: str, job: str, text: str) -> None:
 
 
 HOW: list[tuple[str, Callable[..., None]]] = [
-    (r"python -m lcf_lightning (\w+) ?(.*)", package),
+    (r"(?:lcf-lightning|python -m lcf_lightning) ([\w-]+) ?(.*)", package),
     (r"python -m lcf_lightning\.evaluation (.+)", harness),
     (r"python (-m )?((?:benchmarks|docs|examples)/\S+\.py|tests\.\S+) ?(.*)", script),
     (r"pip install (.+)", install),

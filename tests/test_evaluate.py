@@ -64,7 +64,7 @@ def test_the_default_is_every_arm_in_one_report(run: Path, capsys: pytest.Captur
     )
     assert set(found["latency"]["ttft_vs_t2t"]) == {"50", "100", "150", "200"}
     assert found["facts"]["training_steps"] == 2
-    assert found["facts"]["command"].startswith("python -m lcf_lightning evaluate --config")
+    assert found["facts"]["command"].startswith("lcf-lightning evaluate --config")
     assert all(arm in printed for arm in ARMS)
     assert "Content-attributable gain" in printed
 

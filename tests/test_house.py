@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import lcf_lightning
+
 ROOT = Path(__file__).parents[1]
 FILES = {
     **{f"lcf_lightning.{path.relative_to(ROOT / 'lcf_lightning').with_suffix('').as_posix().replace('/', '.')}": path
@@ -101,6 +103,18 @@ def test_the_caches_of_transformers_are_known_in_one_place() -> None:
         "lcf_lightning.models.cache",
         *(n for n in FILES if n.startswith("lcf_lightning.models.families.")),
     }
+
+
+def test_the_names_that_the_package_offers_stand_once() -> None:
+    offered, file = lcf_lightning.__all__, ROOT / "lcf_lightning" / "__init__.py"
+    assert {"Channel", "LCFModule", "Message"} <= {*offered} <= {*dir(lcf_lightning)}
+    stub = ast.parse(file.with_suffix(".pyi").read_text())
+    named = [
+        (alias.name, alias.asname) for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    assert sorted(named) == [(name, name) for name in offered]  # `X as X`: to type checkers, this is offered
+    assert all(getattr(lcf_lightning, name).__name__ == name for name in offered)
+    assert not [name for name in offered if name in file.read_text()]
 
 
 def test_no_file_shows_too_much() -> None:

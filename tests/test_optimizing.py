@@ -1,4 +1,4 @@
-"""What the optimizer shrinks, and that a fit of before goes on with the group that it had."""
+"""What the optimizer shrinks, how fast it learns, and that a fit of before goes on with the group that it had."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import LearningRateFinder
+from lightning.pytorch.cli import ReduceLROnPlateau
 
-from lcf_lightning import ModelSpec
-from lcf_lightning.optimizing import build_optimizer, default_optimizer
+from lcf_lightning import AdapterSettings, LCFModule, ModelSpec
+from lcf_lightning.optimizing import build_optimizer, default_optimizer, scheduled
 from tests.pairs import small_data, small_module, small_trainer
 
 Spec = Callable[[str], ModelSpec]
@@ -55,3 +57,41 @@ def test_a_fit_of_before_goes_on_with_its_one_group(
     fresh = small_trainer(tmp_path, max_steps=1)
     fresh.fit(small_module(*pair), datamodule=small_data(*pair))
     assert len(fresh.optimizers[0].param_groups) == 2
+
+
+def test_a_scheduler_of_ones_own_takes_every_step(spec: Spec, tmp_path: Path) -> None:
+    pair = spec("llama"), spec("qwen3")
+    halved = LCFModule(*pair, AdapterSettings(d=8), lr_scheduler=lambda it: torch.optim.lr_scheduler.StepLR(it, 1, 0.5))
+    trainer = small_trainer(tmp_path, max_steps=3)
+    trainer.fit(halved, datamodule=small_data(*pair))
+    assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [1e-4 / 8] * 2
+    assert halved.hparams["lr_scheduler"] == "StepLR"
+    assert halved.hparams["optimizer/lr"] == 1e-4
+
+
+def test_a_plateau_is_looked_for_after_each_validation(spec: Spec, tmp_path: Path) -> None:
+    optimizer = build_optimizer(default_optimizer, small_module(spec("llama"), spec("qwen3")).adapter)
+    for interval, when in ((5, {"interval": "step", "frequency": 5}), (0.5, {"interval": "epoch"})):
+        trainer = small_trainer(tmp_path, val_check_interval=interval)
+        found = scheduled(optimizer, lambda it: ReduceLROnPlateau(it, monitor="val/loss"), 0.1, trainer)
+        assert found.pop("scheduler").monitor == found.pop("monitor") == "val/loss"
+        assert found == when
+
+
+def test_the_learning_rate_that_lightning_finds_is_what_the_schedule_scales(spec: Spec, tmp_path: Path) -> None:
+    pair = spec("llama"), spec("qwen3")
+    module, plain = small_module(*pair), small_module(*pair)
+    finder = LearningRateFinder(num_training_steps=30, max_lr=0.1, early_stop_threshold=None)
+    trainer = small_trainer(tmp_path, finder, max_steps=4)
+    trainer.fit(module, datamodule=small_data(*pair))
+    assert module.lr == finder.optimal_lr.suggestion()  # type: ignore[union-attr]
+    (schedule,) = trainer.lr_scheduler_configs
+    assert schedule.scheduler.base_lrs == [module.lr] * 2
+    assert trainer.global_step == 4
+    assert trainer.optimizers[0].param_groups[0]["lr"] == 0.0  # the decay has ended
+
+    rate = module.lr
+    plain.optimizer = lambda parameters: torch.optim.AdamW(parameters, lr=rate, weight_decay=0.01)
+    small_trainer(tmp_path / "plain").fit(plain, datamodule=small_data(*pair))
+    for name, tensor in plain.adapter.state_dict().items():  # as one that has had this rate from the beginning
+        assert torch.equal(tensor, module.adapter.state_dict()[name]), name

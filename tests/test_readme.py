@@ -23,7 +23,7 @@ def blocks(page: Path, language: str) -> list[str]:
 def test_the_first_screen_has_the_two_commands_and_the_four_lines() -> None:
     screen = "\n".join((ROOT / "README.md").read_text().splitlines()[:60])
     assert "pip install torch==2.13.0 -e '.[dev]'" in screen
-    assert "python -m lcf_lightning fit --config configs/quickstart.yaml" in screen
+    assert "lcf-lightning fit --config configs/quickstart.yaml" in screen
     assert "\npytest" in screen
     assert "Channel.from_pretrained" in screen
 

@@ -63,6 +63,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"lcf_lightning", next(top for top in tops if top.endswith(".dist-info"))}
-    for needed in ("__init__.py", "py.typed", "message.py", "callbacks/checkpoint.py", "models/decoding.py"):
+    for needed in (
+        "__init__.py",
+        "__init__.pyi",
+        "py.typed",
+        "message.py",
+        "callbacks/checkpoint.py",
+        "models/decoding.py",
+    ):
         assert f"lcf_lightning/{needed}" in names
     assert sum("assets/tiny-" in name for name in names) >= 6

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from lcf_lightning.cli import cache, compare, evaluate, export, import_c2c, params, prune, run
 from lcf_lightning.cli.commands import Command, overview
 from lcf_lightning.cli.faults import ended_by_signals, explain, goes_on
+from lcf_lightning.cli.said import quiet
 from lcf_lightning.errors import SettingError, Stopped
 from lcf_lightning.slurm import requeue_between_steps
 
@@ -37,11 +38,16 @@ def main(args: Sequence[str] | None = None) -> None:
             close = get_close_matches(arguments[0], COMMANDS, 1)
             meant = f"; did you mean {close[0]}?" if close else "."
             raise SettingError(f"command {arguments[0]!r} must be one of {', '.join(COMMANDS)}{meant}")
+        command, rest = COMMANDS[arguments[0]], arguments[1:]
+        if command.configured and {"-h", "--help"}.intersection(rest):
+            sys.stdout.write(command.help)
+            raise SystemExit(0)
         if arguments[0] in {*run.COMMANDS, evaluate.COMMAND.name}:
             requeue_between_steps()
-        goes_on.set(lambda: COMMANDS[arguments[0]].again)
-        with ended_by_signals(arguments[0]):
-            COMMANDS[arguments[0]].run(arguments[1:])
+        quiet()
+        goes_on.set(lambda: command.again)
+        with ended_by_signals(command.name):
+            command.run(["--help" if argument == "--help-all" else argument for argument in rest])
     except Exception as error:
         explained = explain(error, goes_on.get()())
         if explained is None:

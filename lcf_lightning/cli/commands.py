@@ -15,7 +15,7 @@ from lcf_lightning.cli.parser import LCFParser
 from lcf_lightning.errors import SettingError
 
 OptionsT = TypeVar("OptionsT")
-PROGRAM = "python -m lcf_lightning"
+PROGRAM = "lcf-lightning"
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,18 @@ class Command:
         return f"{PROGRAM} {self.name} {self.options[0][0]} [options]"
 
     @property
+    def configured(self) -> bool:
+        """Whether it takes a fit's config, whose settings fill many screens."""
+        return self.options[0][0].startswith("--config")
+
+    @property
+    def help(self) -> str:
+        """What ``--help`` says where the command takes a config: a screen."""
+        return f"usage: {self.usage}\n\n{self.description}\n\nEvery setting, the Trainer's too: --help-all\n"
+
+    @property
     def description(self) -> str:
-        """What ``--help`` opens with."""
+        """What ``--help`` and ``--help-all`` open with."""
         width = max(len(option) for option, _ in self.options)
         options = "\n".join(f"  {option:<{width}}  {meaning}" for option, meaning in self.options)
         return f"{self.summary}.\n\nMost used:\n{options}\n\nExample:\n  {PROGRAM} {self.name} {self.example}"

@@ -32,7 +32,9 @@ from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.module import LCFModule
 
 OptionsT = TypeVar("OptionsT")
-TRAINER_DEFAULTS = {"default_root_dir": "runs/lcf", "num_sanity_val_steps": 0, "gradient_clip_val": 1.0}
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs/lcf", "num_sanity_val_steps": 0, "gradient_clip_val": 1.0, "enable_model_summary": False
+}  # fmt: skip
 _PATIENCE = timedelta(days=1)  # with which processes wait for each other; who starts them ends all when one fails
 
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from difflib import get_close_matches
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -27,6 +28,7 @@ _LESS_MEMORY = (
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_MONITOR = re.compile(r"conditioned on metric `(\S+)` which is not available.* any of the following: (.*)", re.DOTALL)
 _PEER = re.compile(r"connection (closed|reset)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
 
 
@@ -80,6 +82,11 @@ def explain(error: BaseException, again: str) -> tuple[str, int] | None:
     known = _known(error)
     if isinstance(known, Stopped):
         return f"stopped: {known}", 0 if known.requeued else 128 + known.signal
+    monitor = _MONITOR.search(str(error)) if isinstance(error, RuntimeError) else None
+    if monitor:
+        close = get_close_matches(monitor[1], re.findall(r"`(\S+?)`", monitor[2]), 1, 0.5)
+        meant = f"; did you mean {close[0]}?" if close else "."
+        return f"error: monitor={monitor[1]!r} must be one of {monitor[2].replace('`', '').strip()}{meant}", 2
     if known is not None:
         return f"error: {known}", 1 if isinstance(known, DivergedError) else 2
     if isinstance(error, OSError) and error.errno in _DISK:

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import torch
 from jsonargparse import DefaultHelpFormatter, Namespace
 from lightning.pytorch import callbacks as lightning_callbacks
+from lightning.pytorch import loggers as lightning_loggers
 from lightning.pytorch.cli import LightningArgumentParser
 
 import lcf_lightning.callbacks
@@ -60,6 +61,9 @@ class LCFParser(LightningArgumentParser):
         name = re.search(r"Expected a dot import path string: (\S+)", flat)
         if name:
             return _unknown_class(setting, name[1])
+        needed = re.search(r"(?:the following arguments are required:|value needs) ([\w, ]+)", flat)
+        if needed:
+            return f"{setting} needs {needed[1].strip()}."
         missing = re.search(r"File does not exist: '(.*?)'", flat)
         if missing:
             return f"{setting}={missing[1]!r} is not a file."
@@ -103,6 +107,8 @@ def _unknown_class(setting: str, name: str) -> str:
         "data": (names := [kind.__name__ for kind in subclasses(PairDataModule)], names, "LightningDataModule"),
         "optimizer": (["AdamW", "SGD"], sorted(set(optimizers)), "torch optimizer"),
         "callbacks": (ours, [*ours, *lightning_callbacks.__all__], "Callback"),
+        "logger": (["CSVLogger", "TensorBoardLogger", "WandbLogger"], lightning_loggers.__all__, "Logger"),
+        "lr_scheduler": (["CosineAnnealingLR", "OneCycleLR"], dir(torch.optim.lr_scheduler), "learning rate scheduler"),
     }
     key = setting.rpartition(".")[2]
     if key not in known:

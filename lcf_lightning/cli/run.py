@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ProgressBar, RichProgressBar, Timer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar, Timer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import CheckpointIO
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_info
 from rich.console import Console
 
 from lcf_lightning.adapter.folder import WEIGHTS_FILE
@@ -25,10 +24,13 @@ from lcf_lightning.cli.config import TRAINER_DEFAULTS, add_links, require_accele
 from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.cli.faults import goes_on
 from lcf_lightning.cli.parser import LCFParser
+from lcf_lightning.cli.run_folder import EarlierRun, RunConfig, TestReader
+from lcf_lightning.cli.said import FitProgressBar, Overview, what_next
 from lcf_lightning.discovery import import_named
-from lcf_lightning.errors import SettingError
+from lcf_lightning.errors import SettingError, reason
 from lcf_lightning.evaluation.ranks import gathered
 from lcf_lightning.evaluation.tables import arms_table
+from lcf_lightning.evaluation.verdict import in_words
 from lcf_lightning.files import FolderLock, write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
 from lcf_lightning.module import LCFModule
@@ -40,6 +42,7 @@ class LCFCLI(LightningCLI):
     """LightningCLI with a run folder: ``trainer.default_root_dir`` holds all that a run writes."""
 
     _lock: FolderLock | None = None  # of the process that writes logs, in a fit
+    _earlier: EarlierRun | None = None  # which the fit has moved aside
     _steps_before: int | None = None  # of the checkpoint that is continued or evaluated
 
     def __init__(self, args: list[str]) -> None:
@@ -66,6 +69,9 @@ class LCFCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(args)
+
+    def _parse_ckpt_path(self) -> None:
+        """A checkpoint's hyperparameters are a record; what a command says is not changed by them."""
 
     @property
     def run_folder(self) -> Path:
@@ -107,27 +113,37 @@ class LCFCLI(LightningCLI):
             torch.set_float32_matmul_precision("high")  # 32-true with TF32
         config = self._get(self.config_init, "trainer")
         require_accelerator(config["accelerator"])
-        callbacks = list(config["callbacks"] or [])
-        defaults = [Timer(), AdapterExport(), CommunicationAccuracy(), GateMonitor()]
+        callbacks = _listed(config["callbacks"])
+        defaults = [Timer(), TestReader(), Overview(), AdapterExport(), CommunicationAccuracy(), GateMonitor()]
         if self._get(self.config, "model")["adapter"]["pooler"] is not None:  # else the receiver has read it all
             defaults.append(Speedup())
         if config["enable_checkpointing"] is not False:
             defaults.append(LastCheckpoint())
         if config["enable_progress_bar"] is not False and not any(isinstance(bar, ProgressBar) for bar in callbacks):
-            defaults.append(RichProgressBar())
+            defaults.append(FitProgressBar())
         callbacks += [extra for extra in defaults if not any(isinstance(given, type(extra)) for given in callbacks)]
-        if config["logger"] in (None, True):
-            # Evaluations log beside the run, not into its training curves.
-            folder = self.run_folder if self.subcommand == "fit" else self.run_folder / str(self.subcommand)
-            kwargs["logger"] = [
-                ContinuedCSVLogger(folder.parent, folder.name, version=""),
-                TensorBoardLogger(folder, "tensorboard", version="", purge_step=self._steps_before),
-            ]
-        plugins = config["plugins"] or []
-        plugins = plugins if isinstance(plugins, list) else [plugins]
+        if config["logger"] is not False:
+            kwargs["logger"] = self._loggers([] if config["logger"] is True else _listed(config["logger"]))
+        plugins = _listed(config["plugins"])
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             kwargs["plugins"] = [*plugins, AtomicCheckpointIO()]
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except (TypeError, ValueError) as error:
+            raise SettingError(f"trainer: {reason(error)}") from error
+
+    def _loggers(self, given: list[Any]) -> list[Any]:
+        """CSV in the run folder whatever is given, and TensorBoard where nothing is.
+
+        Evaluations log beside the run, not into its training curves.
+        """
+        folder = self.run_folder if self.subcommand == "fit" else self.run_folder / str(self.subcommand)
+        if not given:
+            purge = {"default_hp_metric": False, "purge_step": self._steps_before}
+            given = [TensorBoardLogger(folder, "tensorboard", version="", **purge)]
+        if not any(isinstance(each, ContinuedCSVLogger) for each in given):
+            given = [ContinuedCSVLogger(folder.parent, folder.name, version=""), *given]
+        return given
 
     def _run_subcommand(self, subcommand: str) -> None:
         """Whoever fits has the run folder alone: two would write into each other's logs, and one adapter be lost."""
@@ -136,18 +152,23 @@ class LCFCLI(LightningCLI):
             super()._run_subcommand(subcommand)
             return
         with FolderLock(self.run_folder, "default_root_dir") as self._lock:
-            super()._run_subcommand(subcommand)
+            try:
+                super()._run_subcommand(subcommand)
+            except BaseException:
+                if self._earlier is not None and self.trainer.global_step == 0:
+                    self._earlier.put_back()
+                raise
 
     def before_fit(self) -> None:
         """Nothing written is ever lost: a run that begins moves an earlier one in its folder aside."""
         if self._lock is not None and self.config["fit"]["ckpt_path"] is None:
-            _begin(self._lock)
+            self._earlier = EarlierRun(self._lock)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}  # never unpickle a checkpoint
 
     def after_fit(self) -> None:
-        """Answer the test split under every arm; print the table and write ``summary.json``."""
+        """Answer the test split; print table and verdict, write ``summary.json``, tell loggers what came of it."""
         if self._get(self.config, "trainer")["fast_dev_run"]:
             return
         steps = self.trainer.global_step
@@ -161,6 +182,7 @@ class LCFCLI(LightningCLI):
         adapter = self._callback(AdapterExport).target(self.trainer) / WEIGHTS_FILE
         summary = {
             **(self._accuracy.summary or {}),
+            "verdict": self._accuracy.verdict,
             "speedup": {name: ratio for each in self._callbacks(Speedup) for name, ratio in each.ratios.items()},
             "adapter": {
                 "parameters": self.model.adapter.parameter_counts()["total"],
@@ -171,6 +193,12 @@ class LCFCLI(LightningCLI):
             "seed": self.model.seed,
         }
         write_text(self.run_folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+        found = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):  # which shows hyperparameters beside what came of them, or none
+                logger.log_hyperparams(logger.hparams, found, steps)
+                logger.finalize("success")
+        sys.stdout.write(what_next(self.run_folder))
 
     def after_validate(self) -> None:
         self._print_table("validation")
@@ -200,6 +228,13 @@ class LCFCLI(LightningCLI):
     def _print_table(self, split: str) -> None:
         if self.trainer.is_global_zero and self._accuracy.summary is not None:
             Console().print(arms_table(self._accuracy.summary, f"{split} split", str(self.run_folder)))
+            if self._accuracy.verdict is not None:
+                sys.stdout.write(f"{in_words(self._accuracy.verdict)}\n")
+
+
+def _listed(given: Any) -> list[Any]:
+    """What a setting names that takes one, several or none."""
+    return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
 
 
 def _lightning(name: str, summary: str, *more: tuple[str, str], again: str = Command.again) -> Command:
@@ -249,33 +284,8 @@ COMMANDS = {
 """Lightning's own commands."""
 
 
-class RunConfig(SaveConfigCallback):
-    """Saves the resolved config of a fit in the run folder, whatever the logger: one that begins, or begins again."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        pass  # a checkpoint may yet be refused
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        super().setup(trainer, pl_module, "fit")
-
-    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if trainer.state.fn == TrainerFn.FITTING:
-            config = self.config.clone()
-            config["ckpt_path"] = None  # to run again is not to continue
-            text = self.parser.dump(config, skip_none=False, skip_check=True)
-            write_text(Path(trainer.default_root_dir) / "config.yaml", text)
-
-
 def _from_checkpoint(file: Path) -> str:
     """How a fit goes on, whose checkpoint this is or would have been."""
     if file.is_file():
         return f"the same command with --ckpt_path last continues from {file}"
     return "no checkpoint has been written yet: the same command begins anew"
-
-
-def _begin(lock: FolderLock) -> None:
-    folder, aside = lock.folder, lock.move_aside(("config.yaml", "metrics.csv", "adapter", "checkpoints"))
-    if aside is not None:
-        if (aside / "config.yaml").is_file():  # which other processes of this fit may have yet to read
-            write_text(folder / "config.yaml", (aside / "config.yaml").read_text())
-        rank_zero_info(f"{folder} held an earlier run; moved to {aside}. To continue a run, give --ckpt_path last.")

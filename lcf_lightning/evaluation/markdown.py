@@ -12,6 +12,7 @@ from lcf_lightning.evaluation.layer_importance import Pruning
 from lcf_lightning.evaluation.nulls import PERMUTATIONS, Follow, Guess
 from lcf_lightning.evaluation.report import ArmFigures, Report
 from lcf_lightning.evaluation.statistics import RESAMPLES, Corrected, format_estimate, format_p, format_score
+from lcf_lightning.evaluation.verdict import meaning
 from lcf_lightning.evaluation.writing import Spread, Writing
 
 _HOW_TO_READ = f"""\
@@ -50,7 +51,7 @@ def to_markdown(report: Report) -> str:
 def conclusions(report: Report) -> str:
     """What it comes to, as a list: gain, gain over text, follow rate, guesses, time against text."""
     audit, latency = report["audit"], report["latency"]
-    lines = []
+    lines = [] if report["verdict"] is None else [f"Verdict: {meaning(report['verdict'])}."]
     if "content_attributable_gain" in audit["comparisons"]:
         gain = audit["comparisons"]["content_attributable_gain"]
         lines.append(f"Content-attributable gain (message − mismatched, n = {gain['n']}): {_gain(gain)}.")

@@ -12,6 +12,7 @@ from lcf_lightning.evaluation.latency import Latency
 from lcf_lightning.evaluation.nulls import Guess, guess
 from lcf_lightning.evaluation.prediction import Prediction, by_arm, columns
 from lcf_lightning.evaluation.statistics import Estimate, rate
+from lcf_lightning.evaluation.verdict import Verdict, judge
 
 
 class Figures(TypedDict):
@@ -64,6 +65,7 @@ class Report(TypedDict):
             benchmark, where answers are not open-ended.
         texts: By T2T arm, what became of the budget.
         audit: Communication or tuning, over questions that need the sharer.
+        verdict: What that comes to; null where it cannot be told.
         latency: Times; null where none were taken.
     """
 
@@ -75,6 +77,7 @@ class Report(TypedDict):
     guesses: dict[str, Guess]
     texts: dict[str, Texts]
     audit: Audit
+    verdict: Verdict | None
     latency: Latency | None
 
 
@@ -95,6 +98,7 @@ def build_report(answers: Iterable[Prediction], latency: Latency | None, facts: 
         guesses={name: found for name, found in guesses.items() if found is not None},
         texts=_texts(answers),
         audit=audit(answers),
+        verdict=judge(answers),
         latency=latency,
     )
 

@@ -146,6 +146,10 @@ class RowSource(Source):
         """Whether a row belongs to the data set as configured."""
         return True
 
+    def hub_options(self, location: str) -> dict[str, str]:
+        """What else of a data set of the hub `datasets.load_dataset` must know, such as its revision."""
+        return {}
+
     @abstractmethod
     def to_example(self, row: dict[str, Any], seed: int) -> Example:
         """The example of one row."""
@@ -261,7 +265,7 @@ class RowSource(Source):
                 part = "".join(hub_split.partition("[")[1:])
                 return datasets.load_dataset(self.loaders[suffix], data_files=location, split=f"train{part}")
             if self.hub_config != "*":
-                return datasets.load_dataset(location, self.hub_config, split=hub_split)
+                return datasets.load_dataset(location, self.hub_config, split=hub_split, **self.hub_options(location))
             names = datasets.get_dataset_config_names(location)
             return datasets.concatenate_datasets([datasets.load_dataset(location, n, split=hub_split) for n in names])
         except (OSError, EOFError, StopIteration, ValueError, datasets.exceptions.DatasetsError) as error:

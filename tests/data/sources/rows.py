@@ -55,6 +55,21 @@ def squad_row(index: int, answer: str = "Ben") -> dict[str, Any]:
     }  # fmt: skip
 
 
+def squad_hub_row(index: int) -> dict[str, Any]:
+    row = squad_row(index)
+    answers = {"text": row["answers"], "answer_start": row.pop("answer_start")}
+    return {**row, "answers": answers, "question": f"who is {index}?"}
+
+
+def babi_story(index: int) -> dict[str, Any]:
+    """A story of the hub's bAbI, with one question at its end."""
+    texts = [f"Mary moved to room {place}." for place in range(6)]
+    return {"story": {
+        "id": [str(place + 1) for place in range(7)], "type": [0] * 6 + [1], "text": [*texts, f"where {index}?"],
+        "supporting_ids": [[]] * 6 + [["5"]], "answer": [""] * 6 + ["room 4"],
+    }}  # fmt: skip
+
+
 def babi_row(index: int, task: str = "qa1") -> dict[str, Any]:
     story = [f"Mary moved to room {place}." for place in range(6)]
     return {
