@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lcf_lightning.adapter.adapter import CacheAdapter
     from lcf_lightning.adapter.config import AdapterConfig, AdapterSettings
+    from lcf_lightning.binding import Inbox
     from lcf_lightning.channel import Channel
     from lcf_lightning.data.datamodule import ContextMismatchDataModule, SharedContextDataModule
     from lcf_lightning.likelihood import Score
@@ -24,6 +25,7 @@ _HOMES = {
     "CacheAdapter": "lcf_lightning.adapter.adapter",
     "Channel": "lcf_lightning.channel",
     "ContextMismatchDataModule": "lcf_lightning.data.datamodule",
+    "Inbox": "lcf_lightning.binding",
     "LCFModule": "lcf_lightning.module",
     "Message": "lcf_lightning.message",
     "ModelSpec": "lcf_lightning.models.spec",
@@ -38,6 +40,7 @@ __all__ = [
     "CacheAdapter",
     "Channel",
     "ContextMismatchDataModule",
+    "Inbox",
     "LCFModule",
     "Message",
     "ModelSpec",
