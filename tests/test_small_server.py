@@ -34,7 +34,11 @@ def small() -> Iterator[ModuleType]:
     sys.modules.pop("small_server")
 
 
+BEGUN: list[str] = []
+
+
 def said(fields: Mapping[str, str]) -> bytes:
+    BEGUN.append(fields["question"])
     if fields["question"] == "wait":
         time.sleep(0.6)
     if fields["question"] == "refused":
@@ -90,6 +94,17 @@ def test_what_is_slow_is_answered_in_time(small: ModuleType) -> None:
                 assert time.perf_counter() - started < 5
                 assert reply == b"" or reply.startswith(b"HTTP/1.1 503 ")
         assert small.ask(address, "/ask", {"question": "tea"}, client)[0] == b"tea"
+
+
+def test_what_waits_too_long_is_never_begun(small: ModuleType) -> None:
+    BEGUN.clear()
+    with served(small, seconds=0.3) as (address, limits), ThreadPoolExecutor(3) as pool:
+        client = replace(limits, seconds=10)
+        asked = [pool.submit(small.ask, address, "/ask", {"question": "wait"}, client) for _ in range(3)]
+        assert all("no answer within" in str(each.exception()) for each in asked)
+        time.sleep(0.6)  # the first has ended
+        assert small.ask(address, "/ask", {"question": "tea"}, client)[0] == b"tea"
+    assert BEGUN == ["wait", "tea"]
 
 
 def test_what_is_too_large_is_refused(small: ModuleType) -> None:
