@@ -6,6 +6,7 @@ Whatever a stranger can make grow has a bound: `Limits`. One request a connectio
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import socket
 from collections.abc import Callable, Collection, Mapping
@@ -39,7 +40,7 @@ class Limits:
     Attributes:
         seconds: From a request's headers to its answer, the wait for the model included; else 503. A connection,
             silent or not, is cut after twice as long.
-        headers: Bytes of a request's headers, about; more is a 400.
+        headers: Bytes of a request's headers; more is a 431, or, where they have not all come, a 400.
         request: Bytes of its body; more is a 413.
         reply: Bytes of a reply that the client reads.
         waiting: Requests at a time, of which all but one wait for the model; more are answered 503 at once.
@@ -65,6 +66,8 @@ def server(says: Mapping[str, Says], names: Collection[str], limits: Limits) -> 
             return answer(fields), (perf_counter() - started) * 1e3
 
         async def reply(request: Request) -> Response:
+            if sum(map(len, itertools.chain(*request.headers.raw))) > limits.headers:
+                raise HTTPException(431, f"a request's headers are at most {limits.headers} bytes.")
             fields = _fields(await _body(request, limits.request), names)
             return _reply(200, *await asyncio.get_running_loop().run_in_executor(model, timed, fields))
 

@@ -32,6 +32,7 @@ MIN_KEY_BYTES = 16
 _MAX_HEADER_BYTES = 4096
 _BLOCK_BYTES = 1 << 20
 _TAG = slice(len(MAGIC), len(MAGIC) + 32)
+_UNSIGNED = bytes(32)
 _FRAME = struct.Struct("<I")
 _START = _TAG.stop + _FRAME.size  # of the header
 Keys = bytes | Sequence[bytes]
@@ -108,7 +109,7 @@ class Message:
         header = Header(self.origin, self.binding, dtype, self.spans, self.pooled, self.prompt)
         head = header.to_json(sha256=header.digest(payload))
         body = _FRAME.pack(len(head)) + head + payload
-        return MAGIC + _tag(key, body) + body
+        return MAGIC + (_UNSIGNED if key is None else _tag(key, body)) + body
 
     @classmethod
     def from_bytes(
@@ -211,23 +212,26 @@ def _require_limit(max_bytes: int) -> None:
         raise SettingError(f"max_bytes={max_bytes!r} must be a whole number of at least 0.")
 
 
-def _tag(key: bytes | None, body: bytes | memoryview) -> bytes:
-    """What authenticates a message; zero where there is no key."""
-    if key is None:
-        return bytes(hashlib.sha256().digest_size)
-    if not isinstance(key, bytes) or len(key) < MIN_KEY_BYTES:
-        kind = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
-        raise SettingError(f"key of a message must be at least {MIN_KEY_BYTES} bytes, not {kind}.")
-    tag = hmac.new(key, MAGIC, hashlib.sha256)
+def _tag(key: bytes, body: bytes | memoryview) -> bytes:
+    """What authenticates a message."""
+    tag = hmac.new(_key(key), MAGIC, hashlib.sha256)
     tag.update(body)
     return tag.digest()
 
 
-def _several(key: Keys) -> Sequence[bytes]:
+def _key(key: object) -> bytes:
+    """The key, if it is one."""
+    if not isinstance(key, bytes) or len(key) < MIN_KEY_BYTES:
+        kind = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
+        raise SettingError(f"key of a message must be at least {MIN_KEY_BYTES} bytes, not {kind}.")
+    return key
+
+
+def _several(key: Keys) -> list[bytes]:
     """The keys that are accepted."""
     if isinstance(key, list | tuple) and not key:
         raise SettingError("key=[] of a message must hold a key at least.")
-    return key if isinstance(key, list | tuple) else [key]  # type: ignore[list-item]  # `_tag` says what is no key
+    return [_key(each) for each in (key if isinstance(key, list | tuple) else [key])]
 
 
 def _unframed(data: bytes, key: Keys | None, max_bytes: int) -> tuple[Header, memoryview]:

@@ -178,8 +178,10 @@ def test_keys_take_each_others_place() -> None:
     for keys in ([KEY], KEY, [KEY, b"one more, of none"]):
         with refuses("not authenticated by this key"):
             Message.from_bytes(by_old, keys)
-    with pytest.raises(SettingError, match="must be at least 16 bytes, not 3 bytes"):
-        Message.from_bytes(by_old, [KEY, b"abc"])
+    for keys, what in (([OTHER_KEY, b"abc"], "3 bytes"), ([None], "NoneType"), ([KEY, None], "NoneType")):
+        for data in (by_old, message().to_bytes()):  # nor is nothing a key that unsigned messages have
+            with pytest.raises(SettingError, match=f"must be at least 16 bytes, not {what}"):
+                Message.from_bytes(data, keys)  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="must be at least 16 bytes, not list"):
         message().to_bytes(key=[KEY])  # type: ignore[arg-type]  # one signs
 
