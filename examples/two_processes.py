@@ -1,10 +1,12 @@
 """A sharer and a receiver in two processes that talk over HTTP: by text, and by message (docs/two_processes.md).
 
+    pip install 'lcf-lightning[serve]'
     python examples/two_processes.py runs/quickstart/adapter
 
 A child process loads the sharer only, which has read ``--sharer_reads``; this one loads the receiver only, which has
-read ``--receiver_reads``, asks the sharer and answers. Printed for both channels: the answer, the bytes that came for
-it, and milliseconds, medians of the repeats after two that are thrown away:
+read ``--receiver_reads``, asks the sharer and answers. A message is signed, for this receiver and this request alone,
+and expires. Printed for both channels: the answer, the bytes that came for it, and milliseconds, medians of the
+repeats after two that are thrown away:
 
     sharer     from the question to the bytes to send: prompt, prefill, and writing a text or pooling a message
     transfer   the rest of the request's round trip: HTTP on this machine
@@ -15,103 +17,78 @@ it, and milliseconds, medians of the repeats after two that are thrown away:
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from statistics import median
 from time import perf_counter
-from urllib.error import HTTPError
-from urllib.request import ProxyHandler, Request, build_opener
 
-from lcf_lightning import Channel, Message
+import uvicorn
+from small_server import Limits, ask, printable, server
+
+from lcf_lightning import Channel, Inbox, Message
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.parsing import parse_passages
-from lcf_lightning.errors import DataError, LCFError
+from lcf_lightning.errors import LCFError, SettingError
 from lcf_lightning.evaluation.text_baseline import reading_prompts, text_prompts, write_texts
 from lcf_lightning.models.decoding import Answer, Decoder, Decoding
 from lcf_lightning.stopwatch import Stopwatch
 
 PATHS = {"text": "/text", "latent": "/message"}
-KEY = "LCF_MESSAGE_KEY"  # in the environment: every user of a machine can read command lines
-MAX_REQUEST, MAX_REPLY = 16 * 2**10, 16 * 2**20  # bytes
+KEYS = "LCF_MESSAGE_KEYS"  # in the environment: every user of a machine can read command lines
+RECEIVER = "receiver"  # the name that messages are for
 WARMUP = 2
-DIRECT = build_opener(ProxyHandler({}))  # past any proxy of the environment
 
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers ``POST`` of ``{"question": "..."}`` with the bytes that ``says`` gives for this path."""
-
-    says: Mapping[str, Callable[[str], bytes]] = {}
-    timeout = 10  # seconds: whoever connects and is silent does not hold up the others for long
-
-    def do_POST(self) -> None:
-        if self.path not in self.says:
-            return self._reply(404, b"no such path.")
-        try:
-            question = self._question()
-            started = perf_counter()
-            body = self.says[self.path](question)
-        except LCFError as error:
-            return self._reply(400, str(error).encode())
-        self._reply(200, body, (perf_counter() - started) * 1e3)
-
-    def _question(self) -> str:
-        try:
-            length = int(self.headers["Content-Length"])
-            if not 0 <= length <= MAX_REQUEST:
-                raise ValueError
-            question: str = json.loads(self.rfile.read(length))["question"]
-            question.encode()  # a string, and all of it Unicode
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise DataError(f'a request must be {{"question": "..."}}, JSON of at most {MAX_REQUEST} bytes.') from error
-        return question
-
-    def _reply(self, status: int, body: bytes, milliseconds: float = 0) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Sharer-Milliseconds", f"{milliseconds:.3f}")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+def keys() -> list[bytes]:
+    """The keys of the environment, in hexadecimal, with commas between them: the first signs, all are accepted."""
+    try:
+        return [bytes.fromhex(key) for key in os.environ[KEYS].split(",")]
+    except ValueError as error:
+        raise SettingError(f"{KEYS} must be keys in hexadecimal, with commas between them.") from error
 
 
 def serve(args: argparse.Namespace) -> None:
     """The sharer's process: say where it listens, and answer until whoever started it closes its stdin, or ends."""
-    key = bytes.fromhex(os.environ[KEY])
+    key, limits = keys()[0], Limits(args.seconds)
     channel = Channel.from_pretrained(args.adapter, sides="sharer")
 
-    def message(question: str) -> bytes:
-        asked = question if channel.takes_question else None
-        return channel.send(args.sharer_reads, asked).to_bytes(args.dtype, key)
+    def message(asked: dict[str, str]) -> bytes:
+        told = asked["question"] if channel.takes_question else None
+        binding = {"to": RECEIVER, "session": asked["session"], "expires": limits.seconds}
+        return channel.send(args.sharer_reads, told, **binding).to_bytes(args.dtype, key)
 
-    def text(question: str) -> bytes:
-        example = Example("asked", question, ("",), parse_passages(args.sharer_reads), ())
+    def text(asked: dict[str, str]) -> bytes:
+        example = Example("asked", asked["question"], ("",), parse_passages(args.sharer_reads), ())
         prompt, last = text_prompts(channel.link, channel.writer, channel.prompts, [example])
         ids = write_texts(channel.link, channel.link.read_sharer(prompt), last, args.text_tokens)
         return channel.writer.texts(ids, "sharer")[0].encode()
 
-    Handler.says = {PATHS["text"]: text, PATHS["latent"]: message}
-    with HTTPServer(("127.0.0.1", args.port), Handler) as server:  # one request at a time, as the model takes them
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        print(f"http://127.0.0.1:{server.server_port}", flush=True)
-        sys.stdin.read()
-        server.shutdown()
+    fields = ("question", "session")
+    serving = server({PATHS["text"]: text, PATHS["latent"]: message}, fields, limits)
+    with socket.create_server(("127.0.0.1", args.port), backlog=limits.connections) as listening:
+        print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
+        threading.Thread(target=_end_with_stdin, args=[serving], daemon=True).start()
+        serving.run([listening])
+
+
+def _end_with_stdin(serving: uvicorn.Server) -> None:
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    serving.should_exit = True
 
 
 @contextmanager
-def sharer_process(arguments: Sequence[str], key: bytes) -> Iterator[str]:
+def sharer_process(arguments: Sequence[str], keys: Sequence[bytes]) -> Iterator[str]:
     """Start this script as the sharer; gives its address when it is ready, and ends it whatever happens."""
     command = [sys.executable, __file__, "--serve", *arguments]
-    environment = {**os.environ, KEY: key.hex()}
+    environment = {**os.environ, KEYS: ",".join(key.hex() for key in keys)}
     pipe, own = subprocess.PIPE, True  # in a session of its own Ctrl-C does not reach it; this process ends it
     with subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True, start_new_session=own) as child:
         try:
@@ -125,27 +102,13 @@ def sharer_process(arguments: Sequence[str], key: bytes) -> Iterator[str]:
             child.terminate()
 
 
-def ask(address: str, path: str, question: str) -> tuple[bytes, float, float]:
-    """What the sharer says, its milliseconds, and those of the transfer."""
-    request = Request(address + path, json.dumps({"question": question}).encode())
-    started = perf_counter()
-    try:
-        with DIRECT.open(request, timeout=600) as reply:
-            body = reply.read(MAX_REPLY + 1)
-    except HTTPError as error:
-        raise DataError(f"the sharer refuses: {error.read(MAX_REQUEST).decode(errors='replace')}") from error
-    sharer = float(reply.headers["Sharer-Milliseconds"])
-    return body, sharer, (perf_counter() - started) * 1e3 - sharer
-
-
-def answer(channel: Channel, name: str, body: bytes, key: bytes, args: argparse.Namespace) -> Answer:
-    """The receiver's answer to what came over the channel ``name``, decoded in the same way for both."""
-    if name == "latent":
-        message = Message.from_bytes(body, key=key, origin=channel.origin, max_bytes=MAX_REPLY)
-        return channel.receive(message, args.question, args.receiver_reads, args.max_new_tokens)
+def answer(channel: Channel, told: Message | str, args: argparse.Namespace) -> Answer:
+    """The receiver's answer to what it was told, decoded in the same way for both."""
+    if isinstance(told, Message):
+        return channel.receive(told, args.question, args.receiver_reads, args.max_new_tokens)
     example = Example("asked", args.question, ("",), (), parse_passages(args.receiver_reads))
     prompts = replace(channel.prompts, reread=None)  # no message comes
-    prompt = reading_prompts(channel.link, channel.writer, prompts, [example], [body.decode()])
+    prompt = reading_prompts(channel.link, channel.writer, prompts, [example], [told])
     cache, watch = channel.link.read_receiver(prompt.ahead), Stopwatch(channel.link.receiver.device)
     decoding = Decoding.of(channel.link.receiver, args.max_new_tokens, {})
     tokens = prompt.ahead
@@ -154,19 +117,24 @@ def answer(channel: Channel, name: str, body: bytes, key: bytes, args: argparse.
 
 def compare(args: argparse.Namespace, arguments: Sequence[str]) -> None:
     """The receiver's process: ask over both channels in turn, answer, print the table."""
-    key = secrets.token_bytes(32)
+    accepted = keys() if KEYS in os.environ else [secrets.token_bytes(32)]
+    inbox, limits = Inbox(RECEIVER), Limits(args.seconds)
     rows: dict[str, str] = {}
     times: dict[str, list[tuple[float, ...]]] = {name: [] for name in PATHS}
-    with sharer_process(arguments, key) as address:
+    with sharer_process(arguments, accepted) as address:
         channel = Channel.from_pretrained(args.adapter, sides="receiver")
         for _ in range(WARMUP + args.repeats):
             for name, path in PATHS.items():
-                body, sharer, transfer = ask(address, path, args.question)
+                session = secrets.token_hex(16)  # of this request: what answers another one is refused
+                body, sharer, transfer = ask(address, path, {"question": args.question, "session": session}, limits)
                 started = perf_counter()
-                said = answer(channel, name, body, key, args)
+                if name == "latent":
+                    checks = {"max_bytes": limits.reply, "inbox": inbox, "session": session}
+                    told = Message.from_bytes(body, accepted, channel.origin, **checks)
+                said = answer(channel, told if name == "latent" else body.decode(errors="replace"), args)
                 receiver = (perf_counter() - started) * 1e3 - said.milliseconds["rest_of_answer"]
                 times[name].append((sharer, transfer, receiver, sharer + transfer + receiver))
-                rows[name] = f"{name:<8} {' '.join(said.text.split()):<20.20} {len(body):>9,}"
+                rows[name] = f"{name:<8} {printable(' '.join(said.text.split())):<20.20} {len(body):>9,}"
     print(f"{'channel':<8} {'answer':<20} {'bytes':>9} {'sharer':>9} {'transfer':>9} {'receiver':>9} {'total':>9}")
     for name, row in rows.items():
         medians = (median(stage) for stage in zip(*times[name][WARMUP:], strict=True))
@@ -188,11 +156,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16", "float16", "int8", "int4"], help="of a message on its way"
     )
+    parser.add_argument("--seconds", type=float, default=30, help="that a request, and a message, may take")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if min(args.repeats, args.max_new_tokens, args.text_tokens) < 1:
         parser.error("--repeats, --max_new_tokens and --text_tokens must be at least 1")
+    if not 0 < args.seconds <= 3600:
+        parser.error("--seconds must be above 0 and at most 3600")
     try:
         serve(args) if args.serve else compare(args, arguments)
     except (LCFError, OSError, OverflowError) as error:  # no adapter, no sharer, no such port

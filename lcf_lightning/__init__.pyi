@@ -2,6 +2,7 @@
 from lcf_lightning.adapter.adapter import CacheAdapter as CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig as AdapterConfig
 from lcf_lightning.adapter.config import AdapterSettings as AdapterSettings
+from lcf_lightning.binding import Inbox as Inbox
 from lcf_lightning.channel import Channel as Channel
 from lcf_lightning.data.datamodule import ContextMismatchDataModule as ContextMismatchDataModule
 from lcf_lightning.data.datamodule import SharedContextDataModule as SharedContextDataModule

@@ -132,7 +132,16 @@ class Channel:
         """Whether `send` uses a question: the sharer was shown it in training, or reads the receiver's own text."""
         return self.link.shared or self.prompts.share_question
 
-    def send(self, passages: Text, question: Question | None = None, pooled: bool = False) -> Message:
+    def send(
+        self,
+        passages: Text,
+        question: Question | None = None,
+        pooled: bool = False,
+        *,
+        to: str | None = None,
+        session: str | None = None,
+        expires: float | None = None,
+    ) -> Message:
         """What the sharer says of what it has read. Where it was shown a question, the message is for that one.
 
         Args:
@@ -141,19 +150,27 @@ class Channel:
                 says where it was and none is given, and where it was not and one is. Where both models read the same
                 text, what the receiver will be asked.
             pooled: Pool over the spans already: the smallest message, for a receiver that hears no other sharer.
+            to: The message is for the receiver of this name alone, see `Inbox`; needs ``expires``.
+            session: It is for this session alone; needs ``expires``.
+            expires: It lives so many seconds from now, and is read once.
 
         Raises:
             DataError: If there is nothing to send, or a chat cannot be understood.
-            SettingError: If this channel has no sharer, or ``pooled`` means nothing for it.
+            SettingError: If this channel has no sharer, ``pooled`` means nothing for it, or it cannot be bound so.
         """
-        return sent_messages(self, [passages], [question], pooled)[0]
+        return sent_messages(self, [passages], [question], pooled, to=to, session=session, expires=expires)[0]
 
     def send_batch(
-        self, passages: Sequence[Text], questions: Sequence[Question | None] | None = None, pooled: bool = False
+        self,
+        passages: Sequence[Text],
+        questions: Sequence[Question | None] | None = None,
+        pooled: bool = False,
+        **binding: Any,
     ) -> list[Message]:
-        """One message for each text and question, or for each text alone; see `send`."""
+        """One message for each text and question, or for each text alone; see `send`, for ``binding``, too."""
         require_lists(texts=passages)
-        return sent_messages(self, passages, [None] * len(passages) if questions is None else questions, pooled)
+        asked = [None] * len(passages) if questions is None else questions
+        return sent_messages(self, passages, asked, pooled, **binding)
 
     @overload
     def receive(
@@ -189,7 +206,7 @@ class Channel:
     ) -> Answer | Generator[str, None, Answer]:
         """The receiver's answer, given a message and its own passages: the sharer's, where both read the same text.
 
-        A warning names a question that a message was not sent for.
+        A warning names a question that a message was not sent for; one that is bound is refused.
 
         Args:
             message: Of one sharer; of several, whose spans are taken together; or None, for the receiver alone.
@@ -200,8 +217,8 @@ class Channel:
             options: Decoding options of transformers' ``generate``; greedy where they ask for nothing else.
 
         Raises:
-            MessageError: If a message comes from another adapter or pair, edits the cache to what is not finite, or,
-                where both read the same text, was sent for another.
+            MessageError: If a message comes from another adapter or pair, edits the cache to what is not finite, is
+                bound and was sent for another question, or, where both read the same text, was sent for another.
             GeometryError: If a message becomes tokens (``pooler=prefix``), and these and the prompt are longer than the
                 receiver can see.
             DataError: If a chat cannot be understood.

@@ -8,33 +8,35 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import json
-import re
 import struct
 import warnings
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from torch import Tensor
 
+from lcf_lightning.binding import Binding, Inbox
 from lcf_lightning.errors import MessageError, SettingError, reason
 from lcf_lightning.files import write_file
+from lcf_lightning.header import Header
 from lcf_lightning.models.spec import DTYPES
 from lcf_lightning.origin import Origin
 from lcf_lightning.wire import WIRE_DTYPES, decode, encode
 
-FORMAT_VERSION = 1
 MAGIC = b"LCFMSG\r\n"  # a transfer that takes it for text breaks it
 MAX_BYTES = 64 * 2**20
 """Size limit of a message that arrives, unless another is given."""
 MIN_KEY_BYTES = 16
 _MAX_HEADER_BYTES = 4096
 _BLOCK_BYTES = 1 << 20
-_MAX_COUNT = 2**20  # of layers, heads, spans, and a head's size
 _TAG = slice(len(MAGIC), len(MAGIC) + 32)
+_UNSIGNED = bytes(32)
 _FRAME = struct.Struct("<I")
 _START = _TAG.stop + _FRAME.size  # of the header
+Keys = bytes | Sequence[bytes]
+"""A key, or several of which each is accepted, while one takes the place of another."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -49,6 +51,7 @@ class Message:
         pooled: Whether the spans are pooled already; such a message stands alone.
         prompt: A digest of what this was sent for: the receiver's tokens where both models read the same text, the
             question where the sharer was shown one; else None.
+        binding: Whom and how long it is for; None for anybody, and for good.
 
     Raises:
         MessageError: If the tensors do not have that shape, or no common float dtype.
@@ -59,6 +62,7 @@ class Message:
     origin: Origin
     pooled: bool = False
     prompt: str | None = None
+    binding: Binding | None = None
 
     def __post_init__(self) -> None:
         origin, shape = self.origin, tuple(self.keys.shape)
@@ -78,7 +82,8 @@ class Message:
         """One line, without a number of the tensors."""
         of = f"{self.origin.layers} layers × {self.origin.heads} heads × {self.origin.head_dim}"
         dtype, pooled = str(self.keys.dtype).removeprefix("torch."), ", pooled" if self.pooled else ""
-        return f"Message({self.spans} spans, {of}, {dtype}{pooled}, adapter {self.origin.adapter[:8]})"
+        bound = "" if self.binding is None else f", to {self.binding.to!r}"
+        return f"Message({self.spans} spans, {of}, {dtype}{pooled}, adapter {self.origin.adapter[:8]}{bound})"
 
     @property
     def spans(self) -> int:
@@ -101,33 +106,39 @@ class Message:
         if dtype not in WIRE_DTYPES:
             raise SettingError(f"dtype={dtype!r} of a message must be one of {', '.join(WIRE_DTYPES)}, or null.")
         payload = encode(self.keys[:, 0], self.values[:, 0], dtype)
-        header = _Header(FORMAT_VERSION, self.origin, dtype, self.spans, self.pooled, self.prompt)
+        header = Header(self.origin, self.binding, dtype, self.spans, self.pooled, self.prompt)
         head = header.to_json(sha256=header.digest(payload))
         body = _FRAME.pack(len(head)) + head + payload
-        return MAGIC + _tag(key, body) + body
+        return MAGIC + (_UNSIGNED if key is None else _tag(key, body)) + body
 
     @classmethod
     def from_bytes(
         cls,
         data: bytes,
-        key: bytes | None = None,
+        key: Keys | None = None,
         origin: Origin | None = None,
         max_bytes: int = MAX_BYTES,
+        *,
+        inbox: Inbox | None = None,
+        session: str | None = None,
     ) -> Message:
         """The message that `to_bytes` wrote, in the dtype it travelled in (int8 and int4 as float32).
 
         Args:
             data: What arrived.
-            key: Where given, a message that this key does not authenticate is refused. A warning says where none is
-                given and the message was signed.
+            key: Where given, a message that neither this key nor one of these keys authenticates is refused. A warning
+                says where none is given and the message was signed.
             origin: Where given, a message of another adapter or pair is refused; see `Channel.origin`.
             max_bytes: Longer data is refused unread.
+            inbox: Where given, takes the message or refuses it by what it is bound to, see `Inbox`, which needs a key.
+                A warning says where none is given and the message is bound.
+            session: The session that the receiver is at; for ``inbox``.
 
         Raises:
-            SettingError: If the key is too short, or the limit is no number.
+            SettingError: If a key is too short, the limit is no number, or ``inbox`` comes without a key.
             MessageError: If anything is wrong with ``data``. No tensor has been made then.
         """
-        return cls._read(data, key, origin, max_bytes)
+        return cls._read(data, key, origin, max_bytes, inbox, session)
 
     def save(self, path: str | Path, dtype: str | None = None, key: bytes | None = None) -> None:
         """Write `to_bytes` to a file: aside, then renamed."""
@@ -138,9 +149,12 @@ class Message:
     def load(
         cls,
         path: str | Path,
-        key: bytes | None = None,
+        key: Keys | None = None,
         origin: Origin | None = None,
         max_bytes: int = MAX_BYTES,
+        *,
+        inbox: Inbox | None = None,
+        session: str | None = None,
     ) -> Message:
         """Read the file that `save` wrote; see `from_bytes`.
 
@@ -154,78 +168,34 @@ class Message:
         except (OSError, ValueError) as error:  # a path may be none
             why = getattr(error, "strerror", None) or reason(error)
             raise MessageError(f"message file {str(path)!r} cannot be read: {why}.") from error
-        return cls._read(data, key, origin, max_bytes)
+        return cls._read(data, key, origin, max_bytes, inbox, session)
 
     @classmethod
-    def _read(cls, data: bytes, key: bytes | None, origin: Origin | None, max_bytes: int) -> Message:
+    def _read(
+        cls,
+        data: bytes,
+        key: Keys | None,
+        origin: Origin | None,
+        max_bytes: int,
+        inbox: Inbox | None,
+        session: str | None,
+    ) -> Message:
         """See `from_bytes`; a warning is of the line that called it, or `load`."""
+        if inbox is not None and key is None:
+            raise SettingError("inbox= must come with key=: without one anybody can write what a message is bound to.")
+        if session is not None and inbox is None:
+            raise SettingError(f"session={session!r:.140} must come with inbox=, which compares it.")
         header, payload = _unframed(data, key, max_bytes)
         if origin is not None:
             header.origin.require(origin)
-        if key is None and any(data[_TAG]):
+        if inbox is not None:
+            inbox.admit(header.binding, session)
+        elif key is None and any(data[_TAG]):
             warnings.warn("key=None, but this message is signed: who wrote it has not been checked.", stacklevel=3)
+        elif header.binding is not None:
+            warnings.warn("inbox=None, but this message is bound: for whom and how long was not checked.", stacklevel=3)
         keys, values = (side.unsqueeze(1) for side in decode(payload, header.dtype, header.shape))
-        return cls(keys, values, header.origin, header.pooled, header.prompt)
-
-
-@dataclass(frozen=True)
-class _Header:
-    format: int
-    origin: Origin
-    dtype: str
-    spans: int
-    pooled: bool
-    prompt: str | None
-
-    def to_json(self, **more: str) -> bytes:
-        """As it travels, the origin's fields among the others."""
-        others = {name: value for name, value in asdict(self).items() if name != "origin"}
-        return json.dumps({**others, **asdict(self.origin), **more}, sort_keys=True).encode()
-
-    def digest(self, payload: bytes | memoryview) -> str:
-        """SHA-256 of header and payload."""
-        found = hashlib.sha256(self.to_json())
-        found.update(payload)
-        return found.hexdigest()
-
-    @classmethod
-    def from_json(cls, text: bytes) -> tuple[_Header, str]:
-        """The header and the digest that it names; raise a MessageError unless ``text`` is what `to_json` writes."""
-        try:
-            given = json.loads(text.decode())
-        except (ValueError, RecursionError) as error:
-            raise MessageError("message header is no JSON.") from error
-        names = {field.name for field in (*fields(cls), *fields(Origin))} - {"origin"} | {"sha256"}
-        if not isinstance(given, dict) or given.get("format") != FORMAT_VERSION:
-            version = given.get("format") if isinstance(given, dict) else None
-            raise MessageError(f"message format={version!r:.40} is unknown; this release reads {FORMAT_VERSION}.")
-        if given.keys() != names:
-            raise MessageError(f"message header must hold exactly {', '.join(sorted(names))}.")
-        wrong = [name for name, value in given.items() if not _allowed(name, value)]
-        if wrong:
-            raise MessageError(f"message header: {wrong[0]}={given[wrong[0]]!r:.40} is not allowed.")
-        origin = Origin(**{field.name: given[field.name] for field in fields(Origin)})
-        rest = {field.name: given[field.name] for field in fields(cls) if field.name != "origin"}
-        return cls(origin=origin, **rest), given["sha256"]
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Of keys and values, without the batch."""
-        return self.origin.layers, self.origin.heads, self.spans, self.origin.head_dim
-
-
-def _allowed(name: str, value: Any) -> bool:
-    """Whether a header's field may have this value."""
-    if name in ("layers", "heads", "head_dim", "spans", "format"):
-        return type(value) is int and 1 <= value <= _MAX_COUNT
-    if name == "pooled":
-        return type(value) is bool
-    if name == "dtype":
-        return isinstance(value, str) and value in WIRE_DTYPES
-    if value is None:
-        return name in ("sharer", "receiver", "prompt")
-    length = 64 if name == "sha256" else 32
-    return isinstance(value, str) and re.fullmatch(rf"[0-9a-f]{{{length}}}", value) is not None
+        return cls(keys, values, header.origin, header.pooled, header.prompt, header.binding)
 
 
 def _blocks(file: BinaryIO, most: int) -> bytes:
@@ -242,19 +212,29 @@ def _require_limit(max_bytes: int) -> None:
         raise SettingError(f"max_bytes={max_bytes!r} must be a whole number of at least 0.")
 
 
-def _tag(key: bytes | None, body: bytes | memoryview) -> bytes:
-    """What authenticates a message; zero where there is no key."""
-    if key is None:
-        return bytes(hashlib.sha256().digest_size)
-    if not isinstance(key, bytes) or len(key) < MIN_KEY_BYTES:
-        kind = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
-        raise SettingError(f"key of a message must be at least {MIN_KEY_BYTES} bytes, not {kind}.")
-    tag = hmac.new(key, MAGIC, hashlib.sha256)
+def _tag(key: bytes, body: bytes | memoryview) -> bytes:
+    """What authenticates a message."""
+    tag = hmac.new(_key(key), MAGIC, hashlib.sha256)
     tag.update(body)
     return tag.digest()
 
 
-def _unframed(data: bytes, key: bytes | None, max_bytes: int) -> tuple[_Header, memoryview]:
+def _key(key: object) -> bytes:
+    """The key, if it is one."""
+    if not isinstance(key, bytes) or len(key) < MIN_KEY_BYTES:
+        kind = f"{len(key)} bytes" if isinstance(key, bytes) else type(key).__name__
+        raise SettingError(f"key of a message must be at least {MIN_KEY_BYTES} bytes, not {kind}.")
+    return key
+
+
+def _several(key: Keys) -> list[bytes]:
+    """The keys that are accepted."""
+    if isinstance(key, list | tuple) and not key:
+        raise SettingError("key=[] of a message must hold a key at least.")
+    return [_key(each) for each in (key if isinstance(key, list | tuple) else [key])]
+
+
+def _unframed(data: bytes, key: Keys | None, max_bytes: int) -> tuple[Header, memoryview]:
     """Header and payload, if size, tag, lengths and digest hold."""
     if not isinstance(data, bytes):
         raise MessageError(f"a message must be bytes, not {type(data).__name__}.")
@@ -265,12 +245,12 @@ def _unframed(data: bytes, key: bytes | None, max_bytes: int) -> tuple[_Header, 
         raise MessageError("these bytes are no message, or its first few only.")
     view = memoryview(data)
     body = view[_TAG.stop :]
-    if key is not None and not hmac.compare_digest(_tag(key, body), data[_TAG]):
+    if key is not None and not any(hmac.compare_digest(_tag(each, body), data[_TAG]) for each in _several(key)):
         raise MessageError("message is not authenticated by this key: another key, none, or it was changed on the way.")
     (length,) = _FRAME.unpack(body[: _FRAME.size])
     if length > min(_MAX_HEADER_BYTES, len(data) - _START):
         raise MessageError(f"message header of {length} bytes is cut off, or longer than {_MAX_HEADER_BYTES}.")
-    (header, digest), payload = _Header.from_json(data[_START : _START + length]), view[_START + length :]
+    (header, digest), payload = Header.from_json(data[_START : _START + length]), view[_START + length :]
     if header.digest(payload) != digest:
         raise MessageError("message payload or header is cut off or damaged: the digest is another.")
     return header, payload

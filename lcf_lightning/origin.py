@@ -28,7 +28,10 @@ class Origin:
     head_dim: int
 
     def require(self, expected: Origin) -> None:
-        """Raise a MessageError that names what differs from ``expected``, if anything does."""
+        """Raise a MessageError that names what differs from ``expected``, if anything does.
+
+        A model whose fingerprint ``expected`` does not know may be any; one that it knows may not be unknown here.
+        """
         differing = [
             f"{field.name}={getattr(self, field.name)!r}, expected {getattr(expected, field.name)!r}"
             for field in fields(self)
@@ -38,6 +41,6 @@ class Origin:
             raise MessageError(f"message of another adapter or pair: {'; '.join(differing)}.")
 
 
-def _agree(name: str, one: str | int | None, other: str | int | None) -> bool:
-    """Whether both are the same, as far as a model's weights are known to both."""
-    return one == other or (name in ("sharer", "receiver") and None in (one, other))
+def _agree(name: str, found: str | int | None, expected: str | int | None) -> bool:
+    """Whether both are the same, as far as it is known whose weights are expected."""
+    return found == expected or (name in ("sharer", "receiver") and expected is None)

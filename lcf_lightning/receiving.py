@@ -157,14 +157,22 @@ def _require_same_text(received: Sequence[Sequence[Message]], tokens: Tokens) ->
 
 
 def _warn_of_unusual(channel: Channel, received: Sequence[Sequence[Message]], questions: Sequence[Question]) -> None:
-    """Say, on the line that called the channel, which questions are empty, or not those that messages were sent for."""
+    """Say, on the line that called the channel, which questions are empty, or not those that messages were sent for.
+
+    Raises:
+        MessageError: If a bound message was sent for another question.
+    """
     for several, question in zip(received, questions, strict=True):
         history, asked = parse_question(question)
+        sent_for = {each.prompt for each in several}
+        other = not channel.link.shared and not sent_for <= {None, digest_of(history, asked)}
+        said = f"question={asked!r:.60} is not the one that its message was sent for"
+        if other and any(each.binding is not None for each in several):
+            raise MessageError(f"{said}; a bound message is for no other.")
         if not asked.strip():
             warnings.warn("the question is empty.", stacklevel=6)
-        elif not channel.link.shared and not {each.prompt for each in several} <= {None, digest_of(history, asked)}:
-            message = f"question={asked!r:.60} is not the one that its message was sent for, which may not answer it."
-            warnings.warn(message, stacklevel=6)
+        elif other:
+            warnings.warn(f"{said}, which may not answer it.", stacklevel=6)
 
 
 def _received(channel: Channel, given: Received) -> list[Message]:

@@ -12,6 +12,7 @@ import torch
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.parts import Summaries
+from lcf_lightning.binding import bound
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
 from lcf_lightning.data.prompts import History
@@ -27,10 +28,15 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def messages(
-    channel: Channel, passages: Sequence[Text], questions: Sequence[Question | None], pooled: bool
+    channel: Channel,
+    passages: Sequence[Text],
+    questions: Sequence[Question | None],
+    pooled: bool,
+    **binding: Any,
 ) -> list[Message]:
-    """One message for each text and question; see `Channel.send`."""
+    """One message for each text and question, each bound as `bound` is told; see `Channel.send`."""
     require_lists(texts=passages, questions=questions)
+    bound(**binding)  # what is wrong is said before anything is read
     if not passages:
         return []
     channel.link.side("sharer")  # must be loaded
@@ -53,9 +59,10 @@ def messages(
         if channel.takes_question:
             read_for = [None if question is None else digest_of(history, question) for history, question in asked]
     kv, present = summaries
+    sides = [(kv.keys[:, row : row + 1, :, at], kv.values[:, row : row + 1, :, at]) for row, at in enumerate(present)]
     return [
-        Message(kv.keys[:, row : row + 1, :, at], kv.values[:, row : row + 1, :, at], channel.origin, pooled, prompt)
-        for row, (at, prompt) in enumerate(zip(present, read_for, strict=True))
+        Message(*side, channel.origin, pooled, prompt, bound(**binding))
+        for side, prompt in zip(sides, read_for, strict=True)
     ]
 
 

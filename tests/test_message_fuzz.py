@@ -11,6 +11,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -20,6 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lcf_lightning import Message
+from lcf_lightning.binding import Binding
 from lcf_lightning.errors import MessageError
 from lcf_lightning.origin import Origin
 from tests.message.making import FLOATS, FRAME, KEY, MAGIC, WIRE_DTYPES, digest, framed, message, parts, same
@@ -138,7 +140,8 @@ def test_arbitrary_bytes_are_refused() -> None:
 
 
 def test_arbitrary_headers_are_refused_or_right() -> None:
-    kind, sent = "arbitrary headers", {dtype: small(dtype).to_bytes(dtype) for dtype in WIRE_DTYPES}
+    kind, binding = "arbitrary headers", Binding("bob", None, 2**31, "b0" * 16)
+    sent = {dtype: replace(small(dtype), binding=binding).to_bytes(dtype) for dtype in WIRE_DTYPES}
     fields = [*parts(sent["int8"])[0], "more"]
 
     def tries(drawn: tuple[str, Any, set[str], Any, bytes | None]) -> None:
@@ -157,6 +160,7 @@ def test_arbitrary_headers_are_refused_or_right() -> None:
     row = hypothesised(kind, tries, strategy)
     assert row["refused"] > row["inputs"] / 2
     assert row["equal"] > 0  # without the "more" that was dropped
+    assert row["another"] > 0  # an attacker without a key may write any recipient and session
 
 
 def packed(header: Any, data: bytes) -> bytes:

@@ -7,9 +7,12 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from collections.abc import Iterator
-from http.client import HTTPConnection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,12 +23,13 @@ from lcf_lightning.callbacks import AdapterExport
 from torch import Tensor
 from transformers import LogitsProcessorList
 
-from lcf_lightning import Channel, Message, ModelSpec
+from lcf_lightning import Channel, Inbox, Message, ModelSpec
 from lcf_lightning.errors import DataError, MessageError, SettingError
 from tests.pairs import small_data, small_module, small_trainer
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "two_processes.py"
-KEY = bytes(range(32))
+KEY, NEXT = bytes(range(32)), bytes(range(1, 33))
+SESSION = "5e55" * 8
 SHARER_READS, RECEIVER_READS = ["likes ada tea .", "owns ben lamp ."], ["finds eva bell ."]
 ASKED = Namespace(question="likes ada", receiver_reads=RECEIVER_READS, max_new_tokens=6)
 
@@ -37,7 +41,9 @@ def example() -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent))
+        spec.loader.exec_module(module)
     return module
 
 
@@ -71,11 +77,25 @@ def address(example: ModuleType, adapter: Path) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # sums are made in the same order
         children = recorded(patch)
-        with example.sharer_process(arguments, KEY) as address:
+        with example.sharer_process(arguments, [KEY, NEXT]) as address:
             patch.undo()
             yield address
             children[0].stdin.close()  # type: ignore[union-attr]  # all that a process which was killed can do
             assert children[0].wait(60) == 0
+
+
+def asked(example: ModuleType, address: str, path: str, question: str) -> tuple[bytes, float, float]:
+    """What the sharer says, in `SESSION`."""
+    said: tuple[bytes, float, float] = example.ask(
+        address, path, {"question": question, "session": SESSION}, example.Limits()
+    )
+    return said
+
+
+def read(example: ModuleType, channel: Channel, body: bytes, inbox: Inbox | None = None) -> Message:
+    """As the script does it, of keys that are about to be exchanged."""
+    inbox = inbox or Inbox(example.RECEIVER)
+    return Message.from_bytes(body, [NEXT, KEY], channel.origin, inbox=inbox, session=SESSION)
 
 
 def first_logits(channel: Channel, message: Message, question: str) -> tuple[str, Tensor]:
@@ -97,73 +117,73 @@ def test_two_processes_say_what_one_says(example: ModuleType, adapter: Path, add
     answers = {}
     for question in ("likes ada", "owns ben"):
         sent = alone.send(SHARER_READS, question)
-        body, milliseconds, transfer = example.ask(address, "/message", question)
-        assert body == sent.to_bytes(key=KEY)
+        body, milliseconds, transfer = asked(example, address, "/message", question)
+        came = read(example, receiver, body)
+        assert body == replace(sent, binding=came.binding).to_bytes(key=KEY)
         assert milliseconds > 0
         assert transfer > 0
-        came = Message.from_bytes(body, key=KEY, origin=receiver.origin)
         (text, logits), (expected_text, expected) = (
             first_logits(channel, message, question) for channel, message in ((receiver, came), (alone, sent))
         )
         assert text == expected_text
         assert torch.equal(logits, expected)
-        answers[question] = first_logits(receiver, came, "likes ada")[1]
+        answers[question] = first_logits(receiver, replace(came, binding=None), "likes ada")[1]
     assert not torch.equal(*answers.values())  # the message was listened to
 
 
 def test_both_channels_answer(example: ModuleType, adapter: Path, address: str) -> None:
     receiver = Channel.from_pretrained(adapter, sides="receiver")
-    written, _, _ = example.ask(address, "/text", "likes ada")
-    message, _, _ = example.ask(address, "/message", "likes ada")
-    by_text, by_message = (
-        example.answer(receiver, name, body, KEY, ASKED) for name, body in (("text", written), ("latent", message))
-    )
+    written, _, _ = asked(example, address, "/text", "likes ada")
+    body, _, _ = asked(example, address, "/message", "likes ada")
+    message = read(example, receiver, body)
+    by_text, by_message = (example.answer(receiver, told, ASKED) for told in (written.decode(), message))
     assert by_text.prompt_tokens > by_message.prompt_tokens  # only the text is read
     assert by_text.milliseconds.keys() | {"fuse", "receiver_prefill"} == by_message.milliseconds.keys()
-    assert by_message.text == receiver.receive(Message.from_bytes(message), "likes ada", RECEIVER_READS, 6).text
+    assert by_message.text == receiver.receive(message, "likes ada", RECEIVER_READS, 6).text
 
 
-def test_a_message_with_another_key_is_refused(example: ModuleType, adapter: Path, address: str) -> None:
+def test_a_message_that_is_not_for_this_request_is_refused(example: ModuleType, adapter: Path, address: str) -> None:
     receiver = Channel.from_pretrained(adapter, sides="receiver")
-    body, _, _ = example.ask(address, "/message", "likes ada")
-    changed = body[:-1] + bytes([body[-1] ^ 1])
-    for data, key in ((body, bytes(32)), (changed, KEY), (Message.from_bytes(body).to_bytes(), KEY)):
-        with pytest.raises(MessageError, match="not authenticated by this key"):
-            example.answer(receiver, "latent", data, key, ASKED)
-    assert example.answer(receiver, "latent", body, KEY, ASKED).new_tokens > 0
-
-
-@pytest.mark.parametrize(
-    ("path", "body", "length", "status"),
-    [
-        ("/message", b"no JSON", None, 400),
-        ("/message", b'{"question": 1}', None, 400),
-        ("/text", b"[]", None, 400),
-        ("/message", b'{"question": "\\ud800"}', None, 400),
-        ("/message", b"\xff", None, 400),
-        ("/message", b"[" * 16_000, None, 400),
-        ("/message", b"{}", "1000000", 400),
-        ("/message", b"{}", "9" * 5000, 400),
-        ("/message", b"{}", "-1", 400),
-        ("/nowhere", b'{"question": "likes ada"}', None, 404),
-    ],
-)
-def test_the_sharer_refuses(address: str, path: str, body: bytes, length: str | None, status: int) -> None:
-    connection = HTTPConnection(address.removeprefix("http://"), timeout=20)
-    connection.request("POST", path, body, {"Content-Length": length or str(len(body))})
-    reply = connection.getresponse()
-    assert reply.status == status
-    assert reply.read().endswith(b".")
+    body, _, _ = asked(example, address, "/message", "likes ada")
+    inbox, changed = Inbox(example.RECEIVER), body[:-1] + bytes([body[-1] ^ 1])
+    for data, key, session, match in (
+        (body, bytes(32), SESSION, "not authenticated by this key"),
+        (changed, KEY, SESSION, "not authenticated by this key"),
+        (body, KEY, "another", f"session='{SESSION}', expected 'another'"),
+    ):
+        with pytest.raises(MessageError, match=match):
+            Message.from_bytes(data, key, receiver.origin, inbox=inbox, session=session)
+    late = Inbox(example.RECEIVER, clock=lambda: time.time() + 100)
+    for other, match in ((late, "has expired"), (Inbox("somebody else"), "to='receiver', expected 'somebody else'")):
+        with pytest.raises(MessageError, match=match):
+            read(example, receiver, body, other)
+    assert read(example, receiver, body, inbox).binding is not None
+    with pytest.raises(MessageError, match="read before"):
+        read(example, receiver, body, inbox)
 
 
 def test_who_asks_is_told_why_it_was_refused(example: ModuleType, address: str) -> None:
-    with pytest.raises(DataError, match=r"the sharer refuses: a request must be .* at most 16384 bytes\."):
-        example.ask(address, "/message", "a" * 20_000)
-    assert example.ask(address, "/text", "likes ada")[0]
+    with pytest.raises(DataError, match=r"the sharer refuses \(413\): a request is at most 16384 bytes\."):
+        asked(example, address, "/message", "a" * 20_000)
+    with pytest.raises(DataError, match=r"the sharer refuses \(404\)"):
+        asked(example, address, "/nowhere", "likes ada")
+    with pytest.raises(DataError, match=r"the sharer refuses \(400\): session=.* must be 1 to 128 printable ASCII"):
+        example.ask(address, "/message", {"question": "likes ada", "session": ""}, example.Limits())
+    assert asked(example, address, "/text", "likes ada")[0]
 
 
 @pytest.mark.slow
-def test_the_script_answers_over_both_channels(adapter: Path) -> None:
+def test_of_500_requests_by_50_at_a_time_none_is_lost(example: ModuleType, adapter: Path, address: str) -> None:
+    receiver, inbox = Channel.from_pretrained(adapter, sides="receiver"), Inbox(example.RECEIVER)
+    with ThreadPoolExecutor(50) as pool:
+        bodies = [each[0] for each in pool.map(partial(asked, example, address, "/message"), ["likes ada"] * 500)]
+    messages = [read(example, receiver, body, inbox) for body in bodies]
+    assert len({message.binding.nonce for message in messages if message.binding is not None}) == 500
+    assert all(torch.equal(message.keys, messages[0].keys) for message in messages)
+
+
+@pytest.mark.slow
+def test_the_script_answers_over_both_channels(example: ModuleType, adapter: Path) -> None:
     reads = ["--sharer_reads", *SHARER_READS, "--receiver_reads", *RECEIVER_READS]
     command = [sys.executable, str(SCRIPT), str(adapter), "--repeats", "1", "--max_new_tokens", "6", *reads]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=120, check=False)
@@ -176,7 +196,7 @@ def test_the_script_answers_over_both_channels(adapter: Path) -> None:
         assert min(stages) > 0
         assert sum(stages[:3]) == pytest.approx(stages[3], abs=0.2)  # of one repeat; each rounded
     channel = Channel.from_pretrained(adapter)
-    message = channel.send(SHARER_READS, "likes ada")
+    message = channel.send(SHARER_READS, "likes ada", to=example.RECEIVER, session=SESSION, expires=30)
     answer = " ".join(channel.receive(message, "likes ada", RECEIVER_READS, 6).text.split())
     assert latent.startswith(f"latent   {answer:<20.20} {len(message.to_bytes()):>9,} ")
 

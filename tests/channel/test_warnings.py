@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from lcf_lightning import Channel, Message
+from lcf_lightning import Channel, Inbox, Message
+from lcf_lightning.errors import MessageError, SettingError
 from tests.channel.conftest import FACTS
 
 ANOTHER = "question='owns bob' is not the one that its message was sent for"
@@ -64,6 +65,25 @@ def test_another_question_than_a_message_was_sent_for(channel: Channel) -> None:
         channel.receive_batch([message, None, other], ["owns bob", "who", "owns bob"], max_new_tokens=1)
     with said("question='likes ada' is not the one"):
         channel.receive(in_chat, "likes ada", max_new_tokens=1)
+
+
+def test_a_bound_message_is_refused_with_another_question(channel: Channel) -> None:
+    key = bytes(range(16))
+    binding = {"to": "bob", "session": "s1", "expires": 60}
+    bound, plain = channel.send(FACTS, "likes ada", **binding), channel.send(FACTS, "likes ada")
+    inbox = Inbox("bob")
+    with silence():
+        message = Message.from_bytes(bound.to_bytes(key=key), key, channel.origin, inbox=inbox, session="s1")
+        answer = channel.receive(message, "likes ada", max_new_tokens=3)
+        assert answer.text == channel.receive(plain, "likes ada", max_new_tokens=3).text
+        for question in ("owns bob", " "):
+            with pytest.raises(MessageError, match="is not the one that its message was sent for; a bound message"):
+                channel.receive(message, question, max_new_tokens=1)
+        several = channel.send_batch([FACTS, FACTS], ["likes ada"] * 2, **binding)
+    nonces = {each.binding.nonce for each in (bound, *several) if each.binding is not None}
+    assert (len(nonces), plain.binding) == (3, None)
+    with pytest.raises(SettingError, match="expires=None of a message with a recipient"):
+        channel.send(FACTS, "likes ada", to="bob")
 
 
 def test_a_message_that_was_sent_for_no_question_answers_any(blind: Channel) -> None:

@@ -56,8 +56,8 @@ def equal(one: Tensor, other: Tensor) -> bool:
 
 
 def same(one: Message, other: Message) -> bool:
-    alike = (one.origin, one.pooled, one.prompt) == (other.origin, other.pooled, other.prompt)
-    return alike and equal(one.keys, other.keys) and equal(one.values, other.values)
+    says = [(each.origin, each.pooled, each.prompt, each.binding) for each in (one, other)]
+    return says[0] == says[1] and equal(one.keys, other.keys) and equal(one.values, other.values)
 
 
 def parts(data: bytes) -> tuple[dict[str, Any], bytes]:

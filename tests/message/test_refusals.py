@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lcf_lightning import Message
+from lcf_lightning import header as header_module
 from lcf_lightning import message as message_module
 from lcf_lightning.errors import SettingError
 from lcf_lightning.message import MAX_BYTES
@@ -93,7 +94,7 @@ def test_a_long_message_is_refused_unread(key: bytes | None, tmp_path: Path, mon
     assert same(Message.load(tmp_path / "a.message", key, max_bytes=len(data)), message())
     assert same(Message.from_bytes(data, key, max_bytes=len(data)), message())
     monkeypatch.setattr(message_module.hmac, "new", None)  # nor is a tag computed
-    monkeypatch.setattr(message_module.json, "loads", None)
+    monkeypatch.setattr(header_module.json, "loads", None)
     for limit in (len(data) - 1, 100, 0):
         with refuses(f"message exceeds max_bytes={limit}"):
             Message.load(tmp_path / "a.message", key, max_bytes=limit)
