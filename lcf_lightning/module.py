@@ -121,6 +121,8 @@ class LCFModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before a weight is loaded."""
         require_trainer(self.trainer, stage)
+        for spec in (self.sharer, self.receiver):
+            spec.require_alone(self.trainer.world_size)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ContextMismatchDataModule) and self.adapter.pooler is None:
             raise SettingError("pooler=null must name a pooler, such as span, where the two read different texts.")
