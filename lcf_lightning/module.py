@@ -23,6 +23,7 @@ from lcf_lightning.evaluation.prediction import answer_losses, run_arms
 from lcf_lightning.fitting import FITTING_TEXTS, fit_pooler
 from lcf_lightning.host import HostCopy
 from lcf_lightning.link import Link, identity_of, load_pair
+from lcf_lightning.loggers import is_logged
 from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
@@ -188,8 +189,9 @@ class LCFModule(pl.LightningModule):
         if not math.isfinite(loss.numpy()):
             raise DivergedError(f"loss={loss.numpy()} at step {self.global_step}, on the batch of ids {ids}.")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(ids))
-        self.log("train/temperature", torch.tensor(self.temperature), batch_size=len(ids))
-        self.log("train/dropped_spans", torch.tensor(float(dropped)), batch_size=len(ids))
+        if is_logged(self.trainer):
+            self.log("train/temperature", torch.tensor(self.temperature), batch_size=len(ids))
+            self.log("train/dropped_spans", torch.tensor(float(dropped)), batch_size=len(ids))
         without = [name for name, p in self.adapter.named_parameters() if p.requires_grad and p.grad is None]
         if without:
             raise ModelError(

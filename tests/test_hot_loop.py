@@ -77,7 +77,9 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], l
 @pytest.fixture
 def step(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[LCFModule, Batch]]:
     """From a kind of adapter to a module that can take a training step without a Trainer, and a batch for it."""
-    for name, value in {"global_step": 3, "global_rank": 0, "temperature": 0.5}.items():
+    for module in ("lcf_lightning.module", "lcf_lightning.callbacks.gates"):
+        monkeypatch.setattr(f"{module}.is_logged", lambda trainer: True)
+    for name, value in {"global_step": 3, "global_rank": 0, "temperature": 0.5, "trainer": None}.items():
         monkeypatch.setattr(LCFModule, name, value)
     monkeypatch.setattr(LCFModule, "log", lambda *_, **__: None)
 

@@ -22,6 +22,8 @@ from lcf_lightning.errors import DataError, SettingError
 _NONE, _QUESTION = -1, -2  # labels of text that belongs to no span, and of the question before it is numbered
 History = Sequence[tuple[str, str]]
 """Earlier turns of a chat: what the user said and what was answered."""
+Place = tuple[int, int, int]
+"""Where a token stands: its piece of the text, and the first character there and one past the last (`Layout`)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ class PromptEncoder:
     def shared_prompt(self, example: Example) -> tuple[Encoded, Layout]:
         """The prompt of an example that both models read alike, without a limit, and where its tokens stand."""
         segments = self._segments(example.shared, example.question)
-        return self._encoded(segments, example.history)
+        encoded, places = self._encoded(segments, example.history)
+        return encoded, Layout(*np.array(places, dtype=np.int64).reshape(-1, 3).T)
 
     def fits(self, prompt: Encoded, answer: str, limit: int | None) -> bool:
         """Whether a prompt has at most ``limit`` tokens and, with its answer, `max_total_tokens`."""
@@ -98,25 +101,27 @@ class PromptEncoder:
         own = self._context(passages)
         return [*own, *told, *ending] if self.settings.text_place == "after" else [*told, *own, *ending]
 
-    def _encoded(self, segments: list[tuple[str, int]], history: History) -> tuple[Encoded, Layout]:
-        """A chat whose last turn is ``segments``, whose question is not numbered yet, and its layout."""
+    def _encoded(self, segments: list[tuple[str, int]], history: History) -> tuple[Encoded, list[Place]]:
+        """A chat whose last turn is ``segments``, whose question is not numbered yet, and where its tokens stand."""
         segments, contents = self._contents(segments, history)
         text = "".join(segment for segment, _ in segments)
         labels = [label for _, label in segments]
         begun = [self.settings.answer_prefix, ""] if self.settings.answer_prefix and _QUESTION in labels else []
-        ids, layout = self._tokenized([*self._wrapped(contents), *begun])
+        ids, places = self._tokenized([*self._wrapped(contents), *begun])
         ends = list(accumulate(len(segment) for segment, _ in segments))
         after = _QUESTION if _QUESTION in labels else _NONE  # the label of what a chat template adds behind
         stripped = text.find(contents[-1])
         spans = []
-        for piece, start, end in zip(*(array.tolist() for array in layout), strict=True):
+        for piece, start, end in places:
             last = piece - (2 * len(contents) - 1)  # 0 in the last content, above 0 behind it
             if start == end or last < 0:  # a special token, an earlier turn, or a template's head
                 spans.append(_NONE)
             else:
                 spans.append(after if last > 0 else labels[bisect_right(ends, end - 1 + stripped)])
         ahead = 2 * len(contents) + 1  # pieces, without what begins the answer
-        return Encoded(ids, self._windows(spans), begun=int((layout.pieces >= ahead).sum())), layout
+        return Encoded(
+            ids, self._windows(spans), begun=sum(piece >= ahead for piece, _, _ in places) if begun else 0
+        ), places
 
     def _contents(self, segments: list[tuple[str, int]], history: History) -> tuple[list[tuple[str, int]], list[str]]:
         """The last turn's segments, and the texts of all turns; without a chat template all turns are one."""
@@ -125,22 +130,32 @@ class PromptEncoder:
         text = "".join(segment for segment, _ in segments)
         return segments, [part.strip() for part in chain(*history, [text])] if self.settings.chat else [text]
 
-    def _tokenized(self, pieces: list[str]) -> tuple[list[int], Layout]:
+    def _tokenized(self, pieces: list[str]) -> tuple[list[int], list[Place]]:
         """Token ids of a text in pieces, and where they stand in them; a token belongs where its last character is."""
-        encoding = self.tokenizer(
-            "".join(pieces), add_special_tokens=not self.settings.chat, return_offsets_mapping=True
-        )
+        ids, offsets = self._ids("".join(pieces), special=not self.settings.chat)
         borders = [0, *accumulate(map(len, pieces))]
         places, here = [], (0, 0, 0)
-        for start, end in encoding["offset_mapping"]:
+        for start, end in offsets:
             if end > start:
                 piece = bisect_right(borders, end - 1) - 1
                 here = (piece, max(start - borders[piece], 0), end - borders[piece])
                 places.append(here)
             else:  # a special token, or a blank that the tokenizer leaves out of offsets
                 places.append((here[0], here[2], here[2]))
-        columns = np.array(places, dtype=np.int64).reshape(-1, 3).T
-        return encoding["input_ids"], Layout(*columns)
+        return ids, places
+
+    def _ids(self, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text, and the characters that each stands on.
+
+        By the tokenizer's own backend where that does nothing else: what transformers puts around it costs thrice as
+        much for a short prompt.
+        """
+        backend = self.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        if backend.padding is None and backend.truncation is None and not self.tokenizer.split_special_tokens:
+            encoding = backend.encode(text, add_special_tokens=special)
+            return encoding.ids, encoding.offsets
+        usual = self.tokenizer(text, add_special_tokens=special, return_offsets_mapping=True)
+        return usual["input_ids"], usual["offset_mapping"]
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer as it follows a prompt, with the end-of-sequence token, up to the limit."""
@@ -150,8 +165,7 @@ class PromptEncoder:
         """Token ids of a possible answer, whole and without an end."""
         content = self.settings.answer.replace("{answer}", text)
         content = content.lstrip() if self.settings.chat and not self.settings.answer_prefix else content
-        ids: list[int] = self.tokenizer(content, add_special_tokens=False)["input_ids"]
-        return ids
+        return self._ids(content, special=False)[0]
 
     def _turn(self, question: str, answer: str) -> str:
         """An earlier turn where there is no chat template."""

@@ -18,7 +18,7 @@ from transformers import Cache, PreTrainedModel
 
 from lcf_lightning.errors import GeometryError
 from lcf_lightning.models.continuation import Continuation
-from lcf_lightning.models.families import family_of
+from lcf_lightning.models.families import family_of, following
 from lcf_lightning.models.geometry import KV
 
 if TYPE_CHECKING:
@@ -256,22 +256,7 @@ def to_transformers(model: PreTrainedModel, cache: KVCache, size: int | None = N
     if static is not None:
         return static
     filled = family.filled_cache(cache.keys, cache.values)
-    if spread:
-        for layer in filled.layers:
-            layer.__class__ = _following(type(layer))
-    return filled
-
-
-@functools.cache
-def _following(kind: type) -> type:
-    """A kind of layer of a cache, which follows what it is given to that device."""
-
-    class Following(kind):  # type: ignore[misc]
-        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> Any:
-            self.keys, self.values = self.keys.to(key_states.device), self.values.to(value_states.device)
-            return super().update(key_states, value_states, *args, **options)
-
-    return Following
+    return following(filled) if spread else filled
 
 
 def forward(model: nn.Module, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
@@ -290,6 +275,7 @@ def forward(model: nn.Module, past: Cache, ids: Tensor, mask: Tensor, positions:
         )
 
 
+@functools.cache
 def cache_argument(model: type[nn.Module]) -> str:
     """The name under which a model's ``forward`` and ``generate`` take a cache (transformers 5.24 renamed it)."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

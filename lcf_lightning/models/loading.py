@@ -131,8 +131,8 @@ def load_frozen(spec: ModelSpec, device: torch.device | str = "cpu") -> FrozenMo
     frozen = _frozen(spec, model, load_tokenizer(spec))
     if spec.device_map is not None and frozen.device != (here := torch.empty(0, device=device).device):
         raise ModelError(
-            f"device_map={spec.device_map!r} of model {spec.path!r} begins on {frozen.device}; it must begin on {here}, "
-            "where prompts, caches and the adapter are."
+            f"device_map={spec.device_map!r} of model {spec.path!r} begins on {frozen.device}; it must begin on "
+            f"{here}, where prompts, caches and the adapter are."
         )
     return frozen
 

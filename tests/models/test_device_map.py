@@ -9,31 +9,34 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate import dispatch_model
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.modeling_outputs import BaseModelOutput
 
 from lcf_lightning import LCFModule, ModelSpec
 from lcf_lightning.cli import main
 from lcf_lightning.errors import ModelError
-from lcf_lightning.models.cache import continue_from, extend, prefill
+from lcf_lightning.models.cache import _remembered, continue_from, extend, prefill, to_transformers
+from lcf_lightning.models.continuation import Continuation
 from lcf_lightning.models.decoding import generate
+from lcf_lightning.models.families import following
 from lcf_lightning.models.loading import FrozenModel, load_frozen
 from lcf_lightning.models.rotary import Rotary
 from lcf_lightning.selection import most_attended
 from tests.pairs import small_data, small_module, small_trainer
 
 Spec = Callable[[str], ModelSpec]
-def places(elsewhere: int | str, *names: str, layers: int = 3) -> dict[str, int | str]:
-    """Where the parts of a Llama go: those named there, the rest to the CPU or to the first card."""
+
+
+def places(*names: str, layers: int = 3) -> dict[str, int | str]:
+    """Where the parts of a Llama go: those named to the disk, the rest to the CPU."""
     parts = ["model.embed_tokens", *(f"model.layers.{layer}" for layer in range(layers)), "model.norm",
              "model.rotary_emb", "lm_head"]  # fmt: skip
     assert set(names) <= set(parts)
-    return dict.fromkeys(parts, "cpu" if elsewhere == "disk" else "cuda:0") | dict.fromkeys(names, elsewhere)
+    return {part: "disk" if part in names else "cpu" for part in parts}
 
 
-SPLIT = places("disk", "model.layers.1", "lm_head")
+SPLIT = places("model.layers.1", "lm_head")
 
 
 def said(frozen: FrozenModel) -> list[Tensor]:
@@ -79,30 +82,26 @@ def test_tied_weights_that_are_offloaded_count_once(tmp_path: Path, spec: Spec) 
     load_frozen(spec("llama")).tokenizer.save_pretrained(tmp_path)
     whole, *others = (
         load_frozen(ModelSpec(str(tmp_path), device_map=spread)).fingerprint
-        for spread in (None, {"": "disk"}, places("disk", "model.layers.0", layers=1))
+        for spread in (None, {"": "disk"}, places("model.layers.0", layers=1))
     )
     assert others == [whole, whole]
 
 
-def test_caches_and_answers_come_back_from_every_card() -> None:
-    """On two cards that there are not: shapes and devices alone, and every operation on one device."""
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(
-            vocab_size=99, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
-            attn_implementation="eager",
-        )).eval()  # fmt: skip
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        for module in model.modules():
-            for name, weight in module._parameters.items():
-                made = torch.empty(weight.shape, device="cuda:0")  # type: ignore[union-attr]
-                module._parameters[name] = torch.nn.Parameter(made, requires_grad=False)
-            for name, buffer in module._buffers.items():
-                module._buffers[name] = torch.empty(buffer.shape, device="cuda:0")  # type: ignore[union-attr]
-        spread = places("cuda:1", "model.layers.1", "model.layers.2", "model.norm")
-        dispatch_model(model, spread, skip_keys=model._skip_keys_device_placement)
-        frozen = FrozenModel(ModelSpec("split", device_map=spread), model, None)  # type: ignore[arg-type]
-        assert {str(weight.device) for weight in model.parameters()} == {"cuda:0", "cuda:1"}
-        assert {str(tensor.device) for tensor in said(frozen)} == {"cuda:0"}
+def test_what_other_cards_hold_comes_and_goes(spec: Spec) -> None:
+    """A device that there is everywhere stands for another card: ``meta``."""
+    frozen, elsewhere = load_frozen(spec("llama")), torch.device("meta")
+    ids = torch.arange(6)[None] + 5
+    cache = prefill(frozen.model, ids, torch.ones_like(ids, dtype=torch.bool))
+    past = to_transformers(frozen.model, cache)
+    far = torch.zeros_like(cache.keys[0][:, :, :1], device=elsewhere)
+    following(past)
+    layer = past.layers[1]
+    assert {tensor.device for tensor in layer.update(far, far)} == {elsewhere}  # a layer's part goes where it is
+    assert (layer.keys.shape[2], past.layers[0].keys.device) == (7, ids.device)
+    back = _remembered(frozen.model, past, cache.mask.to(elsewhere))  # and all of it to where the mask is
+    assert {tensor.device for tensor in (*back.keys, *back.values)} == {elsewhere}
+    hidden = BaseModelOutput(last_hidden_state=torch.zeros(1, 1, 4))
+    assert Continuation.of(frozen.model, hidden, elsewhere).said["last_hidden_state"].device == elsewhere
 
 
 def test_a_fit_with_a_model_in_pieces_ends_with_the_same_adapter(spec: Spec, tmp_path: Path) -> None:
