@@ -53,9 +53,7 @@ def within(label: str, call: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], list[str]]:
     """From a call to the operations of ours in it that ask the device."""
-    forward = within(THEIRS, cache.forward)
-    for module in ("lcf_lightning.models.cache", "lcf_lightning.selection"):
-        monkeypatch.setattr(f"{module}.forward", forward)
+    monkeypatch.setattr("lcf_lightning.models.cache.forward", within(THEIRS, cache.forward))
     monkeypatch.setattr(GenerationMixin, "generate", within(THEIRS, GenerationMixin.generate))
     monkeypatch.setattr(decoding._Progress, "__call__", within(OURS, decoding._Progress.__call__))
 
@@ -183,8 +181,7 @@ def test_a_gpu_is_never_synchronised(
 
         return may
 
-    for name in ("lcf_lightning.models.cache", "lcf_lightning.selection"):
-        monkeypatch.setattr(f"{name}.forward", free(cache.forward))
+    monkeypatch.setattr("lcf_lightning.models.cache.forward", free(cache.forward))
     monkeypatch.setattr(GenerationMixin, "generate", free(GenerationMixin.generate))
     monkeypatch.setattr(decoding.Decoder, "_answers", free(decoding.Decoder._answers))
     train(module, batch)  # what is made once, at first

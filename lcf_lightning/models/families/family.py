@@ -126,14 +126,18 @@ def family_of(config: Any) -> Family:
 
 def following(cache: Cache) -> Cache:
     """The same cache, each of whose layers goes to the device of what it is given next (`ModelSpec.device_map`)."""
-    for layer in cache.layers:
+    layers: list[Any] = list(cache.layers)
+    for layer in layers:
         layer.__class__ = _following(type(layer))
     return cache
 
 
 @functools.cache
-def _following(kind: type[Any]) -> type[Any]:
+def _following(kind: Any) -> Any:
     class Following(kind):  # type: ignore[misc]
+        keys: Tensor
+        values: Tensor
+
         def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> Any:
             self.keys, self.values = self.keys.to(key_states.device), self.values.to(value_states.device)
             return super().update(key_states, value_states, *args, **options)
