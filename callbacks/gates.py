@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lcf_lightning.errors import SettingError
+from lcf_lightning.loggers import is_logged
 
 
 class GateMonitor(pl.Callback):
@@ -37,9 +38,10 @@ class GateMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         gates = required_module(pl_module, self).adapter.gates
-        with torch.no_grad():
-            keys, values = gates().sum(0)
-        pl_module.log_dict({"gates/open_keys": keys, "gates/open_values": values})
+        if is_logged(trainer):
+            with torch.no_grad():
+                keys, values = gates().sum(0)
+            pl_module.log_dict({"gates/open_keys": keys, "gates/open_values": values})
         if trainer.global_step % self.every_n_steps == 0:
             self._picture(trainer, gates.logits)
 

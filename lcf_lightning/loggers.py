@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
@@ -62,6 +63,15 @@ class _ContinuedWriter(ExperimentWriter):
             whole = text[: text.rfind("\n") + 1]  # a kill may have cut the last line
             rows = list(csv.DictReader(io.StringIO(whole, newline="")))
             write_text(file, _table(self.metrics_keys, rows[:count]))
+
+
+def is_logged(trainer: pl.Trainer) -> bool:
+    """Whether loggers are given what is logged in this step of training; elsewhere Lightning forgets it.
+
+    To log a number takes Lightning a millisecond, which is much where models are small.
+    """
+    connector = trainer._logger_connector
+    return connector.should_update_logs or bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def _table(columns: list[str], rows: Iterable[Mapping[str, str]]) -> str:

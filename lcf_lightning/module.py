@@ -24,6 +24,7 @@ from lcf_lightning.fitting import FITTING_TEXTS, differing_settings, fit_pooler,
 from lcf_lightning.host import HostCopy
 from lcf_lightning.hyperparameters import hyperparameters
 from lcf_lightning.link import Link, identity_of, load_pair
+from lcf_lightning.loggers import is_logged
 from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
@@ -131,6 +132,8 @@ class LCFModule(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what cannot work before a weight is loaded."""
         require_trainer(self.trainer, stage)
+        for spec in (self.sharer, self.receiver):
+            spec.require_alone(self.trainer.world_size)
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, ContextMismatchDataModule) and self.adapter.pooler is None:
             raise SettingError("pooler=null must name a pooler, such as span, where the two read different texts.")
@@ -196,8 +199,9 @@ class LCFModule(pl.LightningModule):
         if not math.isfinite(loss.numpy()):
             raise DivergedError(f"loss={loss.numpy()} at step {self.global_step}, on the batch of ids {ids}.")
         self.log("train/loss", loss, prog_bar=True, batch_size=len(ids))
-        self.log("train/temperature", torch.tensor(self.temperature), batch_size=len(ids))
-        self.log("train/dropped_spans", torch.tensor(float(dropped)), batch_size=len(ids))
+        if is_logged(self.trainer):
+            self.log("train/temperature", torch.tensor(self.temperature), batch_size=len(ids))
+            self.log("train/dropped_spans", torch.tensor(float(dropped)), batch_size=len(ids))
         without = [name for name, p in self.adapter.named_parameters() if p.requires_grad and p.grad is None]
         if without:
             raise ModelError(

@@ -78,7 +78,8 @@ def attention_paid(
             output_attentions=True,
         )  # fmt: skip
     layers = [  # [batch, heads, asking tokens, all tokens]
-        (layer[..., : ids.shape[1]].float() * asked[:, None, :, None]).sum(2) for layer in output.attentions
+        (layer[..., : ids.shape[1]].to(ids.device).float() * asked[:, None, :, None]).sum(2)
+        for layer in output.attentions
     ]
     paid = torch.cat(layers, dim=1).masked_fill(~past.mask[:, None], 0)
     return torch.zeros_like(paid).scatter(2, places[:, None].expand_as(paid), paid)

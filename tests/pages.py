@@ -46,7 +46,7 @@ SHORT = {
     "prune": f"{FEW} --limit 2 --keep 2", "cache": f"{FEW} --limit 2", "export": "", "compare": "", "params": "",
     "benchmarks/ablation.py": "--only 'as it is' --seeds 1 --steps 1",
     "benchmarks/capacity.py": "--methods prefix LCF-X --facts 2 --seeds 1 --steps 1",
-    "benchmarks/fuser.py": "--repeats 1 --tokens 4 --d 8",
+    "benchmarks/fuser.py": "--repeats 1 --tokens 8 --d 8 --hidden 16",
     "benchmarks/kept_prefills.py": "--steps 1 --batch 1 --d 8",
     "benchmarks/latency.py": "--repeats 1 --tokens 8 --max_new_tokens 2 --d 8",
     "benchmarks/leak.py": "--train 8 --limit 8",

@@ -59,7 +59,7 @@ def test_fit_leaves_a_whole_run_folder(run_folder: Path, capsys: pytest.CaptureF
 
 def test_the_resolved_config_runs_again(run_folder: Path, tmp_path: Path) -> None:
     """Also one that extended another file: what is saved stands alone."""
-    blind = ["--config", str(CONFIGS / "quickstart_blind.yaml"), *QUICK[2:]]
+    blind = ["--config", str(CONFIGS / "quickstart_blind.yaml"), *QUICK[2:], "--model.adapter.pooler", "prefix"]
     main(["fit", *blind, "--trainer.default_root_dir", str(run_folder), "--trainer.max_steps", "2"])
     saved = yaml.safe_load((run_folder / "config.yaml").read_text())
     assert saved["data"]["init_args"]["prompts"]["share_question"] is False

@@ -53,9 +53,7 @@ def within(label: str, call: Callable[..., Any]) -> Callable[..., Any]:
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], list[str]]:
     """From a call to the operations of ours in it that ask the device."""
-    forward = within(THEIRS, cache.forward)
-    for module in ("lcf_lightning.models.cache", "lcf_lightning.selection"):
-        monkeypatch.setattr(f"{module}.forward", forward)
+    monkeypatch.setattr("lcf_lightning.models.cache.forward", within(THEIRS, cache.forward))
     monkeypatch.setattr(GenerationMixin, "generate", within(THEIRS, GenerationMixin.generate))
     monkeypatch.setattr(decoding._Progress, "__call__", within(OURS, decoding._Progress.__call__))
 
@@ -77,7 +75,9 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], l
 @pytest.fixture
 def step(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[LCFModule, Batch]]:
     """From a kind of adapter to a module that can take a training step without a Trainer, and a batch for it."""
-    for name, value in {"global_step": 3, "global_rank": 0, "temperature": 0.5}.items():
+    for module in ("lcf_lightning.module", "lcf_lightning.callbacks.gates"):
+        monkeypatch.setattr(f"{module}.is_logged", lambda trainer: True)
+    for name, value in {"global_step": 3, "global_rank": 0, "temperature": 0.5, "trainer": None}.items():
         monkeypatch.setattr(LCFModule, name, value)
     monkeypatch.setattr(LCFModule, "log", lambda *_, **__: None)
 
@@ -181,8 +181,7 @@ def test_a_gpu_is_never_synchronised(
 
         return may
 
-    for name in ("lcf_lightning.models.cache", "lcf_lightning.selection"):
-        monkeypatch.setattr(f"{name}.forward", free(cache.forward))
+    monkeypatch.setattr("lcf_lightning.models.cache.forward", free(cache.forward))
     monkeypatch.setattr(GenerationMixin, "generate", free(GenerationMixin.generate))
     monkeypatch.setattr(decoding.Decoder, "_answers", free(decoding.Decoder._answers))
     train(module, batch)  # what is made once, at first

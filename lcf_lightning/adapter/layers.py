@@ -77,8 +77,8 @@ class LayerFFN(nn.Module):
 
 
 def flatten(*tensors: Tensor) -> Tensor:
-    """Heads side by side, tensors side by side: ``[layers, batch, tokens, features]``."""
-    return torch.cat([tensor.transpose(2, 3).flatten(3) for tensor in tensors], dim=-1)
+    """Heads side by side, tensors of one head size side by side: ``[layers, batch, tokens, features]``."""
+    return torch.cat([tensor.transpose(2, 3) for tensor in tensors], dim=3).flatten(3)
 
 
 def within_spans(scores: Tensor, cache: KV, spans: Tensor, extent: Extent | None = None) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import SettingError, reason
 from lcf_lightning.link import Link, load_pair
 from lcf_lightning.models.loading import geometry_of
+from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.module import LCFModule
 
@@ -82,12 +83,15 @@ class FitConfig:
 
         Raises:
             SettingError: If other numbers have been started.
+            ModelError: If a model is to be spread over the devices of all of them.
         """
         asked = {name: self.values["trainer"][name] for name in ("accelerator", "devices", "num_nodes")}
         require_accelerator(asked["accelerator"])
         fabric = Fabric(**asked)
         if isinstance(fabric.strategy, DDPStrategy):
             fabric = Fabric(**asked, strategy=DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE))
+        for role in ("sharer", "receiver"):
+            ModelSpec(**self.values["model"][role].as_dict()).require_alone(fabric.world_size)
         numbers = f"trainer.devices={asked['devices']} and trainer.num_nodes={asked['num_nodes']}"
         try:
             fabric.launch()

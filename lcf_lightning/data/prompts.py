@@ -25,6 +25,8 @@ from lcf_lightning.errors import DataError, SettingError
 _NONE, _QUESTION = -1, -2  # labels of text that belongs to no span, and of the question before it is numbered
 History = Sequence[tuple[str, str]]
 """Earlier turns of a chat: what the user said and what was answered."""
+Place = tuple[int, int, int]
+"""Where a token stands: its piece of the text, and the first character there and one past the last (`Layout`)."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class PromptEncoder:
     def shared_prompt(self, example: Example) -> tuple[Encoded, Layout]:
         """The prompt of an example that both models read alike, without a limit, and where its tokens stand."""
         segments = self._segments(example.shared, example.question)
-        return self._encoded(segments, example.history)
+        encoded, places = self._encoded(segments, example.history)
+        return encoded, Layout(*np.array(places, dtype=np.int64).reshape(-1, 3).T)
 
     def fits(self, prompt: Encoded, answer: str, limit: int | None) -> bool:
         """Whether a prompt has at most ``limit`` tokens and, with its answer, `max_total_tokens`."""
@@ -101,25 +104,27 @@ class PromptEncoder:
         own = self._context(passages)
         return [*own, *told, *ending] if self.settings.text_place == "after" else [*told, *own, *ending]
 
-    def _encoded(self, segments: list[tuple[str, int]], history: History) -> tuple[Encoded, Layout]:
-        """A chat whose last turn is ``segments``, whose question is not numbered yet, and its layout."""
+    def _encoded(self, segments: list[tuple[str, int]], history: History) -> tuple[Encoded, list[Place]]:
+        """A chat whose last turn is ``segments``, whose question is not numbered yet, and where its tokens stand."""
         segments, contents = self._contents(segments, history)
         text = "".join(segment for segment, _ in segments)
         labels = [label for _, label in segments]
         begun = [self.settings.answer_prefix, ""] if self.settings.answer_prefix and _QUESTION in labels else []
         pieces, stripped = [*self._wrapped(contents), *begun], text.find(contents[-1])
-        ids, layout = self._tokenized(pieces, _said(pieces, contents, segments, stripped))
+        ids, places = self._tokenized(pieces, _said(pieces, contents, segments, stripped))
         ends = list(accumulate(len(segment) for segment, _ in segments))
         after = _QUESTION if _QUESTION in labels else _NONE  # the label of what a chat template adds behind
         spans = []
-        for piece, start, end in zip(*(array.tolist() for array in layout), strict=True):
+        for piece, start, end in places:
             last = piece - (2 * len(contents) - 1)  # 0 in the last content, above 0 behind it
             if start == end or last < 0:  # a special token, an earlier turn, or a template's head
                 spans.append(_NONE)
             else:
                 spans.append(after if last > 0 else labels[bisect_right(ends, end - 1 + stripped)])
         ahead = 2 * len(contents) + 1  # pieces, without what begins the answer
-        return Encoded(ids, self._windows(spans), begun=int((layout.pieces >= ahead).sum())), layout
+        return Encoded(
+            ids, self._windows(spans), begun=sum(piece >= ahead for piece, _, _ in places) if begun else 0
+        ), places
 
     def _contents(self, segments: list[tuple[str, int]], history: History) -> tuple[list[tuple[str, int]], list[str]]:
         """The last turn's segments, and the texts of all turns; without a chat template all turns are one."""
@@ -132,7 +137,7 @@ class PromptEncoder:
     def _control(self) -> re.Pattern[str] | None:
         return control_tokens(self.tokenizer)
 
-    def _tokenized(self, pieces: list[str], said: Sequence[tuple[int, int]]) -> tuple[list[int], Layout]:
+    def _tokenized(self, pieces: list[str], said: Sequence[tuple[int, int]]) -> tuple[list[int], list[Place]]:
         """Token ids of a text in pieces, and where they stand in them; a token belongs where its last character is."""
         ids, offsets = encode(self.tokenizer, "".join(pieces), said, self._control, special=not self.settings.chat)
         borders = [0, *accumulate(map(len, pieces))]
@@ -144,8 +149,7 @@ class PromptEncoder:
                 places.append(here)
             else:  # a special token, or a blank that the tokenizer leaves out of offsets
                 places.append((here[0], here[2], here[2]))
-        columns = np.array(places, dtype=np.int64).reshape(-1, 3).T
-        return ids, Layout(*columns)
+        return ids, places
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer as it follows a prompt, with the end-of-sequence token, up to the limit."""

@@ -6,6 +6,7 @@ and a continuation reads one without changing it, so any number of arms can shar
 
 from __future__ import annotations
 
+import functools
 import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from transformers import Cache, PreTrainedModel
 
 from lcf_lightning.errors import GeometryError
 from lcf_lightning.models.continuation import Continuation
-from lcf_lightning.models.families import family_of
+from lcf_lightning.models.families import family_of, following
 from lcf_lightning.models.geometry import KV
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ def prefill(
     family = family_of(model.config.get_text_config(decoder=True))
     cache = family.new_cache()
     remember(model, cache, ids, mask, positions_of(mask) if positions is None else positions)
-    return KVCache(*family.keys_values(cache), mask)
+    return _remembered(model, cache, mask)
 
 
 def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) -> Continuation:
@@ -194,7 +195,7 @@ def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Ten
     full = torch.cat([cache.mask, mask], dim=1)
     positions = positions_of(full)[:, cache.mask.shape[1] :]
     said = forward(Continuation.reader(model), to_transformers(model, cache), ids, full, positions)
-    return Continuation.of(model, said)
+    return Continuation.of(model, said, ids.device)
 
 
 def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) -> KVCache:
@@ -212,10 +213,16 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) ->
     full = torch.cat([cache.mask, mask], dim=1)
     past = to_transformers(model, cache)
     remember(model, past, ids, full, positions_of(full)[:, cache.mask.shape[1] :])
-    keys, values = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
+    whole = _remembered(model, past, full)
     if len(full) == 1:  # one text has no padding
-        return KVCache(keys, values, full)
-    return padded_left(torch.stack(keys), torch.stack(values), full)
+        return whole
+    return padded_left(torch.stack(whole.keys), torch.stack(whole.values), full)
+
+
+def _remembered(model: PreTrainedModel, past: Cache, mask: Tensor) -> KVCache:
+    """What a model has put into ``past``, all on the device of ``mask``, wherever its layers are."""
+    sides = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
+    return KVCache(*(tuple(tensor.to(mask.device) for tensor in side) for side in sides), mask)
 
 
 def remember(model: PreTrainedModel, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
@@ -239,12 +246,17 @@ def real_last(mask: Tensor) -> Tensor:
 def to_transformers(model: PreTrainedModel, cache: KVCache, size: int | None = None) -> Cache:
     """A cache that ``model`` may append to; ``cache`` stays as it is.
 
-    Where ``size`` is given, one with room for so many tokens in all, which does not grow, if the model's family has it.
+    Where ``size`` is given, one with room for so many tokens in all, which does not grow, if the model's family has it
+    and its layers are on one device. Else each layer's part goes where that layer is when the model comes to it.
     """
     config = model.config.get_text_config(decoder=True)
     family = family_of(config)
-    static = None if size is None else family.static_cache(config, cache.keys, cache.values, size)
-    return family.filled_cache(cache.keys, cache.values) if static is None else static
+    spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    static = None if size is None or spread else family.static_cache(config, cache.keys, cache.values, size)
+    if static is not None:
+        return static
+    filled = family.filled_cache(cache.keys, cache.values)
+    return following(filled) if spread else filled
 
 
 def forward(model: nn.Module, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
@@ -263,6 +275,7 @@ def forward(model: nn.Module, past: Cache, ids: Tensor, mask: Tensor, positions:
         )
 
 
+@functools.cache
 def cache_argument(model: type[nn.Module]) -> str:
     """The name under which a model's ``forward`` and ``generate`` take a cache (transformers 5.24 renamed it)."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

@@ -48,10 +48,10 @@ class Continuation:
     said: ModelOutput
 
     @classmethod
-    def of(cls, model: PreTrainedModel, output: ModelOutput) -> Continuation:
-        """The same without the cache that came with it, which nobody needs any more."""
+    def of(cls, model: PreTrainedModel, output: ModelOutput, device: torch.device) -> Continuation:
+        """The same on ``device``, without the cache that came with it, which nobody needs any more."""
         name = "logits" if "logits" in output else "last_hidden_state"
-        return cls(model, type(output)(**{name: output[name]}))
+        return cls(model, type(output)(**{name: output[name].to(device)}))
 
     @staticmethod
     def reader(model: PreTrainedModel) -> nn.Module:
@@ -95,7 +95,7 @@ class Continuation:
         alone._modules = {name: said if part is decoder else part for name, part in self.model._modules.items()}
         with torch.autocast(hidden.device.type, enabled=False):  # in the model's own dtype
             logits: Tensor = type(self.model).forward(alone).logits
-        return logits
+        return logits.to(hidden.device)
 
 
 class _Said(nn.Module):

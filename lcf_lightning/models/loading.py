@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lcf_lightning.digests import tensor_digest
@@ -59,7 +60,11 @@ class FrozenModel:
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        """Where it reads prompts, and where what it remembers of them is kept."""
+        places = set(_spread(self.model))
+        if len(places) < 2 and "disk" not in places:
+            return self.model.device
+        return torch.device(next(iter(place for place in _spread(self.model) if place not in ("cpu", "disk")), "cpu"))
 
     @property
     def config(self) -> Any:
@@ -81,7 +86,7 @@ class FrozenModel:
 
         Found once, since it reads every weight: a second or two for each 10⁹ bytes.
         """
-        return {name: tensor_digest(tensor) for name, tensor in self.model.state_dict().items()}
+        return {name: _digest_of(self.model, name, tensor) for name, tensor in self.model.state_dict().items()}
 
     @cached_property
     def fingerprint(self) -> str:
@@ -89,10 +94,12 @@ class FrozenModel:
         both = self.weights_fingerprint + tokenizer_fingerprint(self.tokenizer)
         return hashlib.blake2b(both.encode(), digest_size=16).hexdigest()
 
-    @property
+    @cached_property
     def weights_fingerprint(self) -> str:
         """A digest of the weights in their order, whatever transformers calls them; what release 0.1.0 knew of them."""
-        names = {tensor.data_ptr(): name for name, tensor in self.model.state_dict().items()}  # tied weights once
+        weights, tied = self.model.state_dict(), getattr(self.model, "all_tied_weights_keys", {})
+        # Tied weights once. Those that are offloaded are nowhere, and known by name.
+        names = {weights[tied.get(name, name)].data_ptr() or tied.get(name, name): name for name in weights}
         digests = "".join(self.weight_digests[name] for name in names.values())
         return hashlib.blake2b(digests.encode(), digest_size=16).hexdigest()
 
@@ -123,15 +130,24 @@ def load_frozen(spec: ModelSpec, device: torch.device | str = "cpu") -> FrozenMo
     """Load and freeze a model on ``device``.
 
     Raises:
-        ModelError: If the model cannot be read or bitsandbytes is asked for and missing.
+        ModelError: If the model cannot be read, a package that it needs is missing, or it is not to read on ``device``.
     """
     options: dict[str, Any] = {"dtype": DTYPES[spec.dtype], "attn_implementation": spec.attn_implementation}
     if spec.quantization is not None:
         options |= {"quantization_config": _quantization_config(spec), "device_map": {"": str(device)}}
+    if spec.device_map is not None:
+        _require_packages(f"device_map={spec.device_map!r}", "accelerate")
+        options["device_map"] = spec.device_map
     model = from_pretrained(AutoModelForCausalLM, spec, **options)
-    if spec.quantization is None:
+    if "device_map" not in options:
         model.to(device)
-    return _frozen(spec, model, load_tokenizer(spec))
+    frozen = _frozen(spec, model, load_tokenizer(spec))
+    if spec.device_map is not None and frozen.device != (here := torch.empty(0, device=device).device):
+        raise ModelError(
+            f"device_map={spec.device_map!r} of model {spec.path!r} begins on {frozen.device}; it must begin on "
+            f"{here}, where prompts, caches and the adapter are."
+        )
+    return frozen
 
 
 def found_device(device: torch.device | str) -> torch.device:
@@ -161,11 +177,30 @@ def _frozen(spec: ModelSpec, model: PreTrainedModel, tokenizer: PreTrainedTokeni
     return FrozenModel(spec, model, tokenizer)
 
 
+def _spread(model: PreTrainedModel) -> list[Any]:
+    """The devices, ``cpu`` and ``disk`` that transformers has put parts of a model on; nothing where nobody asked."""
+    return list(getattr(model, "hf_device_map", {}).values())
+
+
+def _digest_of(model: PreTrainedModel, name: str, tensor: Tensor) -> str:
+    """A weight's digest, wherever it is; one that is offloaded is brought here for it, with its module's others."""
+    if tensor.device.type != "meta":
+        return tensor_digest(tensor)
+    from accelerate.utils import align_module_device
+
+    module, _, weight = name.rpartition(".")
+    owner = model.get_submodule(module)
+    with align_module_device(owner, torch.device("cpu")):
+        return tensor_digest(getattr(owner, weight))
+
+
+def _require_packages(asked: str, *packages: str) -> None:
+    if any(find_spec(name) is None for name in packages):
+        raise ModelError(f"{asked} needs {', '.join(packages)}: pip install 'lcf-lightning[quant]'.")
+
+
 def _quantization_config(spec: ModelSpec) -> Any:
-    if find_spec("bitsandbytes") is None or find_spec("accelerate") is None:
-        raise ModelError(
-            f"quantization={spec.quantization!r} needs bitsandbytes, accelerate: pip install 'lcf-lightning[quant]'."
-        )
+    _require_packages(f"quantization={spec.quantization!r}", "bitsandbytes", "accelerate")
     from transformers import BitsAndBytesConfig
 
     # One line for every linear layer of every forward: that float32 is cast to float16.

@@ -48,7 +48,7 @@ class Rotary:
     def _cos_sin(self, keys: Tensor, positions: Tensor, kind: str | None) -> tuple[Tensor, Tensor]:
         kwargs = {} if kind is None else {"layer_type": kind}
         cos, sin = self._module(keys, positions, **kwargs)  # [batch, tokens, rotated dims]
-        return cos.unsqueeze(1), sin.unsqueeze(1)
+        return cos.unsqueeze(1).to(keys.device), sin.unsqueeze(1).to(keys.device)
 
     def _turn(self, keys: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool) -> Tensor:
         rotated = cos.shape[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _PROBE = "The  naïve Größe of 1,234.5 % – \n\tdon't! 東京 ﬁ é\u0301 🙂 def f(x):\n    return x\n "
 QUANTIZATIONS = ("8bit", "nf4")
 ATTENTIONS = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")  # of transformers itself: no kernel of the hub
+DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 ASSETS = Path(__file__).parent.parent / "assets"
 _UNREADABLE = (OSError, ValueError, KeyError, IndexError, ImportError, SafetensorError, struct.error)
 BUILTIN = {name: ASSETS / name for name in ("tiny-sharer", "tiny-receiver", "tiny-expert")}
@@ -36,6 +37,10 @@ class ModelSpec:
         quantization: ``8bit`` or ``nf4`` (bitsandbytes; needs the extra ``quant``), or None.
         attn_implementation: How attention is computed: ``eager``, ``sdpa``, ``flash_attention_2`` or
             ``flash_attention_3``; None for transformers' own choice. An adapter does not depend on it.
+        device_map: For a model that is larger than a card, and for one process: where its parts go, as transformers
+            takes it: ``auto``, ``balanced``, ``balanced_low_0``, ``sequential``, or from the names of modules (an empty
+            one for all of it) to a device, ``cpu`` or ``disk``. None for all on the device of the process, on which
+            prompts and caches are in any case.
     """
 
     path: str
@@ -43,6 +48,7 @@ class ModelSpec:
     dtype: str = "float32"
     quantization: str | None = None
     attn_implementation: str | None = None
+    device_map: dict[str, int | str] | str | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -62,6 +68,27 @@ class ModelSpec:
         if attention is not None and attention.startswith("flash") and self.dtype == "float32":
             raise ModelError(
                 f"attn_implementation={attention!r} of model {self.path!r} needs dtype bfloat16 or float16."
+            )
+        self._check_device_map()
+
+    def _check_device_map(self) -> None:
+        spread = self.device_map
+        if spread is None:
+            return
+        given = f"device_map={spread!r} of model {self.path!r}"
+        if self.is_gguf:
+            raise ModelError(f"{given} must be null: a GGUF file is read whole.")
+        if isinstance(spread, str) and spread not in DEVICE_MAPS:
+            raise ModelError(f"{given} must be one of {', '.join(DEVICE_MAPS)}, a device for each module, or null.")
+        if not spread:
+            raise ModelError(f"{given} must name a device for each module, or be null.")
+
+    def require_alone(self, processes: int) -> None:
+        """Raise a ModelError if a model that is spread over devices would be so in each of several processes."""
+        if self.device_map is not None and processes > 1:
+            raise ModelError(
+                f"device_map={self.device_map!r} of model {self.path!r} must be null with {processes} processes, each "
+                "of which would spread it over the same devices; set trainer.devices and trainer.num_nodes to 1."
             )
 
     @property

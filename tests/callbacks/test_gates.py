@@ -37,7 +37,7 @@ def test_open_gates_and_their_picture_are_logged(spec: Spec, tmp_path: Path) -> 
 
 def test_it_works_without_any_logger(spec: Spec, tmp_path: Path) -> None:
     pair = spec("llama"), spec("qwen3")
-    trainer = small_trainer(tmp_path, GateMonitor(every_n_steps=1), max_steps=2)
+    trainer = small_trainer(tmp_path, GateMonitor(every_n_steps=1), max_steps=2, log_every_n_steps=1)
     trainer.fit(small_module(*pair), datamodule=small_data(*pair))
     assert trainer.callback_metrics["gates/open_keys"] == 4
     assert list(tmp_path.iterdir()) == []

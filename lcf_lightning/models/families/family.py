@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any, ClassVar
 
@@ -121,3 +122,24 @@ class Family:
 def family_of(config: Any) -> Family:
     """The family of a model, by its text config's ``model_type``; the common one where none is for it."""
     return _FAMILIES.get(getattr(config, "model_type", ""), Family)()
+
+
+def following(cache: Cache) -> Cache:
+    """The same cache, each of whose layers goes to the device of what it is given next (`ModelSpec.device_map`)."""
+    layers: list[Any] = list(cache.layers)
+    for layer in layers:
+        layer.__class__ = _following(type(layer))
+    return cache
+
+
+@functools.cache
+def _following(kind: Any) -> Any:
+    class Following(kind):  # type: ignore[misc]
+        keys: Tensor
+        values: Tensor
+
+        def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **options: Any) -> Any:
+            self.keys, self.values = self.keys.to(key_states.device), self.values.to(value_states.device)
+            return super().update(key_states, value_states, *args, **options)
+
+    return Following
