@@ -75,7 +75,7 @@ def _plain(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> tupl
     By the tokenizer's own backend where that does nothing else: what transformers puts around it costs thrice as
     much for a short prompt.
     """
-    backend = tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+    backend = tokenizer.backend_tokenizer
     if backend.padding is None and backend.truncation is None and not tokenizer.split_special_tokens:
         encoding = backend.encode(text, add_special_tokens=special)
         return encoding.ids, encoding.offsets

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -221,8 +222,8 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) ->
 
 def _remembered(model: PreTrainedModel, past: Cache, mask: Tensor) -> KVCache:
     """What a model has put into ``past``, all on the device of ``mask``, wherever its layers are."""
-    sides = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
-    return KVCache(*(tuple(tensor.to(mask.device) for tensor in side) for side in sides), mask)
+    keys, values = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
+    return KVCache(tuple(key.to(mask.device) for key in keys), tuple(value.to(mask.device) for value in values), mask)
 
 
 def remember(model: PreTrainedModel, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
@@ -275,10 +276,14 @@ def forward(model: nn.Module, past: Cache, ids: Tensor, mask: Tensor, positions:
         )
 
 
-@functools.cache
 def cache_argument(model: type[nn.Module]) -> str:
     """The name under which a model's ``forward`` and ``generate`` take a cache (transformers 5.24 renamed it)."""
-    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+    return _cache_argument(model.forward)
+
+
+@functools.cache
+def _cache_argument(forward: Callable[..., Any]) -> str:
+    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
 
 
 def check_prompts(ids: Tensor, mask: Tensor) -> None:

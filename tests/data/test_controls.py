@@ -10,7 +10,6 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lcf_lightning.data import templates
-from lcf_lightning.data.alignment import Layout
 from lcf_lightning.errors import DataError
 from tests.data.conftest import PASSAGES, QUESTION, encoder
 
@@ -44,11 +43,10 @@ def test_a_text_asked_for_and_what_stands_where_are_as_they_were(tokenizer: PreT
     by_span = [tokenizer.decode([token for token, span in pairs if span == which]) for which in (0, 1)]
     assert by_span[0].strip() == f"Mary {EOS} moved."
     assert "Where is Mary?" in by_span[1]
-    ids, layout = own._tokenized(["x", f"a{EOS}b", ""], [(1, 8)])
-    assert isinstance(layout, Layout)
-    assert [layout.pieces[0], layout.pieces[-1]] == [0, 1]
-    assert layout.ends.tolist()[-1] == 7
-    assert len(ids) == len(layout.pieces)
+    ids, places = own._tokenized(["x", f"a{EOS}b", ""], [(1, 8)])
+    assert [places[0][0], places[-1][0]] == [0, 1]
+    assert places[-1][2] == 7
+    assert len(ids) == len(places)
 
 
 ENDLESS = "".join(f"{{% for {name} in range(99999) %}}" for name in "abc") + "{% endfor %}" * 3

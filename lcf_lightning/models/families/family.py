@@ -128,7 +128,8 @@ def following(cache: Cache) -> Cache:
     """The same cache, each of whose layers goes to the device of what it is given next (`ModelSpec.device_map`)."""
     layers: list[Any] = list(cache.layers)
     for layer in layers:
-        layer.__class__ = _following(type(layer))
+        kind: Any = type(layer)
+        layer.__class__ = _following(kind)
     return cache
 
 
