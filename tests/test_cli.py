@@ -198,7 +198,7 @@ BAD_INPUT = [
     (["--data.source.own_questions", "2"], "own_questions=2"),
     (
         ["--data.source", "Wikipedia"],
-        "data.source='Wikipedia' must be one of BAbI, Chat, Continuation, Hot",
+        "data.source='Wikipedia' must be one of BAbI, BothWays, Chat, Continuation",
     ),
     (["--data.source", "HotpotQA", "--data.source.train", "no.jsonl"], "train='no.jsonl' is not a file"),
     (["--config", "no.yaml"], "no.yaml' is not a file."),
