@@ -91,7 +91,7 @@ def server(says: Mapping[str, Says], names: Collection[str], limits: Limits) -> 
             loop="asyncio",
             lifespan="off",
             backlog=limits.connections,
-            limit_concurrency=limits.waiting,
+            limit_concurrency=limits.waiting + 1,  # which it counts as one too many
             h11_max_incomplete_event_size=limits.headers,
             headers=[("Connection", "close")],
             server_header=False,

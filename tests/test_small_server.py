@@ -35,12 +35,13 @@ def small() -> Iterator[ModuleType]:
 
 
 BEGUN: list[str] = []
+GO = threading.Event()  # until it is set, who asks to wait is not answered
 
 
 def said(fields: Mapping[str, str]) -> bytes:
     BEGUN.append(fields["question"])
     if fields["question"] == "wait":
-        time.sleep(0.6)
+        GO.wait(20)
     if fields["question"] == "refused":
         raise DataError("\x1b[2Jno \udc80such question.")
     return fields["question"].encode()
@@ -49,7 +50,9 @@ def said(fields: Mapping[str, str]) -> bytes:
 @contextmanager
 def served(small: ModuleType, **limits: float) -> Iterator[tuple[str, object]]:
     """Its address, and its limits."""
-    limit = replace(small.Limits(seconds=5), **limits)
+    limit = replace(small.Limits(seconds=20), **limits)
+    BEGUN.clear()
+    GO.clear()
     serving = small.server({"/ask": said}, ["question"], limit)
     with socket.create_server(("127.0.0.1", 0), backlog=limit.connections) as listening:
         thread = threading.Thread(target=serving.run, args=[[listening]])
@@ -57,8 +60,19 @@ def served(small: ModuleType, **limits: float) -> Iterator[tuple[str, object]]:
         try:
             yield f"http://127.0.0.1:{listening.getsockname()[1]}", limit
         finally:
+            GO.set()
             serving.should_exit = True
             thread.join()
+
+
+def answers(small: ModuleType, address: str, limits: object) -> bool:
+    """Whether it does, now or, on a busy machine, when asked again."""
+    for _ in range(20):
+        try:
+            return bool(small.ask(address, "/ask", {"question": "tea"}, limits)[0] == b"tea")
+        except DataError:
+            time.sleep(0.1)
+    return False
 
 
 def connected(address: str) -> socket.socket:
@@ -86,6 +100,7 @@ def test_what_is_slow_is_answered_in_time(small: ModuleType) -> None:
         client = replace(limits, seconds=10)
         with pytest.raises(DataError, match=r"the sharer refuses \(503\): no answer within 0.3 seconds"):
             small.ask(address, "/ask", {"question": "wait"}, client)
+        GO.set()
         for begun in (b"", head(2)[:-9], head(40) + b'{"que'):  # silent, in its headers, in its body
             with connected(address) as slow:
                 slow.sendall(begun)
@@ -93,18 +108,17 @@ def test_what_is_slow_is_answered_in_time(small: ModuleType) -> None:
                 reply = all_of(slow)
                 assert time.perf_counter() - started < 5
                 assert reply == b"" or reply.startswith(b"HTTP/1.1 503 ")
-        assert small.ask(address, "/ask", {"question": "tea"}, client)[0] == b"tea"
+        assert answers(small, address, client)
 
 
 def test_what_waits_too_long_is_never_begun(small: ModuleType) -> None:
-    BEGUN.clear()
     with served(small, seconds=0.3) as (address, limits), ThreadPoolExecutor(3) as pool:
         client = replace(limits, seconds=10)
         asked = [pool.submit(small.ask, address, "/ask", {"question": "wait"}, client) for _ in range(3)]
         assert all("no answer within" in str(each.exception()) for each in asked)
-        time.sleep(0.6)  # the first has ended
-        assert small.ask(address, "/ask", {"question": "tea"}, client)[0] == b"tea"
-    assert BEGUN == ["wait", "tea"]
+        GO.set()
+        assert answers(small, address, client)
+    assert BEGUN.count("wait") == 1
 
 
 def test_what_is_too_large_is_refused(small: ModuleType) -> None:
@@ -125,7 +139,7 @@ def test_what_is_too_large_is_refused(small: ModuleType) -> None:
                 if not status:
                     sock.shutdown(socket.SHUT_WR)
                 assert all_of(sock)[9:12] == status
-        assert small.ask(address, "/ask", {"question": "tea"}, limits)[0] == b"tea"
+        assert answers(small, address, limits)
 
 
 @pytest.mark.parametrize("body", ["no JSON", "[]", "{}", '{"question": 1}', '{"question": "a", "more": "b"}',
@@ -138,12 +152,16 @@ def test_a_request_of_another_kind_is_refused(small: ModuleType, body: str) -> N
 
 
 def test_more_than_may_wait_are_told_so(small: ModuleType) -> None:
-    with served(small, waiting=2) as (address, limits), ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(small.ask, address, "/ask", {"question": "wait"}, limits) for _ in range(4)]
-        errors = [str(each.exception()) for each in asked if each.exception() is not None]
-        assert 0 < len(errors) < 4
-        assert all(error.startswith("the sharer refuses (503)") for error in errors)
-        assert small.ask(address, "/ask", {"question": "tea"}, limits)[0] == b"tea"
+    with served(small, waiting=1) as (address, limits), ThreadPoolExecutor(1) as pool:
+        first = pool.submit(small.ask, address, "/ask", {"question": "wait"}, limits)
+        while not BEGUN:
+            time.sleep(0.01)
+        for _ in range(3):
+            with pytest.raises(DataError, match=r"the sharer refuses \(503\)"):
+                small.ask(address, "/ask", {"question": "tea"}, limits)
+        GO.set()
+        assert first.result()[0] == b"wait"
+        assert BEGUN == ["wait"]
     with served(small, connections=2) as (address, limits):
         open_ones = [connected(address) for _ in range(2)]
         with pytest.raises(DataError, match="the sharer does not answer"):
@@ -159,7 +177,8 @@ def test_who_hangs_up_is_not_written_about(small: ModuleType, capfd: pytest.Capt
             with connected(address) as sock:
                 sock.sendall(sent)
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # it is reset
-        assert small.ask(address, "/ask", {"question": "tea"}, limits)[0] == b"tea"
+        GO.set()
+        assert answers(small, address, limits)
     assert capfd.readouterr() == ("", "")
     assert logging.getLogger("uvicorn.error").getEffectiveLevel() == logging.ERROR  # a fault of ours would be
 
