@@ -50,7 +50,8 @@ def test_who_waits_for_others_tells_them_that_it_is_ended() -> None:
 @pytest.mark.slow
 def test_an_evaluation_that_is_ended_leaves_no_process_behind(tmp_path: Path) -> None:
     config = ["--config", str(ROOT / "configs" / "quickstart.yaml"), "--trainer.enable_progress_bar", "false",
-              "--data.source.test_size", "400", "--data.eval_batch_size", "2", "--trainer.default_root_dir", str(tmp_path / "run")]  # fmt: skip
+              "--data.source.test_size", "400", "--data.eval_batch_size", "2",
+              "--trainer.default_root_dir", str(tmp_path / "run")]  # fmt: skip
     main(["fit", *config, "--trainer.max_steps", "2", "--trainer.limit_test_batches", "1"])
     mark = str(tmp_path / "out")
     few = ["--arms", "own_context,message", "--trainer.devices", "2", "--output", mark]
