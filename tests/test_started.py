@@ -50,26 +50,34 @@ def test_who_waits_for_others_tells_them_that_it_is_ended() -> None:
 @pytest.mark.slow
 def test_an_evaluation_that_is_ended_leaves_no_process_behind(tmp_path: Path) -> None:
     config = ["--config", str(ROOT / "configs" / "quickstart.yaml"), "--trainer.enable_progress_bar", "false",
-              "--data.source.test_size", "64", "--trainer.default_root_dir", str(tmp_path / "run")]  # fmt: skip
+              "--data.source.test_size", "400", "--data.eval_batch_size", "2",
+              "--trainer.default_root_dir", str(tmp_path / "run")]  # fmt: skip
     main(["fit", *config, "--trainer.max_steps", "2", "--trainer.limit_test_batches", "1"])
     mark = str(tmp_path / "out")
-    command = [sys.executable, "-m", "lcf_lightning", "evaluate", *config, "--trainer.devices", "2", "--output", mark]
+    few = ["--arms", "own_context,message", "--trainer.devices", "2", "--output", mark]
+    command = [sys.executable, "-m", "lcf_lightning", "evaluate", *config, *few]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    with (tmp_path / "log").open("w") as log:
-        running = subprocess.Popen(command, env=environment, stderr=log, stdout=log)
+    with (
+        (tmp_path / "log").open("w") as log,
+        subprocess.Popen(command, env=environment, stderr=log, stdout=log) as running,
+    ):
         files = [tmp_path / "out" / name for name in ("predictions.jsonl", "predictions_1.jsonl")]
         deadline = time.monotonic() + 300
-        while not all(file.exists() and file.stat().st_size for file in files):
-            assert running.poll() is None, (tmp_path / "log").read_text()[-3000:]
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        assert len(_named(mark)) == 2
-        running.terminate()
-        assert running.wait(60) == 143
-    deadline = time.monotonic() + 20
-    while _named(mark) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert _named(mark) == []
+        try:
+            while not all(file.exists() and file.stat().st_size for file in files):
+                assert running.poll() is None, (tmp_path / "log").read_text()[-3000:]
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            assert len(_named(mark)) == 2
+            running.terminate()
+            assert running.wait(60) == 143
+            deadline = time.monotonic() + 20
+            while _named(mark) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert _named(mark) == []
+        finally:
+            for process in map(int, _named(mark)):
+                os.kill(process, signal.SIGKILL)
     assert "stopped: SIGTERM ended evaluate before its end; the same command goes on" in (tmp_path / "log").read_text()
 
 
