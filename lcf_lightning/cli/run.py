@@ -139,8 +139,8 @@ class LCFCLI(LightningCLI):
         """
         folder = self.run_folder if self.subcommand == "fit" else self.run_folder / str(self.subcommand)
         if not given:
-            purge = {"default_hp_metric": False, "purge_step": self._steps_before}
-            given = [TensorBoardLogger(folder, "tensorboard", version="", **purge)]
+            place: Any = {"save_dir": folder, "name": "tensorboard", "version": "", "default_hp_metric": False}
+            given = [TensorBoardLogger(**place, purge_step=self._steps_before)]
         if not any(isinstance(each, ContinuedCSVLogger) for each in given):
             given = [ContinuedCSVLogger(folder.parent, folder.name, version=""), *given]
         return given

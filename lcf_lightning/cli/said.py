@@ -8,29 +8,29 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import utils as hub
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from transformers.utils import logging as transformers_logging
 
 from lcf_lightning.callbacks.accuracy import required_module
 from lcf_lightning.cli.commands import PROGRAM
 
+_TALK = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")  # loggers
 _NOISE = ("Seed set to", "GPU available:", "TPU available:", "💡 Tip:", "`Trainer.fit` stopped:", "`Trainer(")
 _WARNINGS = (r".*LeafSpec.*", r".*does not have many workers.*")
 
 
 def quiet() -> None:
     """Leave out what the libraries say of themselves; what they warn of stays, and so do the hub's downloads."""
-    for talk in (rank_zero_module.log, logging.getLogger("lightning.fabric.utilities.seed")):
-        talk.addFilter(_matters)
+    for name in _TALK:
+        logging.getLogger(name).addFilter(_matters)
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message)
-    downloads = not hub.are_progress_bars_disabled()
+    downloads = not are_progress_bars_disabled()
     transformers_logging.disable_progress_bar()
     if downloads:  # which that has turned off, too
-        hub.enable_progress_bars()
+        enable_progress_bars()
 
 
 def _matters(record: logging.LogRecord) -> bool:
