@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch.utilities.rank_zero import rank_zero_module
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lcf_lightning import LCFModule
@@ -108,7 +107,7 @@ def test_csv_stays_whatever_logger_is_added_and_all_know_the_settings(
 
 def test_what_libraries_say_of_themselves_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     quiet()
-    talk = rank_zero_module.log
+    talk = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     with caplog.at_level(logging.INFO, talk.name):
         for line in ("GPU available: False, used: False", "💡 Tip: install litlogger", "runs/a held an earlier run"):
             talk.info(line)

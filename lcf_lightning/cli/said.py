@@ -16,17 +16,15 @@ from transformers.utils import logging as transformers_logging
 from lcf_lightning.callbacks.accuracy import required_module
 from lcf_lightning.cli.commands import PROGRAM
 
+_TALK = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")  # loggers
 _NOISE = ("Seed set to", "GPU available:", "TPU available:", "💡 Tip:", "`Trainer.fit` stopped:", "`Trainer(")
 _WARNINGS = (r".*LeafSpec.*", r".*does not have many workers.*")
 
 
 def quiet() -> None:
     """Leave out what the libraries say of themselves; what they warn of stays, and so do the hub's downloads."""
-    for talk in (
-        logging.getLogger("lightning.pytorch.utilities.rank_zero"),
-        logging.getLogger("lightning.fabric.utilities.seed"),
-    ):
-        talk.addFilter(_matters)
+    for name in _TALK:
+        logging.getLogger(name).addFilter(_matters)
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message)
     downloads = not are_progress_bars_disabled()

@@ -58,15 +58,15 @@ def squad_row(index: int, answer: str = "Ben") -> dict[str, Any]:
 def squad_hub_row(index: int) -> dict[str, Any]:
     row = squad_row(index)
     answers = {"text": row["answers"], "answer_start": row.pop("answer_start")}
-    return {**row, "answers": answers, "question": f"who is {index}?"}
+    return {**row, "answers": answers, "context": f"{CONTEXT} It was {index}.", "question": f"who is {index}?"}
 
 
 def babi_story(index: int) -> dict[str, Any]:
     """A story of the hub's bAbI, with one question at its end."""
-    texts = [f"Mary moved to room {place}." for place in range(6)]
+    texts = [f"Mary moved to room {index + place}." for place in range(6)]
     return {"story": {
         "id": [str(place + 1) for place in range(7)], "type": [0] * 6 + [1], "text": [*texts, f"where {index}?"],
-        "supporting_ids": [[]] * 6 + [["5"]], "answer": [""] * 6 + ["room 4"],
+        "supporting_ids": [[]] * 6 + [["5"]], "answer": [""] * 6 + [f"room {index + 4}"],
     }}  # fmt: skip
 
 
