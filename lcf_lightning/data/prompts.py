@@ -150,7 +150,7 @@ class PromptEncoder:
         By the tokenizer's own backend where that does nothing else: what transformers puts around it costs thrice as
         much for a short prompt.
         """
-        backend = self.tokenizer.backend_tokenizer  # type: ignore[attr-defined]
+        backend = self.tokenizer.backend_tokenizer
         if backend.padding is None and backend.truncation is None and not self.tokenizer.split_special_tokens:
             encoding = backend.encode(text, add_special_tokens=special)
             return encoding.ids, encoding.offsets

@@ -6,7 +6,6 @@ and a continuation reads one without changing it, so any number of arms can shar
 
 from __future__ import annotations
 
-import functools
 import inspect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -222,7 +221,8 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) ->
 def _remembered(model: PreTrainedModel, past: Cache, mask: Tensor) -> KVCache:
     """What a model has put into ``past``, all on the device of ``mask``, wherever its layers are."""
     sides = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
-    return KVCache(*(tuple(tensor.to(mask.device) for tensor in side) for side in sides), mask)
+    keys, values = (tuple(tensor.to(mask.device) for tensor in side) for side in sides)
+    return KVCache(keys, values, mask)
 
 
 def remember(model: PreTrainedModel, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
@@ -275,7 +275,6 @@ def forward(model: nn.Module, past: Cache, ids: Tensor, mask: Tensor, positions:
         )
 
 
-@functools.cache
 def cache_argument(model: type[nn.Module]) -> str:
     """The name under which a model's ``forward`` and ``generate`` take a cache (transformers 5.24 renamed it)."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

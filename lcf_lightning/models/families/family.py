@@ -128,7 +128,7 @@ def following(cache: Cache) -> Cache:
     """The same cache, each of whose layers goes to the device of what it is given next (`ModelSpec.device_map`)."""
     layers: list[Any] = list(cache.layers)
     for layer in layers:
-        layer.__class__ = _following(type(layer))
+        layer.__class__ = _following(type(layer))  # type: ignore[arg-type]
     return cache
 
 
