@@ -6,9 +6,7 @@ and a continuation reads one without changing it, so any number of arms can shar
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -222,8 +220,9 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) ->
 
 def _remembered(model: PreTrainedModel, past: Cache, mask: Tensor) -> KVCache:
     """What a model has put into ``past``, all on the device of ``mask``, wherever its layers are."""
-    keys, values = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
-    return KVCache(tuple(key.to(mask.device) for key in keys), tuple(value.to(mask.device) for value in values), mask)
+    sides = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
+    keys, values = (tuple(tensor.to(mask.device) for tensor in side) for side in sides)
+    return KVCache(keys, values, mask)
 
 
 def remember(model: PreTrainedModel, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
@@ -278,12 +277,7 @@ def forward(model: nn.Module, past: Cache, ids: Tensor, mask: Tensor, positions:
 
 def cache_argument(model: type[nn.Module]) -> str:
     """The name under which a model's ``forward`` and ``generate`` take a cache (transformers 5.24 renamed it)."""
-    return _cache_argument(model.forward)
-
-
-@functools.cache
-def _cache_argument(forward: Callable[..., Any]) -> str:
-    return "cache" if "cache" in inspect.signature(forward).parameters else "past_key_values"
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 def check_prompts(ids: Tensor, mask: Tensor) -> None:
