@@ -24,6 +24,7 @@ from lcf_lightning.origin import Origin
 from lcf_lightning.receiving import Received, decoder, scores
 from lcf_lightning.sending import messages as sent_messages
 from lcf_lightning.sending import origin_of, require_lists
+from lcf_lightning.session import Session
 from lcf_lightning.sides import Given, by_role, load_sides, warn_of_unchecked
 from lcf_lightning.typed import from_table
 from lcf_lightning.writer import Writer
@@ -138,6 +139,7 @@ class Channel:
         question: Question | None = None,
         pooled: bool = False,
         *,
+        since: Text | None = None,
         to: str | None = None,
         session: str | None = None,
         expires: float | None = None,
@@ -150,15 +152,18 @@ class Channel:
                 says where it was and none is given, and where it was not and one is. Where both models read the same
                 text, what the receiver will be asked.
             pooled: Pool over the spans already: the smallest message, for a receiver that hears no other sharer.
+            since: What was sent before, with which the passages begin: the message is of the rest, read after it.
             to: The message is for the receiver of this name alone, see `Inbox`; needs ``expires``.
             session: It is for this session alone; needs ``expires``.
             expires: It lives so many seconds from now, and is read once.
 
         Raises:
-            DataError: If there is nothing to send, or a chat cannot be understood.
-            SettingError: If this channel has no sharer, ``pooled`` means nothing for it, or it cannot be bound so.
+            DataError: If there is nothing to send, a chat cannot be understood, or the passages begin otherwise.
+            SettingError: If this channel has no sharer, ``pooled`` or ``since`` mean nothing for it, or it cannot be
+                bound so.
         """
-        return sent_messages(self, [passages], [question], pooled, to=to, session=session, expires=expires)[0]
+        bound = {"to": to, "session": session, "expires": expires}
+        return sent_messages(self, [passages], [question], pooled, since, **bound)[0]
 
     def send_batch(
         self,
@@ -277,6 +282,19 @@ class Channel:
         for of_question in candidates:
             require_lists(candidates=of_question)
         return scores(self, messages, questions, texts, candidates) if messages else []
+
+    def session(self) -> Session:
+        """A conversation with the receiver, whose edited cache is kept from turn to turn."""
+        return Session(self)
+
+    def load_session(self, file: str | Path) -> Session:
+        """The conversation that `Session.save` wrote; it goes on bit for bit as if it had never stopped.
+
+        Raises:
+            SessionError: If the file cannot be read, is damaged or of another adapter or pair, or the receiver is held
+                otherwise here.
+        """
+        return Session.load(self, file)
 
     @cached_property
     def prompts(self) -> PromptSettings:

@@ -23,8 +23,9 @@ from lcf_lightning.data.tokens import Encoded, Prompt, split_question
 from lcf_lightning.errors import DataError, SettingError
 
 _NONE, _QUESTION = -1, -2  # labels of text that belongs to no span, and of the question before it is numbered
-History = Sequence[tuple[str, str]]
-"""Earlier turns of a chat: what the user said and what was answered."""
+History = Sequence[tuple[str | tuple[str, ...], str]]
+"""Earlier turns of a chat: what the user said and what was answered. The former is a question, or, of a turn that was a
+prompt of its own, all that this held (`PromptEncoder.said`)."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,10 @@ class PromptEncoder:
             DataError: If the prompt without any context exceeds the limit; a question is never cut.
         """
         return self._limited(self._encoded(self._segments(passages, question, text), history)[0])
+
+    def said(self, passages: Sequence[Passage], question: str) -> tuple[str, ...]:
+        """The user's side of a turn as a prompt holds it, in stretches; those from outside are `Said`."""
+        return tuple(text for text, _ in self._segments(passages, question))
 
     def shared_prompt(self, example: Example) -> tuple[Encoded, Layout]:
         """The prompt of an example that both models read alike, without a limit, and where its tokens stand."""
@@ -123,10 +128,11 @@ class PromptEncoder:
 
     def _contents(self, segments: list[tuple[str, int]], history: History) -> tuple[list[tuple[str, int]], list[str]]:
         """The last turn's segments, and the texts of all turns; without a chat template all turns are one."""
+        turns = ["".join(part) for part in chain(*history)]
         if not self.settings.chat:
             segments = [segment for turn in history for segment in self._turn(*turn)] + segments
         text = "".join(segment for segment, _ in segments)
-        return segments, [part.strip() for part in chain(*history, [text])] if self.settings.chat else [text]
+        return segments, [part.strip() for part in [*turns, text]] if self.settings.chat else [text]
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
@@ -158,9 +164,10 @@ class PromptEncoder:
             begin, content = begin - len(content) + len(content.lstrip()), content.lstrip()
         return encode(self.tokenizer, content, [(begin, begin + len(text))], self._control, special=False)[0]
 
-    def _turn(self, question: str, answer: str) -> list[tuple[str, int]]:
+    def _turn(self, said: str | tuple[str, ...], answer: str) -> list[tuple[str, int]]:
         """An earlier turn where there is no chat template."""
-        asked = filled(self.settings.question, "{question}", question, _NONE)
+        whole = [(stretch, _NONE) for stretch in said]
+        asked = filled(self.settings.question, "{question}", said, _NONE) if isinstance(said, str) else whole
         return [*asked, *filled(self.settings.answer, "{answer}", answer, _NONE), (self.settings.separator, _NONE)]
 
     def _context(self, passages: Sequence[Passage]) -> list[tuple[str, int]]:
