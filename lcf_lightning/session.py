@@ -55,6 +55,8 @@ class Session:
 
     Attributes:
         channel: Whose receiver this talks with.
+        state: What it remembers, a value: put an earlier one back to go back to it, or into another session to go on
+            in two ways.
 
     Example:
         >>> session = channel.session()
@@ -66,22 +68,22 @@ class Session:
 
     def __init__(self, channel: Channel) -> None:
         channel.link.side("receiver")  # must be loaded
-        self.channel, self._state = channel, State()
+        self.channel, self.state = channel, State()
 
     def __repr__(self) -> str:
         """One line, without a word of what was said."""
-        heard = sum(len(told.messages) for told in self._state.told)
-        return f"Session({len(self._state.turns)} turns, {self.tokens} tokens, {heard} messages, {self.channel!r})"
+        heard = sum(len(told.messages) for told in self.state.told)
+        return f"Session({len(self.state.turns)} turns, {self.tokens} tokens, {heard} messages, {self.channel!r})"
 
     @property
     def turns(self) -> tuple[Turn | tuple[str, str], ...]:
         """What was said: of each turn the user's side, passages included, and the answer."""
-        return self._state.turns
+        return self.state.turns
 
     @property
     def tokens(self) -> int:
         """How many tokens the receiver's cache holds, those of messages included."""
-        return 0 if self._state.cache is None else self._state.cache.mask.shape[1]
+        return 0 if self.state.cache is None else self.state.cache.mask.shape[1]
 
     @overload
     def ask(
@@ -144,7 +146,7 @@ class Session:
         self, question: Question, passages: Text, message: Received, max_new_tokens: int, options: dict[str, Any]
     ) -> _Begun:
         """The receiver reads what is new; nothing of the session changes."""
-        channel, before = self.channel, self._state
+        channel, before = self.channel, self.state
         receiver = channel.link.receiver
         decoding = Decoding.of(receiver, max_new_tokens, options, channel.prompts.stop)
         given = received_together(channel, message)
@@ -175,7 +177,7 @@ class Session:
     ) -> tuple[tuple[Turn | tuple[str, str], ...], str, Encoded]:
         """The turns before this one, the user's side of it, and the prompt of all."""
         channel, settings = self.channel, self.channel.prompts
-        if channel.link.shared and given and self._state.turns:
+        if channel.link.shared and given and self.state.turns:
             raise MessageError(
                 "message after the first turn of a session: where both models read the same text, it was sent for a "
                 "prompt of its own, and not for this chat."
@@ -189,7 +191,7 @@ class Session:
                     f"max_receiver_tokens={settings.max_receiver_tokens}, as in training, leaves out {dropped} spans "
                     "of this turn, and a session keeps all that is said; give fewer passages."
                 )
-        turns = (*self._state.turns, *history)
+        turns = (*self.state.turns, *history)
         (prompt,) = channel.writer.prompts("receiver", settings, [texts], [(turns, asked)], unlimited=True)
         if len(prompt.ids) < 2:
             raise DataError("the receiver's prompt must have at least two tokens: the last is read after the message.")
@@ -197,9 +199,9 @@ class Session:
 
     def _news(self, given: Sequence[Message], told: Sequence[Told]) -> list[tuple[str, Message]]:
         """What is to be heard in this turn: what is no longer in the cache, and what has never been."""
-        before = [pair for each in self._state.told for pair in each.messages]
+        before = [pair for each in self.state.told for pair in each.messages]
         known = {digest for digest, _ in before}
-        lost = [pair for each in self._state.told if each not in told for pair in each.messages]
+        lost = [pair for each in self.state.told if each not in told for pair in each.messages]
         fresh = [(known_by(message), message) for message in given]
         news = [*lost, *(pair for pair in fresh if pair[0] not in known)]
         if lost:
@@ -220,14 +222,14 @@ class Session:
 
     def _end(self, begun: _Begun, answer: Answer) -> Answer:
         """Keep what the turn has left."""
-        if self._state is not begun.before:
+        if self.state is not begun.before:
             raise DataError("another turn of this session has ended while this one was answered; one turn at a time.")
         decoder, cache, slots = begun.decoder, begun.cache, slots_of(begun.told)
         ids = begun.ids[: cache.mask.shape[1] - slots]  # after beams the answer is read with the next turn
         if decoder.read is not None:
             ids, cache = begun.ids + self._answered(decoder.said, answer.text), decoder.read
         turns = (*begun.turns, Turn(begun.said, answer.text))
-        self._state = State(turns, tuple(ids), begun.told, cache.until(len(ids) + slots))
+        self.state = State(turns, tuple(ids), begun.told, cache.until(len(ids) + slots))
         return answer
 
     def _answered(self, said: list[int], text: str) -> list[int]:
@@ -248,13 +250,13 @@ class Session:
         Raises:
             DataError: If there was no turn yet, or what was said cannot be written.
         """
-        write_state(self.channel, self._state, Path(file))
+        write_state(self.channel, self.state, Path(file))
 
     @classmethod
     def load(cls, channel: Channel, file: str | Path) -> Session:
         """The conversation that `save` wrote, to go on with bit for bit; see `Channel.load_session`."""
         session = cls(channel)
-        session._state = read_state(channel, Path(file))
+        session.state = read_state(channel, Path(file))
         return session
 
 
