@@ -3,7 +3,7 @@
     python benchmarks/session.py SHARER RECEIVER --tokens 150 --new_tokens 16
 
 SHARER and RECEIVER are hub ids, folders or .gguf files. In the first turn the receiver reads so many tokens and hears a
-message. The second one's new tokens are some ``--tokens`` too, and its answer has exactly ``--new_tokens``: asked in the
+message. The second one's new tokens are some ``--tokens`` too, its answer has exactly ``--new_tokens``: asked in the
 session, by `generate` on a copy of its cache (prompt written and answer read as the session does), and in the session
 with a second message. The adapter is not trained, with open gates. One process, the three in turn, warmed up; medians
 (least–greatest) of the repeats in milliseconds of this process's CPU, or of the clock on a GPU, and ratios, paired by

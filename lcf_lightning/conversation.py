@@ -116,7 +116,7 @@ def write_state(channel: Channel, state: State, path: Path) -> None:
     if state.cache is None:
         raise DataError("this session has no turn yet that could be saved.")
     told = [_Heard(*each[:3], tuple(_Sent(m.pooled, m.prompt) for _, m in each.messages)) for each in state.told]
-    turns = [_Said(*turn, isinstance(turn, Turn)) for turn in state.turns]
+    turns = [_Said(turn[0], turn[1], isinstance(turn, Turn)) for turn in state.turns]
     facts = _File(FORMAT_VERSION, channel.origin, channel.link.receiver.fingerprint, tuple(turns), tuple(told))
     text = json.dumps(asdict(facts))
     try:

@@ -102,7 +102,9 @@ def at_once(channel: Channel, state: State, ahead: list[int]) -> KVCache:
 
 def same(one: KVCache | None, other: KVCache | None, **tolerance: float) -> None:
     """Both hold the same, to the rounding of float32."""
-    assert one is not None and other is not None and one.mask.shape == other.mask.shape
+    assert one is not None
+    assert other is not None
+    assert one.mask.shape == other.mask.shape
     tolerance = tolerance or {"atol": 2e-5, "rtol": 2e-5}
     for ours, theirs in zip((*one.keys, *one.values), (*other.keys, *other.values), strict=True):
         torch.testing.assert_close(ours, theirs, **tolerance)

@@ -98,7 +98,7 @@ def rewritten(file: Path, change: Callable[[dict[str, torch.Tensor], dict[str, o
     with safe_open(file, framework="pt") as stored:
         facts, tensors = (
             json.loads(stored.metadata()["session"]),
-            {name: stored.get_tensor(name) for name in stored.keys()},
+            {name: stored.get_tensor(name) for name in stored},
         )
     change(tensors, facts)
     text = json.dumps(facts)
@@ -119,7 +119,7 @@ def rewritten(file: Path, change: Callable[[dict[str, torch.Tensor], dict[str, o
         (lambda tensors, facts: tensors.update(ids=tensors["ids"].float()), "do not fit"),
         (lambda tensors, facts: tensors.update(keys=tensors["keys"][:, :, 1:].contiguous()), "do not fit"),
         (lambda tensors, facts: tensors["values"].fill_(torch.inf), "do not fit"),
-        (lambda tensors, facts: tensors.update({n: tensors[n].half() for n in ("keys", "values")}), "kept in torch.float16"),
+        (lambda tensors, facts: tensors.update({n: tensors[n].half() for n in ("keys", "values")}), "in torch.float16"),
         (lambda tensors, facts: tensors.update({"told.0.0.keys": torch.ones(2)}), "message must both be"),
     ],
 )  # fmt: skip

@@ -62,7 +62,8 @@ def test_every_turn_is_one_prefill_of_everything(
     for question, passages, message in turns:
         before = session.state
         answer = session.ask(question, passages, message, **digits(channel, "" if channel.prompts.chat else " "))
-        assert answer.text.isdigit() and answer.new_tokens == 5
+        assert answer.text.isdigit()
+        assert answer.new_tokens == 5
         assert session.state.ids[: len(before.ids)] == before.ids
         same(session.state.cache, at_once(channel, session.state, ahead))
     assert [told.slots for told in session.state.told] == [first.spans, last.spans]
@@ -177,7 +178,8 @@ def test_an_answer_ends_where_it_stops(made: Made) -> None:
     channel = made("qwen3", "prefix", stop="5")
     session = channel.session()
     answer = session.ask("who ?", **digits(channel, " 1 52"))
-    assert answer.text == "1" and answer.new_tokens == 5
+    assert answer.text == "1"
+    assert answer.new_tokens == 5
     text = channel.link.receiver.tokenizer.decode(session.state.ids)
     assert text.endswith("who ?: 1")
 
