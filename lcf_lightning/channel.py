@@ -14,7 +14,6 @@ from lcf_lightning.adapter.subset import without_closed_layers
 from lcf_lightning.data.parsing import Question, Text
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.discovery import import_named
-from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.likelihood import Score
 from lcf_lightning.link import Link, Role
 from lcf_lightning.message import Message
@@ -25,8 +24,7 @@ from lcf_lightning.receiving import Received, decoder, scores
 from lcf_lightning.sending import messages as sent_messages
 from lcf_lightning.sending import origin_of, require_lists
 from lcf_lightning.session import Session
-from lcf_lightning.sides import Given, by_role, load_sides, warn_of_unchecked
-from lcf_lightning.typed import from_table
+from lcf_lightning.sides import Given, by_role, load_sides, prompts_of, warn_of_unchecked
 from lcf_lightning.writer import Writer
 
 
@@ -111,7 +109,7 @@ class Channel:
         given = by_role(sides, sharer, receiver)
         import_named(modules)
         adapter = CacheAdapter.from_pretrained(folder, revision).requires_grad_(False)
-        _prompts_of(adapter)  # what is wrong there is said before a weight is loaded
+        prompts_of(adapter)  # what is wrong there is said before a weight is loaded
         models = load_sides(adapter.config, given, device, dtype, quantization)
         adapter = without_closed_layers(adapter.to(next(iter(models.values())).device))
         channel = cls(models.get("sharer"), models.get("receiver"), adapter)
@@ -288,12 +286,7 @@ class Channel:
         return Session(self)
 
     def load_session(self, file: str | Path) -> Session:
-        """The conversation that `Session.save` wrote; it goes on bit for bit as if it had never stopped.
-
-        Raises:
-            SessionError: If the file cannot be read, is damaged or of another adapter or pair, or the receiver is held
-                otherwise here.
-        """
+        """The conversation that `Session.save` wrote, see `Session.load`."""
         return Session.load(self, file)
 
     @cached_property
@@ -303,15 +296,4 @@ class Channel:
         Raises:
             AdapterFileError: If the adapter's metadata cannot be understood.
         """
-        return _prompts_of(self.adapter)
-
-
-def _prompts_of(adapter: CacheAdapter) -> PromptSettings:
-    prompts = adapter.config.metadata.get("prompts", {})
-    if not prompts:
-        return PromptSettings()
-    try:
-        # Release 0.1.0 knew no `stop`: its adapters answer as they did, to the end.
-        return from_table(PromptSettings, {"stop": None} | prompts, "prompts")
-    except (TypeError, SettingError) as error:
-        raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error!s:.1000}") from error
+        return prompts_of(self.adapter)

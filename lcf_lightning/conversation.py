@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from lcf_lightning.data.prompts import Turn
+from lcf_lightning.data.controls import Said
 from lcf_lightning.digests import tensors_digest
 from lcf_lightning.errors import DataError, MessageError, SessionError, SettingError, reason
 from lcf_lightning.files import write_file
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from lcf_lightning.channel import Channel
 
 FORMAT_VERSION = 1
+Turns = tuple[tuple[str | tuple[str, ...], str], ...]
+"""What was said, as `History`."""
 
 
 class Told(NamedTuple):
@@ -63,7 +65,7 @@ class State:
         cache: What the receiver remembers; null before the first turn.
     """
 
-    turns: tuple[Turn | tuple[str, str], ...] = ()
+    turns: Turns = ()
     ids: tuple[int, ...] = ()
     told: tuple[Told, ...] = ()
     cache: KVCache | None = None
@@ -80,10 +82,16 @@ def slots_of(told: tuple[Told, ...]) -> int:
 
 
 @dataclass(frozen=True)
-class _Said:
-    user: str
+class _Stretch:
+    text: str
+    outside: bool  # and not of a template
+
+
+@dataclass(frozen=True)
+class _Turn:
+    question: str | None
+    said: tuple[_Stretch, ...]  # instead of a question
     answer: str
-    written: bool  # as a prompt holds it (`Turn`)
 
 
 @dataclass(frozen=True)
@@ -107,7 +115,7 @@ class _File:
     format: int
     origin: Origin
     receiver: str
-    turns: tuple[_Said, ...]
+    turns: tuple[_Turn, ...]
     told: tuple[_Heard, ...]
 
 
@@ -116,8 +124,8 @@ def write_state(channel: Channel, state: State, path: Path) -> None:
     if state.cache is None:
         raise DataError("this session has no turn yet that could be saved.")
     told = [_Heard(*each[:3], tuple(_Sent(m.pooled, m.prompt) for _, m in each.messages)) for each in state.told]
-    turns = [_Said(turn[0], turn[1], isinstance(turn, Turn)) for turn in state.turns]
-    facts = _File(FORMAT_VERSION, channel.origin, channel.link.receiver.fingerprint, tuple(turns), tuple(told))
+    turns = tuple(_as_facts(*turn) for turn in state.turns)
+    facts = _File(FORMAT_VERSION, channel.origin, channel.link.receiver.fingerprint, turns, tuple(told))
     text = json.dumps(asdict(facts))
     try:
         parse_json(text.encode())
@@ -133,7 +141,7 @@ def write_state(channel: Channel, state: State, path: Path) -> None:
 
 
 def read_state(channel: Channel, path: Path) -> State:
-    """The conversation of a file that `write_state` wrote; see `Channel.load_session`."""
+    """The conversation of a file that `write_state` wrote; see `Session.load`."""
     try:
         facts, tensors = _read(path)
         if facts.format != FORMAT_VERSION:
@@ -195,10 +203,20 @@ def _restored(channel: Channel, facts: _File, tensors: dict[str, Tensor]) -> Sta
             Message(*pair, origin, note.pooled, note.prompt) for pair, note in zip(pairs, each.messages, strict=True)
         ]
         told.append(Told(each.at, each.own, each.slots, tuple((known_by(message), message) for message in sent)))
-    turns = tuple(Turn(said.user, said.answer) if said.written else (said.user, said.answer) for said in facts.turns)
+    turns = tuple((_said(turn) if turn.question is None else turn.question, turn.answer) for turn in facts.turns)
     cached = [tuple(side.unsqueeze(1).to(receiver.device)) for side in (keys, values)]
     mask = torch.ones(1, tokens, dtype=torch.bool, device=receiver.device)
     return State(turns, tuple(ids.tolist()), tuple(told), KVCache(cached[0], cached[1], mask))
+
+
+def _as_facts(said: str | tuple[str, ...], answer: str) -> _Turn:
+    if isinstance(said, str):
+        return _Turn(said, (), answer)
+    return _Turn(None, tuple(_Stretch(str(text), isinstance(text, Said)) for text in said), answer)
+
+
+def _said(turn: _Turn) -> tuple[str, ...]:
+    return tuple(Said(part.text) if part.outside else part.text for part in turn.said)
 
 
 def _named(told: tuple[Told, ...]) -> list[tuple[str, Message]]:

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 
-from lcf_lightning.conversation import State, Told, known_by, read_state, slots_of, write_state
+from lcf_lightning.conversation import State, Told, Turns, known_by, read_state, slots_of, write_state
 from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
-from lcf_lightning.data.prompts import Turn
 from lcf_lightning.data.tokens import Encoded
 from lcf_lightning.errors import DataError, GeometryError, MessageError
 from lcf_lightning.host import to_device
@@ -29,8 +28,8 @@ class _Begun(NamedTuple):
     """A turn whose answer is being decoded: the state that it began from, and what it leaves but for the answer."""
 
     before: State
-    turns: tuple[Turn | tuple[str, str], ...]
-    said: str
+    turns: Turns
+    said: tuple[str, ...]
     ids: list[int]
     told: tuple[Told, ...]
     cache: KVCache
@@ -76,9 +75,9 @@ class Session:
         return f"Session({len(self.state.turns)} turns, {self.tokens} tokens, {heard} messages, {self.channel!r})"
 
     @property
-    def turns(self) -> tuple[Turn | tuple[str, str], ...]:
+    def turns(self) -> tuple[tuple[str, str], ...]:
         """What was said: of each turn the user's side, passages included, and the answer."""
-        return self.state.turns
+        return tuple(("".join(said), answer) for said, answer in self.state.turns)
 
     @property
     def tokens(self) -> int:
@@ -174,7 +173,7 @@ class Session:
 
     def _written(
         self, question: Question, passages: Text, given: Sequence[Message]
-    ) -> tuple[tuple[Turn | tuple[str, str], ...], str, Encoded]:
+    ) -> tuple[Turns, tuple[str, ...], Encoded]:
         """The turns before this one, the user's side of it, and the prompt of all."""
         channel, settings = self.channel, self.channel.prompts
         if channel.link.shared and given and self.state.turns:
@@ -228,7 +227,7 @@ class Session:
         ids = begun.ids[: cache.mask.shape[1] - slots]  # after beams the answer is read with the next turn
         if decoder.read is not None:
             ids, cache = begun.ids + self._answered(decoder.said, answer.text), decoder.read
-        turns = (*begun.turns, Turn(begun.said, answer.text))
+        turns = (*begun.turns, (begun.said, answer.text))
         self.state = State(turns, tuple(ids), begun.told, cache.until(len(ids) + slots))
         return answer
 
@@ -254,7 +253,13 @@ class Session:
 
     @classmethod
     def load(cls, channel: Channel, file: str | Path) -> Session:
-        """The conversation that `save` wrote, to go on with bit for bit; see `Channel.load_session`."""
+        """The conversation that `save` wrote; it goes on bit for bit as if it had never stopped.
+
+        Raises:
+            SessionError: If the file cannot be read, is damaged or of another adapter or pair, or the receiver is held
+                otherwise here.
+            SettingError: If the channel has no receiver.
+        """
         session = cls(channel)
         session.state = read_state(channel, Path(file))
         return session

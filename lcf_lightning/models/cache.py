@@ -46,13 +46,7 @@ class KVCache:
         return positions_of(self.mask)
 
     def read(self, layers: tuple[int, ...], rotary: Rotary | None = None, start: int = 0) -> KV:
-        """The given layers, stacked; keys un-rotated where ``rotary`` is given. Padding reads as zero.
-
-        Args:
-            layers: Which.
-            rotary: Of the model that made the cache.
-            start: How many of the first tokens are left out.
-        """
+        """The given layers from ``start`` on, stacked; keys un-rotated where ``rotary`` is given. Padding is zero."""
         keys = torch.stack([self.keys[layer][:, :, start:] for layer in layers])
         values = torch.stack([self.values[layer][:, :, start:] for layer in layers])
         if rotary is not None:
@@ -117,8 +111,8 @@ class KVCache:
         # All at once: some models rotate by tables that depend on how long a text is.
         keys = rotary.apply(torch.cat([keys, unrotated], dim=3), every, positions_of(mask)[:, start:])
         keys = torch.cat([own_keys[:, :, :, :start], keys.to(own_keys.dtype)], dim=3)
-        behind = values.to(own_values.dtype), own_values[:, :, :, start:]
-        values = torch.cat([own_values[:, :, :, :start], *behind], dim=3)
+        ahead, behind = own_values.split([start, own_values.shape[3] - start], dim=3)
+        values = torch.cat([ahead, values.to(own_values.dtype), behind], dim=3)
         return padded_left(keys, values, mask)
 
     def rows(self, index: Tensor) -> KVCache:
