@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION = 1
 Turns = tuple[tuple[str | tuple[str, ...], str], ...]
-"""What was said, as `History`."""
+"""What was said, as `Earlier`."""
 
 
 class Told(NamedTuple):

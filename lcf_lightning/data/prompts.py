@@ -23,9 +23,10 @@ from lcf_lightning.data.tokens import Encoded, Prompt, split_question
 from lcf_lightning.errors import DataError, SettingError
 
 _NONE, _QUESTION = -1, -2  # labels of text that belongs to no span, and of the question before it is numbered
-History = Sequence[tuple[str | tuple[str, ...], str]]
-"""Earlier turns of a chat: what the user said and what was answered. The former is a question, or, of a turn that was a
-prompt of its own, all that this held (`PromptEncoder.said`)."""
+History = Sequence[tuple[str, str]]
+"""Earlier turns of a chat: what the user said and what was answered."""
+Earlier = Sequence[tuple[str | tuple[str, ...], str]]
+"""The same, where a turn may have been a prompt of its own: then it is all that this held (`PromptEncoder.said`)."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class PromptEncoder:
         return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
     def prompt(
-        self, passages: Sequence[Passage], question: str | None, text: str | None = None, history: History = ()
+        self, passages: Sequence[Passage], question: str | None, text: str | None = None, history: Earlier = ()
     ) -> Encoded:
         """The prompt of some passages and, where given, a question, another model's text and earlier turns.
 
@@ -81,7 +82,7 @@ class PromptEncoder:
         said = self._contents(self._segments(example.shared, example.question), example.history)[1]
         return [*said, *([self.settings.answer_prefix] if self.settings.answer_prefix else [])]
 
-    def text_prompt(self, passages: Sequence[Passage], question: str, history: History = ()) -> Encoded:
+    def text_prompt(self, passages: Sequence[Passage], question: str, history: Earlier = ()) -> Encoded:
         """The prompt that asks for a text about some passages (T2T)."""
         shown = question if self.settings.share_question else ""
         request = filled(self.settings.text_request, "{question}", shown, _QUESTION)
@@ -106,7 +107,7 @@ class PromptEncoder:
         own = self._context(passages)
         return [*own, *told, *ending] if self.settings.text_place == "after" else [*told, *own, *ending]
 
-    def _encoded(self, segments: list[tuple[str, int]], history: History) -> tuple[Encoded, Layout]:
+    def _encoded(self, segments: list[tuple[str, int]], history: Earlier) -> tuple[Encoded, Layout]:
         """A chat whose last turn is ``segments``, whose question is not numbered yet, and its layout."""
         segments, contents = self._contents(segments, history)
         text = "".join(segment for segment, _ in segments)
@@ -126,7 +127,7 @@ class PromptEncoder:
         ahead = 2 * len(contents) + 1  # pieces, without what begins the answer
         return Encoded(ids, self._windows(spans), begun=int((layout.pieces >= ahead).sum())), layout
 
-    def _contents(self, segments: list[tuple[str, int]], history: History) -> tuple[list[tuple[str, int]], list[str]]:
+    def _contents(self, segments: list[tuple[str, int]], history: Earlier) -> tuple[list[tuple[str, int]], list[str]]:
         """The last turn's segments, and the texts of all turns; without a chat template all turns are one."""
         turns = ["".join(part) for part in chain(*history)]
         if not self.settings.chat:

@@ -115,8 +115,7 @@ def test_the_first_turn_is_heard_as_receive_hears_it(made: Made, pooler: str, to
 def tokens_read(channel: Channel, ask: Callable[[], object]) -> int:
     """How many tokens the receiver reads meanwhile."""
     counts: list[int] = []
-    model = channel.link.receiver.model
-    hook = model.register_forward_pre_hook(
+    hook = channel.link.receiver.model.get_decoder().register_forward_pre_hook(
         lambda _, args, given: counts.append((args[0] if args else given["input_ids"]).shape[1]), with_kwargs=True
     )
     ask()
@@ -165,7 +164,7 @@ def test_a_template_that_writes_history_otherwise_is_read_anew(
     session.ask("and ?", **digits(channel, ""))
     state: State = session.state
     (told,) = state.told
-    prompt = channel.writer.prompts("receiver", channel.prompts, [()], [(session.turns[:-1], "and ?")])[0].ids
+    prompt = channel.writer.prompts("receiver", channel.prompts, [()], [(session.state.turns[:-1], "and ?")])[0].ids
     assert list(state.ids[: len(prompt)]) == prompt
     assert told.own == (len(prompt) if template == COUNTED else ahead[0] + 1)
     if pooler == "prefix":  # what is read anew sees the message
@@ -203,6 +202,18 @@ def test_streams_and_samples_are_turns_too(made: Made, ahead: list[int]) -> None
     stream = session.ask("who ?", (), message, stream=True, **digits(channel), **sampled)
     text = "".join(stream)
     torch.manual_seed(0)
-    assert other.ask("who ?", (), message, **digits(channel), **sampled).text == text.strip() == session.turns[0].answer
+    assert other.ask("who ?", (), message, **digits(channel), **sampled).text == text.strip() == session.turns[0][1]
     assert session.state.ids == other.state.ids
     same(session.state.cache, at_once(channel, session.state, ahead[:1]))
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_what_was_said_ends_no_turn_later_either(made: Made, chat: bool) -> None:
+    """Text of a control token is text in the turn that says it, and in all that follow; it is not read anew."""
+    channel = made("qwen3", "prefix", chat=chat)
+    session = channel.session()
+    session.ask("who <eos> ?", ["finds <eos> bell ."], **digits(channel, "" if chat else " "))
+    kept = session.state.ids
+    session.ask("and ?", **digits(channel, "" if chat else " "))
+    assert session.state.ids[: len(kept)] == kept
+    assert channel.link.receiver.stop_ids[0] not in session.state.ids
