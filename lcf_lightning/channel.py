@@ -14,7 +14,6 @@ from lcf_lightning.adapter.subset import without_closed_layers
 from lcf_lightning.data.parsing import Question, Text
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.discovery import import_named
-from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.likelihood import Score
 from lcf_lightning.link import Link, Role
 from lcf_lightning.message import Message
@@ -24,8 +23,8 @@ from lcf_lightning.origin import Origin
 from lcf_lightning.receiving import Received, decoder, scores
 from lcf_lightning.sending import messages as sent_messages
 from lcf_lightning.sending import origin_of, require_lists
-from lcf_lightning.sides import Given, by_role, load_sides, warn_of_unchecked
-from lcf_lightning.typed import from_table
+from lcf_lightning.session import Session
+from lcf_lightning.sides import Given, by_role, load_sides, prompts_of, warn_of_unchecked
 from lcf_lightning.writer import Writer
 
 
@@ -110,7 +109,7 @@ class Channel:
         given = by_role(sides, sharer, receiver)
         import_named(modules)
         adapter = CacheAdapter.from_pretrained(folder, revision).requires_grad_(False)
-        _prompts_of(adapter)  # what is wrong there is said before a weight is loaded
+        prompts_of(adapter)  # what is wrong there is said before a weight is loaded
         models = load_sides(adapter.config, given, device, dtype, quantization)
         adapter = without_closed_layers(adapter.to(next(iter(models.values())).device))
         channel = cls(models.get("sharer"), models.get("receiver"), adapter)
@@ -138,6 +137,7 @@ class Channel:
         question: Question | None = None,
         pooled: bool = False,
         *,
+        since: Text | None = None,
         to: str | None = None,
         session: str | None = None,
         expires: float | None = None,
@@ -150,15 +150,18 @@ class Channel:
                 says where it was and none is given, and where it was not and one is. Where both models read the same
                 text, what the receiver will be asked.
             pooled: Pool over the spans already: the smallest message, for a receiver that hears no other sharer.
+            since: What was sent before, with which the passages begin: the message is of the rest, read after it.
             to: The message is for the receiver of this name alone, see `Inbox`; needs ``expires``.
             session: It is for this session alone; needs ``expires``.
             expires: It lives so many seconds from now, and is read once.
 
         Raises:
-            DataError: If there is nothing to send, or a chat cannot be understood.
-            SettingError: If this channel has no sharer, ``pooled`` means nothing for it, or it cannot be bound so.
+            DataError: If there is nothing to send, a chat cannot be understood, or the passages begin otherwise.
+            SettingError: If this channel has no sharer, ``pooled`` or ``since`` mean nothing for it, or it cannot be
+                bound so.
         """
-        return sent_messages(self, [passages], [question], pooled, to=to, session=session, expires=expires)[0]
+        bound = {"to": to, "session": session, "expires": expires}
+        return sent_messages(self, [passages], [question], pooled, since, **bound)[0]
 
     def send_batch(
         self,
@@ -278,6 +281,14 @@ class Channel:
             require_lists(candidates=of_question)
         return scores(self, messages, questions, texts, candidates) if messages else []
 
+    def session(self) -> Session:
+        """A conversation with the receiver, whose edited cache is kept from turn to turn."""
+        return Session(self)
+
+    def load_session(self, file: str | Path) -> Session:
+        """The conversation that `Session.save` wrote, see `Session.load`."""
+        return Session.load(self, file)
+
     @cached_property
     def prompts(self) -> PromptSettings:
         """How prompts were written in training.
@@ -285,15 +296,4 @@ class Channel:
         Raises:
             AdapterFileError: If the adapter's metadata cannot be understood.
         """
-        return _prompts_of(self.adapter)
-
-
-def _prompts_of(adapter: CacheAdapter) -> PromptSettings:
-    prompts = adapter.config.metadata.get("prompts", {})
-    if not prompts:
-        return PromptSettings()
-    try:
-        # Release 0.1.0 knew no `stop`: its adapters answer as they did, to the end.
-        return from_table(PromptSettings, {"stop": None} | prompts, "prompts")
-    except (TypeError, SettingError) as error:
-        raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error!s:.1000}") from error
+        return prompts_of(self.adapter)

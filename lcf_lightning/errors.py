@@ -50,5 +50,9 @@ class Stopped(LCFError):
         self.signal, self.requeued = signal, requeued
 
 
+class SessionError(LCFError, ValueError):
+    """A session's file is damaged, of another adapter or pair, or of a receiver that is held otherwise here."""
+
+
 class MessageError(LCFError, ValueError):
     """A message is damaged, too large, not authenticated, not finite, or of another adapter or pair."""

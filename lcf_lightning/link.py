@@ -169,6 +169,7 @@ class Link:
         temperature: float | None = None,
         question: Tokens | None = None,
         opened: Tensor | None = None,
+        start: int = 0,
     ) -> KVCache:
         """The receiver's cache with the message in it.
 
@@ -178,9 +179,10 @@ class Link:
             temperature: The gates' in training.
             question: What it will read next, but the last prompt token; only to see whether there is room for it.
             opened: The layers to compute, see `CacheAdapter.forward`.
+            start: How many of the cache's first tokens an edit leaves as they are, or a message comes behind.
         """
-        delta = self.delta(receiver, message, temperature, question, opened)
-        return self.edit(receiver, self.adapter.config.receiver_layers, delta, message.present)
+        delta = self.delta(receiver, message, temperature, question, opened, start)
+        return self.edit(receiver, self.adapter.config.receiver_layers, delta, message.present, start)
 
     def delta(
         self,
@@ -189,6 +191,7 @@ class Link:
         temperature: float | None = None,
         question: Tokens | None = None,
         opened: Tensor | None = None,
+        start: int = 0,
     ) -> KV:
         """What the message adds to the receiver's cache, or puts before it, see `CacheAdapter.forward`.
 
@@ -196,20 +199,21 @@ class Link:
             GeometryError: If they do not fit each other, or the receiver would not see what is put before its prompt.
         """
         if self.adapter.prepends:
-            asked = receiver.mask if question is None else torch.cat([receiver.mask, question.mask], dim=1)
+            asked = receiver.mask[:, start:]
+            asked = asked if question is None else torch.cat([asked, question.mask], dim=1)
             self._require_room(asked, message.present)
         layers, rotary = self.adapter.config.receiver_layers, self.side("receiver").rotary
-        kv = receiver.read(layers, rotary) if self.adapter.fuser.reads_receiver else None
+        kv = receiver.read(layers, rotary, start) if self.adapter.fuser.reads_receiver else None
         delta: KV = self.adapter(message, kv, temperature, opened)
         return delta
 
-    def edit(self, receiver: KVCache, layers: tuple[int, ...], delta: KV, present: Tensor) -> KVCache:
+    def edit(self, receiver: KVCache, layers: tuple[int, ...], delta: KV, present: Tensor, start: int = 0) -> KVCache:
         """The receiver's cache with ``delta`` of some layers in it, which is that of a message's ``present`` parts."""
         rotary = self.side("receiver").rotary
         if not self.adapter.prepends:
-            return receiver.edit(layers, delta, rotary)
+            return receiver.edit(layers, delta, rotary, start)
         assert rotary is not None, "AdapterSettings asks for unrotate_keys"
-        return receiver.prepend(layers, delta, present, rotary)
+        return receiver.prepend(layers, delta, present, rotary, start)
 
     def _require_room(self, prompt: Tensor, present: Tensor) -> None:
         """Refuse tokens before the receiver's own that its prompt's last token would not see; both given as masks."""
@@ -225,11 +229,14 @@ class Link:
                 "training: max_sharer_tokens, max_receiver_tokens), or take pooler=span."
             )
 
-    def read_on(self, receiver: KVCache, more: Tokens) -> KVCache:
-        """The receiver's cache when it has read more tokens, if there are any; gradients flow into it."""
+    def read_on(self, receiver: KVCache, more: Tokens, hidden: int = 0) -> KVCache:
+        """The receiver's cache when it has read more tokens, if there are any; gradients flow into it.
+
+        So many of the cache's last tokens are ``hidden`` from these.
+        """
         if not more.ids.shape[1]:
             return receiver
-        return extend(self.receiver.model, receiver, more.ids, more.mask)
+        return extend(self.receiver.model, receiver, more.ids, more.mask, hidden)
 
     def continuation(
         self, cache: KVCache, last: Tensor, answers: Tensor, answer_mask: Tensor, role: Role = "receiver"

@@ -97,29 +97,51 @@ def scores(
 def _heard(
     channel: Channel, messages: Sequence[Received], questions: Sequence[Question], passages: Sequence[Text]
 ) -> Heard:
-    """The one path to an answer: the receiver reads its prompts, and its caches are edited by the messages."""
-    received = [_received(channel, message) for message in messages]
+    received = [received_together(channel, message) for message in messages]
     prompts = _prompts(channel, questions, passages)
     warn_of_dropped(prompts, "receiver")
+    warn_of_unusual(channel, received, questions)
+    return listen(channel, received, prompts)
+
+
+def listen(
+    channel: Channel, received: Sequence[Sequence[Message]], prompts: Sequence[Encoded], past: KVCache | None = None
+) -> Heard:
+    """The one path to an answer: the receiver reads its prompts, and its caches are edited by the messages.
+
+    Args:
+        channel: Whose receiver.
+        received: The messages to each prompt; none where it is read alone.
+        prompts: What is read: at least two tokens each.
+        past: Of a single chat, what has been read and heard before its prompt, and stays as it is; null for nothing.
+    """
     encoder, device = channel.writer.encoder(channel.prompts, "receiver"), channel.link.receiver.device
     ahead, question, last = encoder.split(prompts)
-    _warn_of_unusual(channel, received, questions)
+    start = 0 if past is None else past.mask.shape[1]
     if channel.link.shared:
         _require_same_text(received, ahead)
     ahead, question, last = ahead.to(device), question.to(device), to_device(last, device)
     rereads, finite = bool(question.ids.shape[1]), None
     tokens = split_last(prompts, encoder.pad_id, device)[0] if rereads else ahead
     watch = Stopwatch(device, waits=False)
-    with watch("receiver_prefill"):
-        cache = channel.link.read_receiver(ahead)
     told = [row for row, several in enumerate(received) if several]
-    with watch("fuse"):
-        if len(told) == len(received):
-            cache, finite = _fused(channel, received, cache, question)
-        elif told:
-            rows = to_device(torch.tensor(told), device)
-            heard, finite = _fused(channel, [received[row] for row in told], cache.rows(rows), question.rows(rows))
-            cache = cache.with_rows(rows, heard)
+    behind = past is not None and channel.adapter.prepends and bool(told)
+    if past is not None and behind:
+        with watch("fuse"):  # the message's tokens come first; as in a first turn, what is read ahead does not see them
+            past, finite = _fused(channel, received, past, tokens, start)
+    with watch("receiver_prefill"):
+        if past is None:
+            cache = channel.link.read_receiver(ahead)
+        else:
+            cache = channel.link.read_on(past, ahead, hidden=past.mask.shape[1] - start)
+    if not behind:
+        with watch("fuse"):
+            if len(told) == len(received):
+                cache, finite = _fused(channel, received, cache, question, start)
+            elif told:
+                rows = to_device(torch.tensor(told), device)
+                heard, finite = _fused(channel, [received[row] for row in told], cache.rows(rows), question.rows(rows))
+                cache = cache.with_rows(rows, heard)
     if rereads:
         with watch("question"):
             cache = channel.link.read_on(cache, question)
@@ -127,7 +149,7 @@ def _heard(
 
 
 def _fused(
-    channel: Channel, received: Sequence[Sequence[Message]], cache: KVCache, question: Tokens
+    channel: Channel, received: Sequence[Sequence[Message]], cache: KVCache, question: Tokens, start: int = 0
 ) -> tuple[KVCache, HostCopy]:
     """The receiver's caches, each edited by its messages, of which there is one at least; and whether that is finite.
 
@@ -137,7 +159,7 @@ def _fused(
     link = channel.link
     keys, values, present = together(received, channel.adapter.gates.logits)
     message = link.merge(Summaries(KV(keys, values), present))
-    edited = link.fuse(cache, message, question=question, opened=channel.opened)
+    edited = link.fuse(cache, message, question=question, opened=channel.opened, start=start)
     layers = channel.adapter.config.receiver_layers
     sides = (edited.keys, edited.values)
     finite = torch.stack([torch.stack([side[layer] for layer in layers]).isfinite().all() for side in sides]).all()
@@ -156,7 +178,7 @@ def _require_same_text(received: Sequence[Sequence[Message]], tokens: Tokens) ->
         )
 
 
-def _warn_of_unusual(channel: Channel, received: Sequence[Sequence[Message]], questions: Sequence[Question]) -> None:
+def warn_of_unusual(channel: Channel, received: Sequence[Sequence[Message]], questions: Sequence[Question]) -> None:
     """Say, on the line that called the channel, which questions are empty, or not those that messages were sent for.
 
     Raises:
@@ -175,7 +197,7 @@ def _warn_of_unusual(channel: Channel, received: Sequence[Sequence[Message]], qu
             warnings.warn(f"{said}, which may not answer it.", stacklevel=6)
 
 
-def _received(channel: Channel, given: Received) -> list[Message]:
+def received_together(channel: Channel, given: Received) -> list[Message]:
     """The messages to one question, if they may be heard together; none where the receiver answers alone."""
     if given is None:
         return []

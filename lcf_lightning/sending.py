@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,6 +17,7 @@ from lcf_lightning.binding import bound
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
 from lcf_lightning.data.prompts import History
+from lcf_lightning.data.spans import parse_span_mode
 from lcf_lightning.data.tokens import Encoded, Tokens, extent_of, pad_left
 from lcf_lightning.errors import DataError, SettingError
 from lcf_lightning.link import Role
@@ -32,6 +34,7 @@ def messages(
     passages: Sequence[Text],
     questions: Sequence[Question | None],
     pooled: bool,
+    since: Text | None = None,
     **binding: Any,
 ) -> list[Message]:
     """One message for each text and question, each bound as `bound` is told; see `Channel.send`."""
@@ -49,12 +52,13 @@ def messages(
         raise SettingError(
             f"pooled=true must be false with pooler={pooler or 'null'}, where nothing is pooled before it is read."
         )
+    known = 0 if since is None else _known_spans(channel, texts[0], since)
     read_for: list[str | None] = [None] * len(texts)
     if channel.link.shared:
         summaries, read_for = _aligned(channel, texts, asked)
     else:
         _warn_of_unusual(channel, texts, [question for _, question in asked])
-        summaries = _summaries(channel, texts, asked if channel.takes_question else [((), None)] * len(asked))
+        summaries = _summaries(channel, texts, asked if channel.takes_question else [((), None)] * len(asked), known)
         summaries = channel.adapter.merge(summaries) if pooled else summaries
         if channel.takes_question:
             read_for = [None if question is None else digest_of(history, question) for history, question in asked]
@@ -90,15 +94,39 @@ def _warn_of_unusual(channel: Channel, texts: Sequence[tuple[Passage, ...]], que
         warnings.warn(message, stacklevel=5)
 
 
+def _known_spans(channel: Channel, text: tuple[Passage, ...], since: Text) -> int:
+    """How many spans of a text were sent before.
+
+    Raises:
+        SettingError: If a message of the others alone would not be heard as one of all, or cannot be told apart.
+        DataError: If the text does not begin with what was sent.
+    """
+    kind, _ = parse_span_mode(channel.prompts.spans)
+    why = None
+    if not channel.adapter.prepends:
+        why = f"with pooler={channel.adapter.config.settings.pooler or 'null'}: all spans together make one edit."
+    elif channel.takes_question:
+        why = "where the sharer is shown the question: each of its messages is for one."
+    elif kind == "window":
+        why = f"with spans={channel.prompts.spans!r}: what comes behind a text changes its last window."
+    if why is not None:
+        raise SettingError(f"since= must be left out {why}")
+    sent = parse_passages(since)
+    if text[: len(sent)] != sent:
+        raise DataError("since= must be what the passages begin with, passage by passage.")
+    return sum(map(len, sent)) if kind == "sentence" else len(sent)
+
+
 def _summaries(
-    channel: Channel, texts: Sequence[tuple[Passage, ...]], asked: Sequence[tuple[History, str | None]]
+    channel: Channel, texts: Sequence[tuple[Passage, ...]], asked: Sequence[tuple[History, str | None]], known: int = 0
 ) -> Summaries:
-    """Span summaries of each text."""
+    """Summaries of each text's spans but the first ``known``."""
     prompts = channel.writer.prompts("sharer", channel.prompts, texts, asked)
     warn_of_dropped(prompts, "sharer")
+    prompts = [replace(prompt, spans=[max(-1, span - known) for span in prompt.spans]) for prompt in prompts]
     if any(max(prompt.spans, default=-1) < 0 for prompt in prompts):
         raise DataError(
-            "send needs at least one passage, or a question that the sharer is shown, within "
+            "send needs at least one passage that is new, or a question that the sharer is shown, within "
             f"max_sharer_tokens={channel.prompts.max_sharer_tokens}."
         )
     sharer = channel.link.sharer

@@ -9,11 +9,14 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig, ModelIdentity
-from lcf_lightning.errors import ModelError, SettingError
+from lcf_lightning.data.prompt_settings import PromptSettings
+from lcf_lightning.errors import AdapterFileError, ModelError, SettingError
 from lcf_lightning.link import Role, held_alike, spec_of
 from lcf_lightning.models.loading import FrozenModel, found_device, geometry_of, load_frozen
 from lcf_lightning.models.spec import QUANTIZATIONS, ModelSpec
+from lcf_lightning.typed import from_table
 
 Given = str | Path | FrozenModel | tuple[PreTrainedModel, PreTrainedTokenizerBase]
 """Where a model lies, or one that is loaded, with its tokenizer."""
@@ -119,3 +122,15 @@ def _common_device(device: torch.device | str, sides: Mapping[Role, ModelSpec | 
         if model.device != found:
             raise SettingError(f"device={str(asked)!r} must be {str(model.device)!r}, where the given {role} is.")
     return found
+
+
+def prompts_of(adapter: CacheAdapter) -> PromptSettings:
+    """How prompts were written in an adapter's training; an AdapterFileError if its metadata cannot be understood."""
+    prompts = adapter.config.metadata.get("prompts", {})
+    if not prompts:
+        return PromptSettings()
+    try:
+        # Release 0.1.0 knew no `stop`: its adapters answer as they did, to the end.
+        return from_table(PromptSettings, {"stop": None} | prompts, "prompts")
+    except (TypeError, SettingError) as error:
+        raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error!s:.1000}") from error

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from lcf_lightning.data.batch import Collator
 from lcf_lightning.data.example import Passage
 from lcf_lightning.data.prompt_settings import PromptSettings
-from lcf_lightning.data.prompts import History, PromptEncoder
+from lcf_lightning.data.prompts import Earlier, PromptEncoder
 from lcf_lightning.data.shared import SharedCollator
 from lcf_lightning.data.tokens import Encoded
 from lcf_lightning.link import Link, Role, spec_of
@@ -57,7 +57,7 @@ class Writer:
         role: Role,
         settings: PromptSettings,
         texts: Sequence[tuple[Passage, ...]],
-        questions: Sequence[tuple[History, str | None]],
+        questions: Sequence[tuple[Earlier, str | None]],
         unlimited: bool = False,
     ) -> list[Encoded]:
         """One side's prompts of some texts and questions, each with the earlier turns of its chat.

@@ -27,6 +27,8 @@ History = Sequence[tuple[str, str]]
 """Earlier turns of a chat: what the user said and what was answered."""
 Place = tuple[int, int, int]
 """Where a token stands: its piece of the text, and the first character there and one past the last (`Layout`)."""
+Earlier = Sequence[tuple[str | tuple[str, ...], str]]
+"""The same, where a turn may have been a prompt of its own: then it is all that this held (`PromptEncoder.said`)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class PromptEncoder:
         return int(tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
     def prompt(
-        self, passages: Sequence[Passage], question: str | None, text: str | None = None, history: History = ()
+        self, passages: Sequence[Passage], question: str | None, text: str | None = None, history: Earlier = ()
     ) -> Encoded:
         """The prompt of some passages and, where given, a question, another model's text and earlier turns.
 
@@ -62,6 +64,10 @@ class PromptEncoder:
             DataError: If the prompt without any context exceeds the limit; a question is never cut.
         """
         return self._limited(self._encoded(self._segments(passages, question, text), history)[0])
+
+    def said(self, passages: Sequence[Passage], question: str) -> tuple[str, ...]:
+        """The user's side of a turn as a prompt holds it, in stretches; those from outside are `Said`."""
+        return tuple(text for text, _ in self._segments(passages, question))
 
     def shared_prompt(self, example: Example) -> tuple[Encoded, Layout]:
         """The prompt of an example that both models read alike, without a limit, and where its tokens stand."""
@@ -79,7 +85,7 @@ class PromptEncoder:
         said = self._contents(self._segments(example.shared, example.question), example.history)[1]
         return [*said, *([self.settings.answer_prefix] if self.settings.answer_prefix else [])]
 
-    def text_prompt(self, passages: Sequence[Passage], question: str, history: History = ()) -> Encoded:
+    def text_prompt(self, passages: Sequence[Passage], question: str, history: Earlier = ()) -> Encoded:
         """The prompt that asks for a text about some passages (T2T)."""
         shown = question if self.settings.share_question else ""
         request = filled(self.settings.text_request, "{question}", shown, _QUESTION)
@@ -104,7 +110,7 @@ class PromptEncoder:
         own = self._context(passages)
         return [*own, *told, *ending] if self.settings.text_place == "after" else [*told, *own, *ending]
 
-    def _encoded(self, segments: list[tuple[str, int]], history: History) -> tuple[Encoded, list[Place]]:
+    def _encoded(self, segments: list[tuple[str, int]], history: Earlier) -> tuple[Encoded, list[Place]]:
         """A chat whose last turn is ``segments``, whose question is not numbered yet, and where its tokens stand."""
         segments, contents = self._contents(segments, history)
         text = "".join(segment for segment, _ in segments)
@@ -126,12 +132,13 @@ class PromptEncoder:
             ids, self._windows(spans), begun=sum(piece >= ahead for piece, _, _ in places) if begun else 0
         ), places
 
-    def _contents(self, segments: list[tuple[str, int]], history: History) -> tuple[list[tuple[str, int]], list[str]]:
+    def _contents(self, segments: list[tuple[str, int]], history: Earlier) -> tuple[list[tuple[str, int]], list[str]]:
         """The last turn's segments, and the texts of all turns; without a chat template all turns are one."""
+        turns = ["".join(part) for part in chain(*history)]
         if not self.settings.chat:
             segments = [segment for turn in history for segment in self._turn(*turn)] + segments
         text = "".join(segment for segment, _ in segments)
-        return segments, [part.strip() for part in chain(*history, [text])] if self.settings.chat else [text]
+        return segments, [part.strip() for part in [*turns, text]] if self.settings.chat else [text]
 
     @cached_property
     def _control(self) -> re.Pattern[str] | None:
@@ -162,9 +169,10 @@ class PromptEncoder:
             begin, content = begin - len(content) + len(content.lstrip()), content.lstrip()
         return encode(self.tokenizer, content, [(begin, begin + len(text))], self._control, special=False)[0]
 
-    def _turn(self, question: str, answer: str) -> list[tuple[str, int]]:
+    def _turn(self, said: str | tuple[str, ...], answer: str) -> list[tuple[str, int]]:
         """An earlier turn where there is no chat template."""
-        asked = filled(self.settings.question, "{question}", question, _NONE)
+        whole = [(stretch, _NONE) for stretch in said]
+        asked = filled(self.settings.question, "{question}", said, _NONE) if isinstance(said, str) else whole
         return [*asked, *filled(self.settings.answer, "{answer}", answer, _NONE), (self.settings.separator, _NONE)]
 
     def _context(self, passages: Sequence[Passage]) -> list[tuple[str, int]]:

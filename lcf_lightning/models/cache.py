@@ -45,21 +45,21 @@ class KVCache:
         """``[batch, tokens]``, int64: each token's position id, counted over real tokens only."""
         return positions_of(self.mask)
 
-    def read(self, layers: tuple[int, ...], rotary: Rotary | None = None) -> KV:
-        """The given layers, stacked; keys un-rotated where ``rotary`` is given. Padding reads as zero."""
-        keys = torch.stack([self.keys[layer] for layer in layers])
-        values = torch.stack([self.values[layer] for layer in layers])
+    def read(self, layers: tuple[int, ...], rotary: Rotary | None = None, start: int = 0) -> KV:
+        """The given layers from ``start`` on, stacked; keys un-rotated where ``rotary`` is given. Padding is zero."""
+        keys = torch.stack([self.keys[layer][:, :, start:] for layer in layers])
+        values = torch.stack([self.values[layer][:, :, start:] for layer in layers])
         if rotary is not None:
-            keys = rotary.apply(keys, layers, self.positions, inverse=True)
+            keys = rotary.apply(keys, layers, self.positions[:, start:], inverse=True)
         # Padding may hold anything; zero times a masked weight must stay zero.
-        padding = ~self.mask[None, :, None, :, None]
+        padding = ~self.mask[None, :, None, start:, None]
         return KV(keys.masked_fill(padding, 0), values.masked_fill(padding, 0))
 
     def spans_sent(self, spans: Tensor) -> Tensor:
         """``spans`` of these tokens, int64, with -1 at those that are not sent."""
         return spans if self.sent is None else spans.masked_fill(~self.sent.reshape(spans.shape), -1)
 
-    def edit(self, layers: tuple[int, ...], delta: KV, rotary: Rotary | None = None) -> KVCache:
+    def edit(self, layers: tuple[int, ...], delta: KV, rotary: Rotary | None = None, start: int = 0) -> KVCache:
         """A new cache with ``delta`` added to the given layers.
 
         Args:
@@ -67,21 +67,23 @@ class KVCache:
             delta: What to add, ``[len(layers), batch, kv_heads, tokens, head_dim]``.
             rotary: Where given, ``delta.keys`` is meant for un-rotated keys. Rotation is linear, so rotating the
                 residual and adding it equals un-rotating, adding and rotating back, and adding zero changes no bit.
+            start: How many of the first tokens stay as they are; ``delta`` has none for them.
 
         Raises:
             GeometryError: If ``delta`` does not have the shape of the layers it edits.
         """
-        expected = (len(layers), *self.keys[0].shape)
+        batch, heads, tokens, size = self.keys[0].shape
+        expected = (len(layers), batch, heads, tokens - start, size)
         for name, tensor in zip(("keys", "values"), delta, strict=True):
             if tuple(tensor.shape) != expected:
                 raise GeometryError(f"delta.{name} has shape {tuple(tensor.shape)}; the cache needs {expected}.")
-        added = rotary.apply(delta.keys, layers, self.positions) if rotary is not None else delta.keys
+        added = rotary.apply(delta.keys, layers, self.positions[:, start:]) if rotary is not None else delta.keys
         keys, values = (
-            _edited(side, layers, delta) for side, delta in ((self.keys, added), (self.values, delta.values))
+            _edited(side, layers, delta, start) for side, delta in ((self.keys, added), (self.values, delta.values))
         )
         return replace(self, keys=keys, values=values)
 
-    def prepend(self, layers: tuple[int, ...], tokens: KV, present: Tensor, rotary: Rotary) -> KVCache:
+    def prepend(self, layers: tuple[int, ...], tokens: KV, present: Tensor, rotary: Rotary, start: int = 0) -> KVCache:
         """A new cache that begins with some tokens, as if its model had read them first: its own move up by as many.
 
         Args:
@@ -89,6 +91,7 @@ class KVCache:
             tokens: ``[len(layers), batch, kv_heads, n, head_dim]``, keys un-rotated; finite also where absent.
             present: ``[batch, n]``, bool, False on tokens that are padding.
             rotary: Of the model that made the cache.
+            start: Behind how many of its first tokens they come instead; then of a cache without padding.
 
         Raises:
             GeometryError: If ``tokens`` or ``present`` does not fit the cache.
@@ -102,11 +105,14 @@ class KVCache:
                 raise GeometryError(f"tokens.{name} has shape {tuple(tensor.shape)}; the cache needs {expected}.")
         every = tuple(range(len(self.keys)))
         keys, values = (_every_layer(side, layers, len(every)) for side in tokens)
-        unrotated = rotary.apply(torch.stack(self.keys), every, self.positions, inverse=True)
-        mask = torch.cat([present, self.mask], dim=1)
+        own_keys, own_values = (torch.stack(side) for side in (self.keys, self.values))
+        unrotated = rotary.apply(own_keys[:, :, :, start:], every, self.positions[:, start:], inverse=True)
+        mask = torch.cat([self.mask[:, :start], present, self.mask[:, start:]], dim=1)
         # All at once: some models rotate by tables that depend on how long a text is.
-        keys = rotary.apply(torch.cat([keys, unrotated], dim=3), every, positions_of(mask)).to(self.keys[0].dtype)
-        values = torch.cat([values.to(self.values[0].dtype), torch.stack(self.values)], dim=3)
+        keys = rotary.apply(torch.cat([keys, unrotated], dim=3), every, positions_of(mask)[:, start:])
+        keys = torch.cat([own_keys[:, :, :, :start], keys.to(own_keys.dtype)], dim=3)
+        ahead, behind = own_values.split([start, own_values.shape[3] - start], dim=3)
+        values = torch.cat([ahead, values.to(own_values.dtype), behind], dim=3)
         return padded_left(keys, values, mask)
 
     def rows(self, index: Tensor) -> KVCache:
@@ -125,14 +131,19 @@ class KVCache:
 
     def without_last(self) -> KVCache:
         """The cache before the last token was read."""
-        keys, values = ([tensor[:, :, :-1] for tensor in tensors] for tensors in (self.keys, self.values))
-        return KVCache(tuple(keys), tuple(values), self.mask[:, :-1])
+        return self.until(self.mask.shape[1] - 1)
+
+    def until(self, tokens: int) -> KVCache:
+        """The cache when only its first so many tokens had been read."""
+        keys, values = ([side[:, :, :tokens] for side in sides] for sides in (self.keys, self.values))
+        return KVCache(tuple(keys), tuple(values), self.mask[:, :tokens])
 
 
-def _edited(side: tuple[Tensor, ...], layers: tuple[int, ...], delta: Tensor) -> tuple[Tensor, ...]:
+def _edited(side: tuple[Tensor, ...], layers: tuple[int, ...], delta: Tensor, start: int) -> tuple[Tensor, ...]:
     """A side of a cache with ``delta`` ``[len(layers), …]`` added to some layers: one sum for all of them."""
     before = torch.stack([side[layer] for layer in layers])
-    after = dict(zip(layers, before + delta.to(before.dtype), strict=True))
+    added = before[:, :, :, start:] + delta.to(before.dtype)
+    after = dict(zip(layers, torch.cat([before[:, :, :, :start], added], dim=3) if start else added, strict=True))
     return tuple(after.get(layer, kept) for layer, kept in enumerate(side))
 
 
@@ -175,10 +186,9 @@ def prefill(
     known = model.config.get_text_config(decoder=True).vocab_size
     if largest >= known:
         raise GeometryError(f"ids hold token {largest}; the model knows {known} tokens.")
-    family = family_of(model.config.get_text_config(decoder=True))
-    cache = family.new_cache()
+    cache = family_of(model.config.get_text_config(decoder=True)).new_cache()
     remember(model, cache, ids, mask, positions_of(mask) if positions is None else positions)
-    return _remembered(model, cache, mask)
+    return from_transformers(model, cache, mask)
 
 
 def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) -> Continuation:
@@ -197,7 +207,7 @@ def continue_from(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Ten
     return Continuation.of(model, said, ids.device)
 
 
-def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) -> KVCache:
+def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor, hidden: int = 0) -> KVCache:
     """Read more tokens on top of a cache, which stays as it is; what came out of it remembers both.
 
     Gradients flow into the cache.
@@ -207,22 +217,17 @@ def extend(model: PreTrainedModel, cache: KVCache, ids: Tensor, mask: Tensor) ->
         cache: The cache of the tokens so far.
         ids: ``[batch, tokens]``, int64, padded on the right: a sliding window counts slots, not positions.
         mask: ``[batch, tokens]``, bool, False on padding.
+        hidden: How many of the cache's last tokens are not looked at, though their places are counted.
     """
     _check_tokens(ids, mask)
-    full = torch.cat([cache.mask, mask], dim=1)
-    past = to_transformers(model, cache)
-    remember(model, past, ids, full, positions_of(full)[:, cache.mask.shape[1] :])
-    whole = _remembered(model, past, full)
+    tokens, full = cache.mask.shape[1], torch.cat([cache.mask, mask], dim=1)
+    past, seen = to_transformers(model, cache), full.clone()
+    seen[:, tokens - hidden : tokens] = False
+    remember(model, past, ids, seen, positions_of(full)[:, tokens:])
+    longer = from_transformers(model, past, full)
     if len(full) == 1:  # one text has no padding
-        return whole
-    return padded_left(torch.stack(whole.keys), torch.stack(whole.values), full)
-
-
-def _remembered(model: PreTrainedModel, past: Cache, mask: Tensor) -> KVCache:
-    """What a model has put into ``past``, all on the device of ``mask``, wherever its layers are."""
-    sides = family_of(model.config.get_text_config(decoder=True)).keys_values(past)
-    keys, values = (tuple(tensor.to(mask.device) for tensor in side) for side in sides)
-    return KVCache(keys, values, mask)
+        return longer
+    return padded_left(torch.stack(longer.keys), torch.stack(longer.values), full)
 
 
 def remember(model: PreTrainedModel, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:
@@ -257,6 +262,13 @@ def to_transformers(model: PreTrainedModel, cache: KVCache, size: int | None = N
         return static
     filled = family.filled_cache(cache.keys, cache.values)
     return following(filled) if spread else filled
+
+
+def from_transformers(model: PreTrainedModel, cache: Cache, mask: Tensor) -> KVCache:
+    """What ``model`` has filled, as a value, all on the device of its mask, wherever the model's layers are."""
+    sides = family_of(model.config.get_text_config(decoder=True)).keys_values(cache)
+    keys, values = (tuple(tensor.to(mask.device) for tensor in side) for side in sides)
+    return KVCache(keys, values, mask)
 
 
 def forward(model: nn.Module, past: Cache, ids: Tensor, mask: Tensor, positions: Tensor, **options: Any) -> Any:

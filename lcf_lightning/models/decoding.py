@@ -7,16 +7,19 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteria, TextIteratorStreamer
 
 from lcf_lightning.errors import SettingError, reason
-from lcf_lightning.models.cache import KVCache, cache_argument, to_transformers
+from lcf_lightning.models.cache import KVCache, cache_argument, from_transformers, to_transformers
 from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.stopwatch import Stopwatch
+
+if TYPE_CHECKING:
+    from transformers import Cache
 
 # What a channel decides itself, and what would change how many answers there are, or what they are.
 _RESERVED = {
@@ -112,11 +115,16 @@ class Decoder:
         cache: Its cache of all prompt tokens but the last, and of those that a message put before them.
         ids: ``[batch, tokens]``, int64: all prompt tokens but the last, padded on the left.
         mask: ``[batch, tokens]``, bool, False on padding.
-        last: ``[batch, 1]``, int64: the last prompt token.
+        last: ``[batch, 1]``, int64: the last prompt token; of a single prompt and without beams, any number of tokens
+            that are not in the cache yet.
         watch: Notes the stages, after those that it has noted already.
         decoding: How.
         check: Raises where no answer may be given; called when the device has been asked for one, or for its first
-            piece, so that a look at it keeps nobody waiting.
+            piece, so that a look at it keeps nobody waiting. Null where there is nothing to see.
+
+    Attributes:
+        said: When a single answer has ended, the ids of its new tokens.
+        read: What the model has read by then: all but the last of these; None where several beams have been tried.
     """
 
     def __init__(
@@ -128,14 +136,16 @@ class Decoder:
         last: Tensor,
         watch: Stopwatch,
         decoding: Decoding,
-        check: Callable[[], None] = lambda: None,
+        check: Callable[[], None] | None = None,
     ) -> None:
-        self.reader, self.watch, self.decoding, self.check = reader, watch, decoding, check
-        self.prompt_mask = mask
+        self.reader, self.watch, self.decoding, self.check = reader, watch, decoding, check or (lambda: None)
+        self.prompt_mask = torch.cat([mask, torch.ones_like(last, dtype=torch.bool)], dim=1)
+        self.said: list[int] = []
+        self.read: KVCache | None = None
         # `generate` counts a token id for each that the cache holds, also for those that a message put there.
         added = cache.mask.shape[1] - mask.shape[1]
         # One that the prompt holds, so that penalties see none that it does not.
-        self.ids = torch.cat([last.expand(-1, added), ids, last], dim=1)
+        self.ids = torch.cat([last[:, -1:].expand(-1, added), ids, last], dim=1)
         self.mask = torch.cat([cache.mask, torch.ones_like(last, dtype=torch.bool)], dim=1)
         # `generate` repeats the prompt for every beam, but not a cache that it is given.
         rows = torch.arange(len(last), device=last.device).repeat_interleave(decoding.config.num_beams or 1)
@@ -144,7 +154,7 @@ class Decoder:
     @property
     def prompt_tokens(self) -> list[int]:
         """How many tokens each prompt has."""
-        counts: list[int] = (self.prompt_mask.sum(1) + 1).tolist()
+        counts: list[int] = self.prompt_mask.sum(1).tolist()
         return counts
 
     def answers(self) -> list[Answer]:
@@ -174,9 +184,10 @@ class Decoder:
     def _generate(self, progress: _Progress, streamer: TextIteratorStreamer | None = None) -> Tensor:
         others = dict(self.decoding.others)
         criteria = [*(others.pop("stopping_criteria", None) or ()), progress]
+        past = to_transformers(self.reader.model, self.cache)
         try:
-            return _generate(
-                self.reader, self.cache, self.ids, self.mask, self.decoding.config, progress,
+            ids = _generate(
+                self.reader, past, self.ids, self.mask, self.decoding.config, progress,
                 stopping_criteria=criteria,
                 streamer=streamer,
                 tokenizer=self.reader.tokenizer,  # for `stop_strings`
@@ -184,6 +195,12 @@ class Decoder:
             )  # fmt: skip
         except (ValueError, TypeError) as error:
             raise SettingError(f"decoding options {self.decoding.names}: {reason(error)}") from error
+        if len(self.mask) == 1:
+            self.said = ids[0].tolist()
+            if len(self.cache.mask) == 1:
+                more = torch.ones_like(ids[:, 1:], dtype=torch.bool)
+                self.read = from_transformers(self.reader.model, past, torch.cat([self.mask, more], dim=1))
+        return ids
 
     def _answers(self, ids: Tensor) -> list[Answer]:
         answers, milliseconds = [], self.watch.milliseconds
@@ -249,26 +266,27 @@ def generate(
     ids = last.expand(-1, cache.mask.shape[1] + 1)  # one for each token of the cache: they are counted, not read
     mask = torch.cat([cache.mask, torch.ones_like(last, dtype=torch.bool)], dim=1)
     progress = _Progress(watch or Stopwatch(reader.device))
-    return _generate(reader, cache, ids, mask, config, progress, static_size, stopping_criteria=[progress])
+    past = to_transformers(reader.model, cache, static_size)
+    return _generate(reader, past, ids, mask, config, progress, stopping_criteria=[progress])
 
 
 def _generate(
     reader: FrozenModel,
-    cache: KVCache,
+    past: Cache,
     ids: Tensor,
     mask: Tensor,
     config: GenerationConfig,
     progress: _Progress,
-    static_size: int | None = None,
     **options: Any,
 ) -> Tensor:
-    """The new tokens of transformers' ``generate``; ``ids`` and ``mask`` are of the cache's tokens and one more."""
+    """The new tokens of transformers' ``generate``, which fills ``past``; ``ids`` and ``mask`` are of its tokens and
+    those behind."""
     with torch.autocast(ids.device.type, enabled=False):  # a frozen model has a dtype of its own
         generated: Tensor = reader.model.generate(  # type: ignore[operator]
             ids,
             attention_mask=mask.long(),
             generation_config=config,
-            **{cache_argument(type(reader.model)): to_transformers(reader.model, cache, static_size)},
+            **{cache_argument(type(reader.model)): past},
             **options,
         )
     progress.end()
