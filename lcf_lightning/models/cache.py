@@ -258,9 +258,7 @@ def to_transformers(model: PreTrainedModel, cache: KVCache, size: int | None = N
     family = family_of(config)
     spread = len(set(getattr(model, "hf_device_map", {}).values())) > 1
     static = None if size is None or spread else family.static_cache(config, cache.keys, cache.values, size)
-    if static is not None:
-        return static
-    filled = family.filled_cache(cache.keys, cache.values)
+    filled = family.filled_cache(cache.keys, cache.values) if static is None else static
     return following(filled) if spread else filled
 
 
@@ -278,13 +276,9 @@ def forward(model: nn.Module, past: Cache, ids: Tensor, mask: Tensor, positions:
     """
     with torch.autocast(ids.device.type, enabled=False):
         return model(
-            input_ids=ids,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            use_cache=True,
-            **{cache_argument(type(model)): past},
-            **options,
-        )
+            input_ids=ids, attention_mask=mask.long(), position_ids=positions, use_cache=True,
+            **{cache_argument(type(model)): past}, **options,
+        )  # fmt: skip
 
 
 def cache_argument(model: type[nn.Module]) -> str:
