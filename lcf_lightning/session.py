@@ -156,12 +156,12 @@ class Session:
         past = before.cache.until(read + slots_of(told)) if before.cache is not None and read else None
         self._require_room(len(prompt.ids) + slots_of(told), news)
         rest = Encoded(prompt.ids[read:], prompt.spans[read:], begun=prompt.begun)
-        if past is None or news or decoding.config.num_beams != 1:
+        if past is None or news or (decoding.config.num_beams or 1) > 1:
             cache, _, last, watch, _ = heard = listen(channel, [[message for _, message in news]], [rest], past)
             check = heard.check
         else:  # nothing comes in between: all that is new is read at once, on the way to the first token
             last = to_device(torch.tensor([rest.ids]), receiver.device)
-            cache, watch, check = past, Stopwatch(receiver.device, waits=False), None
+            cache, watch, check = past, Stopwatch(receiver.device, waits=False), _no_objection
         own = len(prompt.ids) - last.shape[1]
         if news:
             slots = cache.mask.shape[1] - own - slots_of(told)
@@ -223,10 +223,11 @@ class Session:
         """Keep what the turn has left."""
         if self.state is not begun.before:
             raise DataError("another turn of this session has ended while this one was answered; one turn at a time.")
-        decoder, cache, slots = begun.decoder, begun.cache, slots_of(begun.told)
+        cache, slots = begun.cache, slots_of(begun.told)
         ids = begun.ids[: cache.mask.shape[1] - slots]  # after beams the answer is read with the next turn
-        if decoder.read is not None:
-            ids, cache = begun.ids + self._answered(decoder.said, answer.text), decoder.read
+        if begun.decoder.ended is not None:
+            said, cache = begun.decoder.ended
+            ids = begun.ids + self._answered(said, answer.text)
         turns = (*begun.turns, (begun.said, answer.text))
         self.state = State(turns, tuple(ids), begun.told, cache.until(len(ids) + slots))
         return answer
@@ -263,6 +264,10 @@ class Session:
         session = cls(channel)
         session.state = read_state(channel, Path(file))
         return session
+
+
+def _no_objection() -> None:
+    """Nothing was heard that could be refused."""
 
 
 def _in_common(read: Sequence[int], prompt: Encoded) -> int:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,6 @@ from lcf_lightning.errors import SettingError, reason
 from lcf_lightning.models.cache import KVCache, cache_argument, from_transformers, to_transformers
 from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.stopwatch import Stopwatch
-
-if TYPE_CHECKING:
-    from transformers import Cache
 
 # What a channel decides itself, and what would change how many answers there are, or what they are.
 _RESERVED = {
@@ -115,16 +112,14 @@ class Decoder:
         cache: Its cache of all prompt tokens but the last, and of those that a message put before them.
         ids: ``[batch, tokens]``, int64: all prompt tokens but the last, padded on the left.
         mask: ``[batch, tokens]``, bool, False on padding.
-        last: ``[batch, 1]``, int64: the last prompt token; of a single prompt and without beams, any number of tokens
-            that are not in the cache yet.
+        last: ``[batch, 1]``, int64: the last prompt token; of one prompt, without beams, all that is not read yet.
         watch: Notes the stages, after those that it has noted already.
         decoding: How.
         check: Raises where no answer may be given; called when the device has been asked for one, or for its first
-            piece, so that a look at it keeps nobody waiting. Null where there is nothing to see.
+            piece, so that a look at it keeps nobody waiting.
 
     Attributes:
-        said: When a single answer has ended, the ids of its new tokens.
-        read: What the model has read by then: all but the last of these; None where several beams have been tried.
+        ended: The ids of a single answer's new tokens, and what was read by then: all but their last. None after beams.
     """
 
     def __init__(
@@ -136,15 +131,14 @@ class Decoder:
         last: Tensor,
         watch: Stopwatch,
         decoding: Decoding,
-        check: Callable[[], None] | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        self.reader, self.watch, self.decoding, self.check = reader, watch, decoding, check or (lambda: None)
+        self.reader, self.watch, self.decoding, self.check = reader, watch, decoding, check
         self.prompt_mask = torch.cat([mask, torch.ones_like(last, dtype=torch.bool)], dim=1)
-        self.said: list[int] = []
-        self.read: KVCache | None = None
-        # `generate` counts a token id for each that the cache holds, also for those that a message put there.
+        self.ended: tuple[list[int], KVCache] | None = None
+        # `generate` counts a token id for each that the cache holds: for a message's one that the prompt holds, so that
+        # penalties see none that it does not.
         added = cache.mask.shape[1] - mask.shape[1]
-        # One that the prompt holds, so that penalties see none that it does not.
         self.ids = torch.cat([last[:, -1:].expand(-1, added), ids, last], dim=1)
         self.mask = torch.cat([cache.mask, torch.ones_like(last, dtype=torch.bool)], dim=1)
         # `generate` repeats the prompt for every beam, but not a cache that it is given.
@@ -154,8 +148,7 @@ class Decoder:
     @property
     def prompt_tokens(self) -> list[int]:
         """How many tokens each prompt has."""
-        counts: list[int] = self.prompt_mask.sum(1).tolist()
-        return counts
+        return [int(count) for count in self.prompt_mask.sum(1).tolist()]
 
     def answers(self) -> list[Answer]:
         """The whole answers."""
@@ -183,23 +176,20 @@ class Decoder:
 
     def _generate(self, progress: _Progress, streamer: TextIteratorStreamer | None = None) -> Tensor:
         others = dict(self.decoding.others)
-        criteria = [*(others.pop("stopping_criteria", None) or ()), progress]
         past = to_transformers(self.reader.model, self.cache)
         try:
             ids = _generate(
                 self.reader, past, self.ids, self.mask, self.decoding.config, progress,
-                stopping_criteria=criteria,
+                stopping_criteria=[*(others.pop("stopping_criteria", None) or ()), progress],
                 streamer=streamer,
                 tokenizer=self.reader.tokenizer,  # for `stop_strings`
                 **others,
             )  # fmt: skip
         except (ValueError, TypeError) as error:
             raise SettingError(f"decoding options {self.decoding.names}: {reason(error)}") from error
-        if len(self.mask) == 1:
-            self.said = ids[0].tolist()
-            if len(self.cache.mask) == 1:
-                more = torch.ones_like(ids[:, 1:], dtype=torch.bool)
-                self.read = from_transformers(self.reader.model, past, torch.cat([self.mask, more], dim=1))
+        if len(self.cache.mask) == 1:
+            seen = torch.cat([self.mask, torch.ones_like(ids[:, 1:], dtype=torch.bool)], dim=1)
+            self.ended = ids[0].tolist(), from_transformers(self.reader.model, past, seen)
         return ids
 
     def _answers(self, ids: Tensor) -> list[Answer]:
@@ -207,8 +197,7 @@ class Decoder:
         for row, prompt_tokens in zip(ids.tolist(), self.prompt_tokens, strict=True):
             while row and row[-1] == self.decoding.pad_id:  # others of the batch went on
                 row.pop()
-            text = str(self.reader.tokenizer.decode(row, skip_special_tokens=True))
-            said = cut(text, self.decoding.stop)
+            said = cut(str(self.reader.tokenizer.decode(row, skip_special_tokens=True)), self.decoding.stop)
             answers.append(Answer(said, prompt_tokens, len(row), dict(milliseconds)))
         return answers
 
@@ -272,15 +261,14 @@ def generate(
 
 def _generate(
     reader: FrozenModel,
-    past: Cache,
+    past: Any,
     ids: Tensor,
     mask: Tensor,
     config: GenerationConfig,
     progress: _Progress,
     **options: Any,
 ) -> Tensor:
-    """The new tokens of transformers' ``generate``, which fills ``past``; ``ids`` and ``mask`` are of its tokens and
-    those behind."""
+    """The new tokens of transformers' ``generate``, which fills ``past``; ``ids`` and ``mask`` begin with its tokens."""
     with torch.autocast(ids.device.type, enabled=False):  # a frozen model has a dtype of its own
         generated: Tensor = reader.model.generate(  # type: ignore[operator]
             ids,
