@@ -125,8 +125,9 @@ def _summaries(
     warn_of_dropped(prompts, "sharer")
     prompts = [replace(prompt, spans=[max(-1, span - known) for span in prompt.spans]) for prompt in prompts]
     if any(max(prompt.spans, default=-1) < 0 for prompt in prompts):
+        new = " that is new" if known else ""
         raise DataError(
-            "send needs at least one passage that is new, or a question that the sharer is shown, within "
+            f"send needs at least one passage{new}, or a question that the sharer is shown, within "
             f"max_sharer_tokens={channel.prompts.max_sharer_tokens}."
         )
     sharer = channel.link.sharer

@@ -16,7 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from lcf_lightning import LCFModule, ModelSpec
 from lcf_lightning.cli import main
 from lcf_lightning.errors import ModelError
-from lcf_lightning.models.cache import _remembered, continue_from, extend, prefill, to_transformers
+from lcf_lightning.models.cache import continue_from, extend, from_transformers, prefill, to_transformers
 from lcf_lightning.models.continuation import Continuation
 from lcf_lightning.models.decoding import generate
 from lcf_lightning.models.families import following
@@ -98,7 +98,7 @@ def test_what_other_cards_hold_comes_and_goes(spec: Spec) -> None:
     layer = past.layers[1]
     assert {tensor.device for tensor in layer.update(far, far)} == {elsewhere}  # a layer's part goes where it is
     assert (layer.keys.shape[2], past.layers[0].keys.device) == (7, ids.device)
-    back = _remembered(frozen.model, past, cache.mask.to(elsewhere))  # and all of it to where the mask is
+    back = from_transformers(frozen.model, past, cache.mask.to(elsewhere))  # and all of it to where the mask is
     assert {tensor.device for tensor in (*back.keys, *back.values)} == {elsewhere}
     hidden = BaseModelOutput(last_hidden_state=torch.zeros(1, 1, 4))
     assert Continuation.of(frozen.model, hidden, elsewhere).said["last_hidden_state"].device == elsewhere

@@ -88,7 +88,7 @@ def test_whose_it_is_decides(made: Made, channel: Channel, kept: tuple[Session, 
         made("qwen3", "carry").load_session(file)
     with torch.no_grad():
         channel.link.receiver.model.get_input_embeddings().weight[0] += 1
-    for name in ("weight_digests", "fingerprint"):  # found once
+    for name in ("weight_digests", "weights_fingerprint", "fingerprint"):  # found once
         channel.link.receiver.__dict__.pop(name, None)
     with pytest.raises(SessionError, match="is of a receiver with the weights"):
         channel.load_session(file)
