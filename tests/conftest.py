@@ -133,6 +133,7 @@ def _no_leaks() -> Iterator[None]:
     # Trainer sets these for its own children; Lightning's own suite lets them pass too. The last is scikit-learn's.
     allowed = {"PL_GLOBAL_SEED", "PL_SEED_WORKERS", "PYTEST_CURRENT_TEST", "TOKENIZERS_PARALLELISM"}
     allowed |= {"KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
+    allowed.add("PYTORCH_NVML_BASED_CUDA_CHECK")  # what Lightning sets when it is imported
     # What lm_eval and scikit-learn, which it brings, set when they are imported.
     allowed |= {"HF_XET_HIGH_PERFORMANCE", "KMP_DUPLICATE_LIB_OK", "KMP_INIT_AT_FORK"}
     leaked = {key for key in os.environ.keys() ^ before.keys() if key not in allowed}
