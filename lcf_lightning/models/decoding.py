@@ -268,7 +268,7 @@ def _generate(
     progress: _Progress,
     **options: Any,
 ) -> Tensor:
-    """The new tokens of transformers' ``generate``, which fills ``past``; ``ids`` and ``mask`` begin with those."""
+    """The new tokens of transformers' ``generate``, which fills ``past``; ``ids`` and ``mask`` begin with its own."""
     with torch.autocast(ids.device.type, enabled=False):  # a frozen model has a dtype of its own
         generated: Tensor = reader.model.generate(  # type: ignore[operator]
             ids,
