@@ -96,7 +96,7 @@ def test_only_a_whole_adapter_is_not_trained_again(
     assert embedded["trained"](tmp_path, "quickstart", 7, 5, ["--x", "1"]) == tmp_path / "adapter"
     assert started[0][-2:] == ["--x", "1"]
     assert started[0][started[0].index("--seed_everything") + 1] == "7"
-    (tmp_path / "adapter" / "adapter_config.json").touch()
+    (tmp_path / "adapter" / "lcf_config.json").touch()
     embedded["trained"](tmp_path, "quickstart", 7, 5, [])
     assert len(started) == 1
 
