@@ -29,14 +29,15 @@ def test_the_first_screen_has_the_two_commands_and_the_four_lines() -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "picture", "said"), [("diagram", "channel", "message"), ("quality", "quality", "a message: carry")]
+    ("script", "picture", "said"),
+    [("diagram", "channel", {"LCF, C2C", "LCF-X", "prefix, carry"}), ("quality", "quality", {"a message: carry"})],
 )
-def test_a_picture_says_what_its_script_writes(script: str, picture: str, said: str, tmp_path: Path) -> None:
+def test_a_picture_says_what_its_script_writes(script: str, picture: str, said: set[str], tmp_path: Path) -> None:
     drawn, kept = tmp_path / f"{picture}.svg", ROOT / "docs" / f"{picture}.svg"
     subprocess.run([sys.executable, f"docs/{script}.py", str(drawn)], cwd=ROOT, check=True)
     texts = [re.findall(r"<text[^>]*>([^<]+)</text>", each.read_text()) for each in (drawn, kept)]
     assert texts[0] == texts[1]
-    assert said in texts[0]
+    assert said <= set(texts[0])
     assert (
         f"({kept.name})" in (ROOT / "docs" / "how_it_works.md").read_text() + (ROOT / "docs" / "results.md").read_text()
     )

@@ -229,9 +229,9 @@ def _facts(config: FitConfig, folder: Path, adapter: CacheAdapter, data: PairDat
 def _report(predictions: list[Prediction], latency: Latency | None, facts: dict[str, Any], output: Path) -> Report:
     report = build_report(predictions, latency, facts)
     page = to_markdown(report)
-    save(arms_figure(report["arms"]), output / "arms.png")
+    save(arms_figure(report), output / "arms.png")
     if latency is not None:
-        save(frontier_figure(report["arms"], latency), output / "frontier.png")
+        save(frontier_figure(report), output / "frontier.png")
     write_text(output / REPORT, json.dumps(report, indent=2) + "\n")
     write_text(output / "report.md", page)
     console = Console()
