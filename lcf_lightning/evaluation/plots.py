@@ -9,6 +9,7 @@ import math
 from itertools import cycle
 from pathlib import Path
 from textwrap import fill
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -27,7 +28,7 @@ _COLOURS = {"message": "#c0392b", "control": "#95a5a6", "text": "#2c5f8a"}
 _ALIKE = 0.005
 """Where F1 is nowhere further from exact match, it is left out."""
 _FAMILIES = {"message": "this example's message", "control": "control: another message", "text": "no message"}
-_CHANCE = {"color": "#555555", "linewidth": 1, "linestyle": "--"}
+_CHANCE: dict[str, Any] = {"color": "#555555", "linewidth": 1, "linestyle": "--"}
 
 
 def arms_figure(report: Report) -> Figure:
@@ -39,9 +40,9 @@ def arms_figure(report: Report) -> Figure:
     figures = [report["arms"][arm] for arm in arms]
     scores = {"exact match": [row["exact_match"] for row in figures], "F1": [row["f1"] for row in figures]}
     scores = {name: found for name, found in scores.items() if None not in found}
-    values = [_values(found) for found in scores.values()]
-    if len(values) == 2 and np.allclose(*values, rtol=0, atol=_ALIKE):
-        del scores["F1"]
+    exact, f1 = (_values(scores.get(name, [])) for name in ("exact match", "F1"))
+    if len(exact) == len(f1) and np.allclose(exact, f1, rtol=0, atol=_ALIKE):
+        scores.pop("F1", None)
     figure = Figure(figsize=(8, 0.3 * len(arms) + 2.1), layout="constrained")
     panels = figure.subplots(1, len(scores) or 1, sharey=True, squeeze=False)[0]
     for panel, (name, found) in zip(panels, scores.items(), strict=False):
