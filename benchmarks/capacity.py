@@ -89,11 +89,11 @@ def table(points: dict[tuple[str, int], list[dict[str, Any]]]) -> str:
 
 def plot(points: dict[tuple[str, int], list[dict[str, Any]]]) -> Figure:
     """Accuracy against facts and against bytes in int8: means with intervals (`over_seeds`), and a dot a seed."""
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     kinds = (
         ("facts", "message", "facts in the message"),
-        ("bytes_int8", "message_int8", "bytes of a message in int8; beside each point its facts"),
+        ("bytes_int8", "message_int8", "bytes of a message in int8; above each point its facts"),
     )
     for axes, (place, arm, title) in zip(panels, kinds, strict=True):
         for method in dict.fromkeys(name for name, _ in points):
@@ -103,17 +103,26 @@ def plot(points: dict[tuple[str, int], list[dict[str, Any]]]) -> Figure:
             scores = [over_seeds([run[arm] for run in runs]) for runs in own]
             error = [[s["value"] - s["low"] for s in scores], [s["high"] - s["value"] for s in scores]]
             axes.errorbar(places, [s["value"] for s in scores], error, capsize=3, color=colour, label=method)
-            for at, score, runs in zip(places, scores, own, strict=True) if place != "facts" else ():
-                axes.annotate(f" {runs[0]['facts']}", (at, score["value"]), fontsize=8, color=colour)
+            apart = len(set(places)) == len(places)  # LCF-X's are all of one size
+            for at, score, runs in zip(places, scores, own, strict=True) if place != "facts" and apart else ():
+                axes.annotate(
+                    f"{runs[0]['facts']}", (at, score["high"]), (0, 4), textcoords="offset points", ha="center",
+                    fontsize=8, color=colour,
+                )  # fmt: skip
             dots = [(at, fmean(run[arm])) for at, runs in zip(places, own, strict=True) for run in runs]
             axes.plot(*zip(*dots, strict=True), "o", color=colour, markersize=3.5, alpha=0.6)
         axes.set_xscale("log", base=2)
         ticks = sorted({run[place] for runs in points.values() for run in runs})
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
         axes.set_xlabel(title)
+        controls = [fmean(run["mismatched"]) for runs in points.values() for run in runs]
+        axes.axhline(
+            fmean(controls), color="#555555", lw=1, ls="--", zorder=0, label="another example's message (mean)"
+        )
         axes.spines[["top", "right"]].set_visible(False)
-    panels[0].set(ylabel="exact match, question hidden", ylim=(0, 1.02))
-    panels[0].legend()
+    panels[0].set(ylabel="exact match, 95 % interval; a dot a seed", ylim=(0, 1.09))
+    figure.suptitle("How many facts a message holds, the question hidden: tiny-sharer → tiny-receiver", fontsize=10)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 

@@ -161,6 +161,7 @@ def plot(found: dict[str, Found]) -> Figure:
         panel.set_xlabel(f"{title} (log scale; left is better)")
         panel.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("F1 of the answers, 95 % interval")
+    figure.suptitle("What a good answer costs: messages, and texts of several lengths", fontsize=10)
     figure.legend(*panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     return figure
 

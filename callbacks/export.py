@@ -10,7 +10,12 @@ import lightning.pytorch as pl
 from lcf_lightning.callbacks.accuracy import required_module
 from lightning.pytorch.trainer.states import TrainerFn
 
+from lcf_lightning.adapter.card import LICENSE
+from lcf_lightning.adapter.folder import record_scores
+from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.errors import SettingError
+from lcf_lightning.evaluation.report import Summary
+from lcf_lightning.module import LCFModule
 
 
 class AdapterExport(pl.Callback):
@@ -23,15 +28,18 @@ class AdapterExport(pl.Callback):
             (``trainer.default_root_dir``). The best one is written to the folder of that name with ``_best``.
         monitor: The metric that decides which is best; null writes the last only.
         mode: Whether the ``min`` or the ``max`` is best.
+        license: Licence of the adapter's weights, as the hub calls it; the model card says it.
 
     Raises:
         SettingError: If ``mode`` is unknown, or nothing logs ``monitor`` during validation.
     """
 
-    def __init__(self, folder: str | None = None, monitor: str | None = "val/loss", mode: str = "min") -> None:
+    def __init__(
+        self, folder: str | None = None, monitor: str | None = "val/loss", mode: str = "min", license: str = LICENSE
+    ) -> None:
         if mode not in ("min", "max"):
             raise SettingError(f"mode={mode!r} must be min or max.")
-        self.folder, self.monitor, self.mode = folder, monitor, mode
+        self.folder, self.monitor, self.mode, self.license = folder, monitor, mode, license
         self.best: float | None = None
 
     def target(self, trainer: pl.Trainer) -> Path:
@@ -71,4 +79,12 @@ class AdapterExport(pl.Callback):
         module = required_module(pl_module, self)
         if not trainer.is_global_zero or getattr(trainer, "fast_dev_run", False):
             return
-        module.adapter.save_pretrained(folder, module.training_facts() | metrics)
+        module.adapter.save_pretrained(folder, module.training_facts() | {"license": self.license} | metrics)
+
+    def record(self, trainer: pl.Trainer, module: LCFModule, summary: Summary) -> None:
+        """Have the cards of this run's folders say how a test of their weights went."""
+        data = getattr(trainer, "datamodule", None)
+        of = str(data.source) if isinstance(data, PairDataModule) else "test split"
+        weights = {name: tensor.detach().cpu() for name, tensor in module.adapter.state_dict().items()}
+        for folder in (self.target(trainer), self.best_target(trainer)):
+            record_scores(folder, weights, {arm: dict(row) for arm, row in summary["arms"].items()}, of)

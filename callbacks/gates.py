@@ -75,6 +75,7 @@ def gates_figure(logits: Tensor) -> Figure:
     axes.set_ylim(0, 1)
     axes.set_xlabel("edited layer, in the adapter's order")
     axes.set_ylabel("σ(gate logit)")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, frameon=False)
+    figure.suptitle("Gates by layer, without noise", fontsize=10)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     return figure

@@ -7,6 +7,8 @@ import signal
 import sys
 from types import FrameType
 
+from lcf_lightning.errors import missing_extra
+
 
 def main() -> None:
     """The command line. Its imports take seconds, and Ctrl-C ends these too without a traceback."""
@@ -15,8 +17,14 @@ def main() -> None:
     waiting = signal.getsignal(signal.SIGINT) == signal.default_int_handler  # else whoever called us ignores it
     if waiting:
         signal.signal(signal.SIGINT, _leave)
-    from lcf_lightning.cli import main as command_line
-
+    try:
+        from lcf_lightning.cli import main as command_line
+    except ModuleNotFoundError as error:
+        sentence = missing_extra(error)
+        if sentence is None:
+            raise
+        sys.stderr.write(f"error: {sentence}\n")
+        raise SystemExit(2) from error
     if waiting:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     command_line()

@@ -8,6 +8,16 @@ def reason(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+_TRAIN = {"lightning", "torchmetrics", "scipy", "matplotlib", "datasets", "jsonargparse", "rich", "tensorboard"}
+
+
+def missing_extra(error: ImportError) -> str | None:
+    """What to install, if a module is missing that only training and evaluation need."""
+    if (error.name or "").partition(".")[0] not in _TRAIN:
+        return None
+    return f"{error.name} is not installed: data, training and evaluation need pip install 'lcf-lightning[train]'."
+
+
 class LCFError(Exception):
     """Base of every error this package raises on bad input."""
 

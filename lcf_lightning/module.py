@@ -29,7 +29,7 @@ from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
 from lcf_lightning.optimizing import build_optimizer, default_optimizer, names_of, scheduled, set_rate
-from lcf_lightning.training import TokenMean, require_trainer, seeded, total_steps
+from lcf_lightning.training import TokenMean, hub_ids, require_trainer, seeded, total_steps
 from lcf_lightning.writer import Writer
 
 _RANKS_APART = 0x9E3779B9  # of seeds, whose lower 32 bits count on a CPU: far apart there, whatever the steps
@@ -261,7 +261,7 @@ class LCFModule(pl.LightningModule):
             facts["init_from"] = self.init_from
         data = getattr(self.trainer, "datamodule", None)
         if isinstance(data, PairDataModule):
-            facts |= {"source": str(data.source), "prompts": asdict(data.prompts)}
+            facts |= {"source": str(data.source), "datasets": hub_ids(data.source), "prompts": asdict(data.prompts)}
         return facts
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from lightning.pytorch import Trainer
@@ -15,6 +16,7 @@ from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import Tensor
 
+from lcf_lightning.data.sources.source import RowSource, Source
 from lcf_lightning.errors import SettingError
 
 WEIGHTINGS = ("example", "token")
@@ -91,3 +93,13 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         yield
+
+
+def hub_ids(source: Source) -> list[str]:
+    """The data sets of the hub that a source, or those that it is made of, take training examples from."""
+    values = [each for value in vars(source).values() for each in (value if isinstance(value, list) else [value])]
+    found = [name for inner in values if isinstance(inner, Source) for name in hub_ids(inner)]
+    if isinstance(source, RowSource) and source.train is not None:
+        local = source.train.endswith(tuple(source.loaders)) or Path(source.train).exists()
+        found += [] if local else [source.train]
+    return list(dict.fromkeys(found))

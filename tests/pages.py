@@ -10,7 +10,9 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+RESULTS = [ROOT / "docs" / "results.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
+"""The summary, and a page a data set."""
 CONFIGS = {
     yaml.safe_load(file.read_text())["trainer"]["default_root_dir"]: f"configs/{file.name}"
     for file in sorted((ROOT / "configs").glob("*.yaml"))

@@ -86,8 +86,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     """What must not depend on kills."""
     summary = json.loads((folder / "summary.json").read_text())
     return {
-        "adapter": (folder / "adapter" / "adapter_model.safetensors").read_bytes(),
-        "best adapter": (folder / "adapter_best" / "adapter_model.safetensors").read_bytes(),
+        "adapter": (folder / "adapter" / "lcf_adapter.safetensors").read_bytes(),
+        "best adapter": (folder / "adapter_best" / "lcf_adapter.safetensors").read_bytes(),
         "metrics": logged(folder),
         "summary": {name: value for name, value in summary.items() if name not in ("train_seconds", "speedup")},
     }

@@ -18,6 +18,7 @@ from lcf_lightning.data.sources import World
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.models.geometry import Geometry
 from tests.evaluation.answers import answer
+from tests.pages import RESULTS
 from tests.pairs import channel_of
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +97,7 @@ def test_only_a_whole_adapter_is_not_trained_again(
     assert embedded["trained"](tmp_path, "quickstart", 7, 5, ["--x", "1"]) == tmp_path / "adapter"
     assert started[0][-2:] == ["--x", "1"]
     assert started[0][started[0].index("--seed_everything") + 1] == "7"
-    (tmp_path / "adapter" / "adapter_config.json").touch()
+    (tmp_path / "adapter" / "lcf_config.json").touch()
     embedded["trained"](tmp_path, "quickstart", 7, 5, [])
     assert len(started) == 1
 
@@ -145,14 +146,14 @@ def test_tables_of_the_docs_are_what_a_benchmark_prints_of_its_runs(
     monkeypatch.setitem(main.__globals__, "trained", None)
     main()
     tables = [lines for lines in capsys.readouterr().out.split("\n\n") if lines.startswith("|")]
-    results = (ROOT / "docs" / "results.md").read_text()
+    results = "\n".join(page.read_text() for page in RESULTS)
     assert len(tables) == {"capacity": 1, "ablation": 2}[name]
     for table in tables:
         assert table.strip() in results
 
 
 def test_figures_of_babi_s_seeds_are_those_of_the_kept_reports() -> None:
-    results, readme = ((ROOT / name).read_text() for name in ("docs/results.md", "README.md"))
+    results, readme = ((ROOT / name).read_text() for name in ("docs/results/babi.md", "README.md"))
     scores, gains = {}, {}
     for adapter, name in (("prefix", "prefix"), ("LCF-X", "span"), ("LCF-X without noise", "span_without_noise")):
         for seed in (42, 43, 44):

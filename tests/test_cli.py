@@ -48,7 +48,7 @@ def test_fit_leaves_a_whole_run_folder(run_folder: Path, capsys: pytest.CaptureF
     assert (summary["steps"], summary["seed"]) == (4, 42)
     adapter = CacheAdapter.from_pretrained(run_folder / "adapter")
     assert summary["adapter"]["parameters"] == adapter.parameter_counts()["total"]
-    assert summary["adapter"]["bytes"] == (run_folder / "adapter" / "adapter_model.safetensors").stat().st_size
+    assert summary["adapter"]["bytes"] == (run_folder / "adapter" / "lcf_adapter.safetensors").stat().st_size
     assert yaml.safe_load((run_folder / "config.yaml").read_text())["trainer"]["max_steps"] == 4
     assert [row["step"] for row in rows(run_folder / "metrics.csv") if row["train/loss"]] == ["0", "1", "2", "3"]
     assert len([row for row in rows(run_folder / "metrics.csv") if row["val/message/exact_match"]]) == 2

@@ -13,7 +13,7 @@ import torch
 
 from lcf_lightning import CacheAdapter, Channel, Message
 from lcf_lightning.adapter.config import AdapterSettings
-from lcf_lightning.adapter.folder import CONFIG_FILE
+from lcf_lightning.adapter.folder import CONFIG_FILE, OLDER, WEIGHTS_FILE
 from lcf_lightning.errors import AdapterFileError
 
 KEPT = Path(__file__).parent / "kept_0_1_0"
@@ -67,7 +67,7 @@ class LaterSettings(AdapterSettings):
 
 
 def test_a_later_setting_enters_a_fingerprint_only_where_it_is_not_its_default() -> None:
-    config = json.loads((KEPT / "span" / CONFIG_FILE).read_text())
+    config = json.loads((KEPT / "span" / OLDER[0]).read_text())
     # `gate_noise` decides training only, and new adapters have another `norm_eps` than those of old.
     assert set(AdapterSettings(norm_eps=None).deciding()) == set(config["settings"]) - {"gate_noise"}
     assert AdapterSettings().deciding() == AdapterSettings(norm_eps=None).deciding() | {"norm_eps": 1e-6}
@@ -80,11 +80,33 @@ def test_a_later_setting_enters_a_fingerprint_only_where_it_is_not_its_default()
 @pytest.mark.parametrize("place", [(), ("settings",), ("sharer",), ("receiver", "geometry")], ids=str)
 def test_an_unknown_field_is_never_ignored(place: tuple[str, ...], tmp_path: Path) -> None:
     folder = Path(shutil.copytree(KEPT / "span", tmp_path / "adapter"))
-    config = json.loads((folder / CONFIG_FILE).read_text())
+    config = json.loads((folder / OLDER[0]).read_text())
     part = config
     for name in place:
         part = part[name]
     part["novel"] = 1
-    (folder / CONFIG_FILE).write_text(json.dumps(config))
+    (folder / OLDER[0]).write_text(json.dumps(config))
     with pytest.raises(AdapterFileError, match="novel"):
         CacheAdapter.from_pretrained(folder)
+
+
+def test_a_folder_with_the_names_of_peft_is_read_and_a_save_gives_it_ours(folder: Path, tmp_path: Path) -> None:
+    """PEFT and transformers take a folder with ``adapter_config.json`` for one of PEFT's."""
+    copied = Path(shutil.copytree(folder, tmp_path / "adapter"))
+    adapter = CacheAdapter.from_pretrained(copied)
+    (copied / OLDER[1]).rename(copied / f".adapter_model-{None}.safetensors")  # no digest, no unfinished save
+    with pytest.raises(AdapterFileError, match=f"has no {OLDER[1]}"):
+        CacheAdapter.from_pretrained(copied)
+    adapter.save_pretrained(copied)
+    names = {path.name for path in copied.iterdir() if path.suffix in (".json", ".safetensors")}
+    assert names == {CONFIG_FILE, WEIGHTS_FILE, "expected.json"}
+    assert CacheAdapter.from_pretrained(copied).fingerprint() == adapter.fingerprint()
+
+
+def test_a_folder_of_peft_is_named_as_such_and_kept(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / OLDER[0]).write_text('{"peft_type": "LORA"}')
+    with pytest.raises(AdapterFileError, match=r"is of PEFT \(adapter_config.json\)"):
+        CacheAdapter.from_pretrained(tmp_path)
+    CacheAdapter.from_pretrained(folder).save_pretrained(tmp_path)
+    assert (tmp_path / OLDER[0]).read_text() == '{"peft_type": "LORA"}'
+    CacheAdapter.from_pretrained(tmp_path)

@@ -93,7 +93,7 @@ def test_the_config_and_the_command_line_quantise(tmp_path: Path) -> None:
         "fit", *QUICK, "--config", str(config), "--model.receiver.quantization", "nf4", "--trainer.max_steps", "2",
         "--trainer.default_root_dir", str(run),
     ])  # fmt: skip
-    stored = json.loads((run / "adapter" / "adapter_config.json").read_text())
+    stored = json.loads((run / "adapter" / "lcf_config.json").read_text())
     assert [stored[role]["quantization"] for role in ("sharer", "receiver")] == ["8bit", "nf4"]
     channel = Channel.from_pretrained(run / "adapter")
     projections = [held.model.model.layers[0].self_attn.q_proj for held in (channel.link.sharer, channel.link.receiver)]

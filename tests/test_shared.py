@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lcf_lightning import CacheAdapter, Channel
-from lcf_lightning.adapter.hub import CARD_FILE
+from lcf_lightning.adapter.card import CARD_FILE
 from lcf_lightning.cli import main
 from lcf_lightning.data.sources import Knowledge
 from lcf_lightning.errors import MessageError
@@ -80,7 +80,7 @@ def test_the_exported_checkpoint_answers_as_the_run_did(run: Path, tmp_path: Pat
     card = (tmp_path / "adapter" / CARD_FILE).read_text()
     scores = json.loads((run / "summary.json").read_text())["arms"]["message"]
     for part in ("tiny-expert", "tiny-receiver", "| Steps | 3 |", "| Seed | 42 |", "Knowledge",
-                 f"| message | {scores['exact_match']:.3f} | 14 |"):  # fmt: skip
+                 f"| message | {scores['exact_match']:.3f} | "):  # fmt: skip
         assert part in card
 
 
@@ -90,7 +90,7 @@ def test_export_in_fewer_bits(run: Path, tmp_path: Path, dtype: str, size: int) 
     main(["export", "--checkpoint", str(checkpoint), "--output", str(tmp_path / "a"), "--dtype", dtype])
     adapter = CacheAdapter.from_pretrained(tmp_path / "a")
     assert adapter.gates.logits.element_size() == size
-    bytes_ = (tmp_path / "a" / "adapter_model.safetensors").stat().st_size
+    bytes_ = (tmp_path / "a" / "lcf_adapter.safetensors").stat().st_size
     assert bytes_ == pytest.approx(size * adapter.parameter_counts()["total"], rel=0.02)
 
 

@@ -224,7 +224,7 @@ class CacheAdapter(nn.Module):
         return {"total": total, "per_layer": per_layer, "pool": pool, "closed_form": closed_form}
 
     def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
-        """Write the adapter folder: ``adapter_config.json``, ``adapter_model.safetensors`` and a model card.
+        """Write the adapter folder: ``lcf_config.json``, ``lcf_adapter.safetensors`` and a model card.
 
         ``metadata`` (JSON-ready) replaces the config's where it is given. An earlier adapter in the folder is replaced
         as one: no kill leaves the weights of one with the config of another.
@@ -239,7 +239,7 @@ class CacheAdapter(nn.Module):
             The address of the commit.
         """
         with tempfile.TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
+            write_folder(Path(folder), self.config, self.state_dict(), repository)
             return upload(Path(folder), repository, private)
 
     @classmethod

@@ -10,12 +10,13 @@ from typing import Any
 
 import lcf_lightning.adapter.fusers
 import lcf_lightning.adapter.poolers  # noqa: F401 - the parts of this package are known from here on
+from lcf_lightning.adapter.facts import require_facts
 from lcf_lightning.adapter.parts import Fuser, PartName, PartShape, Pooler, part_class, short_name, split_name
 from lcf_lightning.digests import is_digest
 from lcf_lightning.discovery import import_home
 from lcf_lightning.errors import AdapterFileError, GeometryError, SettingError
 from lcf_lightning.models.geometry import MAX_SIZE, Geometry
-from lcf_lightning.typed import from_known, from_table
+from lcf_lightning.typed import from_table
 
 FORMAT_VERSION = 1
 MAX_PATH = 1024
@@ -178,7 +179,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """An adapter's settings and the pair it belongs to; saved as ``adapter_config.json``.
+    """An adapter's settings and the pair it belongs to; saved as ``lcf_config.json``.
 
     Attributes:
         sharer: The model whose cache is read.
@@ -272,28 +273,7 @@ class AdapterConfig:
             if isinstance(settings, dict):
                 data = data | {"settings": _BEFORE | settings}
             if isinstance(metadata, dict):
-                facts = from_known(_Facts, metadata, "metadata")
-                for arm, score in facts.scores.items():
-                    from_known(_Score, score, f"metadata.scores.{arm}")
+                require_facts(metadata)
             return from_table(cls, data, "adapter")
         except (SettingError, GeometryError) as error:
-            raise AdapterFileError(f"adapter_config.json cannot be understood: {error!s:.1000}") from error
-
-
-@dataclass(frozen=True)
-class _Facts:
-    """Of an adapter's metadata what is read again; more may stand there."""
-
-    steps: int | None = None
-    seed: int | None = None
-    source: str | None = None
-    prompts: dict[str, Any] = field(default_factory=dict)
-    scores: dict[str, dict[str, Any]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Score:
-    """How an arm did in a test; likewise."""
-
-    exact_match: float | None
-    n: int
+            raise AdapterFileError(f"adapter config cannot be understood: {error!s:.1000}") from error

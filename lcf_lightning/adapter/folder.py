@@ -1,4 +1,7 @@
-"""An adapter's folder: ``adapter_config.json``, ``adapter_model.safetensors`` and a model card.
+"""An adapter's folder: ``lcf_config.json``, ``lcf_adapter.safetensors`` and a model card.
+
+Until release 0.1.0 the two had the names of PEFT's files, which PEFT and transformers take for their own; they are read
+as before, and a save in such a folder gives it the new names.
 
 The config names a digest of the weights that belong to it, and the two are replaced as one: new weights are written
 beside the old ones under their digest, then the config is renamed, from which moment on the new ones are the adapter's,
@@ -8,24 +11,29 @@ then they get their usual name. Whoever is killed in between leaves a whole adap
 from __future__ import annotations
 
 import json
+import math
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from lcf_lightning.adapter.card import CARD_FILE, card
 from lcf_lightning.adapter.config import AdapterConfig
-from lcf_lightning.adapter.hub import CARD_FILE, card, fetch, is_hub_id
+from lcf_lightning.adapter.hub import fetch, is_hub_id
 from lcf_lightning.digests import is_digest, tensors_digest
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.files import write_file, write_text
 from lcf_lightning.typed import parse_json, read_json
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE = "lcf_config.json", "lcf_adapter.safetensors"
+OLDER = ("adapter_config.json", "adapter_model.safetensors")
+"""The names until release 0.1.0."""
 MAX_TABLE = 2**20
 """Bytes of the table of tensors that a weights file begins with, at most; those of this package have some thousand."""
-_ASIDE = ".adapter_model-{}.safetensors"
 _DIGEST = "weights"  # of the config file, and of no `AdapterConfig`: weights change while they are trained
 _DTYPES = ("F64", "F32", "F16", "BF16")
 
@@ -37,26 +45,92 @@ def local_folder(location: str | Path, revision: str | None = None) -> Path:
         AdapterFileError: If it is no folder here and cannot be fetched, or one of which a revision is asked for.
     """
     if is_hub_id(str(location)):
-        return fetch(str(location), revision, (CONFIG_FILE, WEIGHTS_FILE))
+        return fetch(str(location), revision, (CONFIG_FILE, WEIGHTS_FILE, *OLDER))
     if revision is not None:
         raise AdapterFileError(f"revision={revision!r} of adapter {str(location)!r} must be null: that is no hub id.")
     return Path(location)
 
 
-def write_folder(folder: Path, config: AdapterConfig, tensors: dict[str, Tensor]) -> None:
-    """Write an adapter, in the place of an earlier one where there is one; no kill leaves a mixture of both."""
+def _names(folder: Path) -> tuple[str, str]:
+    """What config and weights are called in a folder."""
+    older = (folder / OLDER[0]).is_file() and not (folder / CONFIG_FILE).is_file()
+    return OLDER if older else (CONFIG_FILE, WEIGHTS_FILE)
+
+
+def _aside(weights: str, digest: str | None) -> str:
+    """Where weights are until they get their usual name."""
+    return f".{weights.removesuffix('.safetensors')}-{digest}.safetensors"
+
+
+def write_folder(folder: Path, config: AdapterConfig, tensors: dict[str, Tensor], location: str | None = None) -> None:
+    """Write an adapter, in the place of an earlier one where there is one; no kill leaves a mixture of both.
+
+    The card's code loads ``location``, by default the folder.
+    """
     _require_readable(config)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     weights, digest = save(tensors, {"format": "pt"}), tensors_digest(tensors)
     parameters = sum(tensor.numel() for tensor in tensors.values())
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / _ASIDE.format(digest)
+    aside = folder / _aside(WEIGHTS_FILE, digest)
     write_file(aside, lambda file: _write_through(file, weights))
     write_text(folder / CONFIG_FILE, _text(config, digest))
     os.replace(aside, folder / WEIGHTS_FILE)
-    write_text(folder / CARD_FILE, card(config, parameters, len(weights)))
-    for unfinished in folder.glob(_ASIDE.format("*")):  # of a process that was killed
-        unfinished.unlink(missing_ok=True)
+    write_text(folder / CARD_FILE, card(config, parameters, len(weights), location or str(folder)))
+    for name in (WEIGHTS_FILE, OLDER[1]):
+        for unfinished in folder.glob(_aside(name, "*")):  # of a process that was killed
+            unfinished.unlink(missing_ok=True)
+    if _is_own(folder / OLDER[0]):
+        for name in OLDER:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _is_own(config: Path) -> bool:
+    """Whether a file is the config of an adapter of this package, and not, say, of PEFT."""
+    try:
+        return config.is_file() and "format_version" in read_json(config)
+    except (SettingError, OSError, TypeError):
+        return False
+
+
+def record_scores(folder: Path, tensors: dict[str, Tensor] | None, scores: dict[str, dict[str, Any]], of: str) -> bool:
+    """Have a folder's config and card say how each arm did, if it holds an adapter of these weights.
+
+    Of one arm on the same data the figures of more examples stay; figures on other data are put in the place of all.
+
+    Args:
+        folder: The adapter's folder.
+        tensors: The weights that were tested; null for whatever the folder holds.
+        scores: By arm ``exact_match`` (or None), ``n``, and maybe ``f1``, ``loss``, and ``low`` and ``high`` of the
+            exact match.
+        of: The data.
+
+    Returns:
+        Whether it was written.
+    """
+    try:
+        config, digest = read_config(folder)
+    except AdapterFileError:
+        return False
+    if tensors is not None and digest != tensors_digest(tensors):
+        return False
+    before = config.metadata.get("scores", {}) if config.metadata.get("scored_on") == of else {}
+    kept = {arm: row for arm, row in before.items() if arm not in scores or scores[arm]["n"] < row["n"]}
+    finite = {arm: {name: value for name, value in row.items() if value is None or math.isfinite(value)}
+              for arm, row in scores.items()}  # fmt: skip
+    config = replace(config, metadata=config.metadata | {"scores": finite | kept, "scored_on": of})
+    write_text(folder / _names(folder)[0], _text(config, digest))
+    write_card(folder)
+    return True
+
+
+def write_card(folder: Path) -> None:
+    """Write the card of an adapter's folder anew."""
+    config, digest = read_config(folder)
+    file = weights_file(folder, digest)
+    with safe_open(file, framework="pt") as stored:
+        parameters = sum(math.prod(stored.get_slice(name).get_shape()) for name in stored.keys())  # noqa: SIM118
+    write_text(folder / CARD_FILE, card(config, parameters, file.stat().st_size, str(folder)))
 
 
 def _require_readable(config: AdapterConfig) -> None:
@@ -68,8 +142,8 @@ def _require_readable(config: AdapterConfig) -> None:
         raise SettingError(f"metadata={config.metadata!r:.80} could not be read again: {error}") from error
 
 
-def _text(config: AdapterConfig, digest: str) -> str:
-    return json.dumps({**config.to_dict(), _DIGEST: digest}, indent=2) + "\n"
+def _text(config: AdapterConfig, digest: str | None) -> str:
+    return json.dumps(config.to_dict() | ({} if digest is None else {_DIGEST: digest}), indent=2) + "\n"
 
 
 def _write_through(file: Path, content: bytes) -> None:
@@ -86,12 +160,15 @@ def read_config(folder: Path) -> tuple[AdapterConfig, str | None]:
     Raises:
         AdapterFileError: If a file is missing, or the config is damaged or not understood.
     """
-    if not (folder / CONFIG_FILE).is_file():
-        raise AdapterFileError(f"adapter={str(folder)!r} has no {CONFIG_FILE}; both files of an adapter are needed.")
+    name = _names(folder)[0]
+    if not (folder / name).is_file():
+        raise AdapterFileError(f"adapter={str(folder)!r} has no {name}; both files of an adapter are needed.")
     try:
-        data = read_json(folder / CONFIG_FILE)
+        data = read_json(folder / name)
     except (SettingError, OSError) as error:
-        raise AdapterFileError(f"adapter={str(folder)!r}: {CONFIG_FILE} is damaged: {error}") from error
+        raise AdapterFileError(f"adapter={str(folder)!r}: {name} is damaged: {error}") from error
+    if isinstance(data, dict) and "peft_type" in data:
+        raise AdapterFileError(f"adapter={str(folder)!r} is of PEFT ({name}), and none that this package has written.")
     digest = data.pop(_DIGEST, None) if isinstance(data, dict) else None
     if digest is not None and not is_digest(digest):
         raise AdapterFileError(
@@ -106,10 +183,11 @@ def weights_file(folder: Path, digest: str | None) -> Path:
     Raises:
         AdapterFileError: If they are not there.
     """
-    aside = folder / _ASIDE.format(digest)
-    file = aside if digest is not None and aside.is_file() else folder / WEIGHTS_FILE
+    name = _names(folder)[1]
+    aside = folder / _aside(name, digest)
+    file = aside if digest is not None and aside.is_file() else folder / name
     if not file.is_file():
-        raise AdapterFileError(f"adapter={str(folder)!r} has no {WEIGHTS_FILE}; both files of an adapter are needed.")
+        raise AdapterFileError(f"adapter={str(folder)!r} has no {name}; both files of an adapter are needed.")
     return file
 
 
@@ -141,8 +219,8 @@ def read_tensors(folder: Path, digest: str | None, expected: dict[str, Tensor]) 
         raise AdapterFileError(f"{file} is damaged or no safetensors file: {error}") from error
     if digest is not None and tensors_digest(tensors) != digest:
         raise AdapterFileError(
-            f"{file} does not hold the weights that {CONFIG_FILE} belongs to ({_DIGEST}={digest!r:.80}): a bit has "
-            "flipped, or the files are of two adapters; copy both from where they came, or save the adapter again."
+            f"{file} does not hold the weights that {_names(folder)[0]} belongs to ({_DIGEST}={digest!r:.80}): a bit "
+            "has flipped, or the files are of two adapters; copy both from where they came, or save the adapter again."
         )
     return tensors
 

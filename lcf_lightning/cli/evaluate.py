@@ -20,7 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.data import DataLoader
 
 from lcf_lightning.adapter.adapter import CacheAdapter
-from lcf_lightning.adapter.folder import read_config, weights_file
+from lcf_lightning.adapter.folder import read_config, record_scores, weights_file
+from lcf_lightning.adapter.hub import is_hub_id
 from lcf_lightning.cli.answers import REPORT, answers_of, file_of, put_together
 from lcf_lightning.cli.commands import Command
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
@@ -28,7 +29,7 @@ from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.discovery import class_path, in_package
-from lcf_lightning.errors import SettingError
+from lcf_lightning.errors import SettingError, reason
 from lcf_lightning.evaluation.arms import default_arms, find_arm, require_arms
 from lcf_lightning.evaluation.latency import Latency, batches_of_one, measure
 from lcf_lightning.evaluation.markdown import conclusions, to_markdown
@@ -36,7 +37,7 @@ from lcf_lightning.evaluation.plots import arms_figure, frontier_figure, save
 from lcf_lightning.evaluation.prediction import Prediction, digest
 from lcf_lightning.evaluation.predictions import by_example, predict_all
 from lcf_lightning.evaluation.ranks import batches_of, dealt, gathered, rank
-from lcf_lightning.evaluation.report import build_report, summarise
+from lcf_lightning.evaluation.report import Report, build_report, summarise
 from lcf_lightning.evaluation.tables import arms_table
 from lcf_lightning.files import write_text
 from lcf_lightning.link import Link
@@ -105,7 +106,9 @@ def evaluate(args: list[str]) -> None:
             latency = _latency(options, config, link, writer, data.prompts, examples, arms)
             sizes = {"examples": f"{len(examples)} of {data.size('test')}", "processes": fabric.world_size}
             facts = {"command": COMMAND.line(args), **sizes, **_facts(config, folder, adapter, data, link)}
-            _report(predictions, latency, facts, output)
+            report = _report(predictions, latency, facts, output)
+            if not is_hub_id(options.adapter or ""):  # whose files here are the hub's
+                _to_card(folder, report, str(data.source))
         fabric.barrier()  # latencies are of the first process alone
 
 
@@ -223,17 +226,32 @@ def _facts(config: FitConfig, folder: Path, adapter: CacheAdapter, data: PairDat
     }
 
 
-def _report(predictions: list[Prediction], latency: Latency | None, facts: dict[str, Any], output: Path) -> None:
+def _report(predictions: list[Prediction], latency: Latency | None, facts: dict[str, Any], output: Path) -> Report:
     report = build_report(predictions, latency, facts)
     page = to_markdown(report)
-    save(arms_figure(report["arms"]), output / "arms.png")
+    save(arms_figure(report), output / "arms.png")
     if latency is not None:
-        save(frontier_figure(report["arms"], latency), output / "frontier.png")
+        save(frontier_figure(report), output / "frontier.png")
     write_text(output / REPORT, json.dumps(report, indent=2) + "\n")
     write_text(output / "report.md", page)
     console = Console()
     console.print(arms_table(summarise(predictions), "test split", str(output / "report.md")))
     console.print(Markdown(conclusions(report)))
+    return report
+
+
+def _to_card(folder: Path, report: Report, of: str) -> None:
+    """Have the adapter's model card say what was found, unless its folder is not to be written."""
+    scores = {}
+    for arm, figures in report["arms"].items():
+        exact, f1 = figures["exact_match"], figures["f1"]
+        interval = {} if exact is None else {"low": exact["low"], "high": exact["high"]}
+        values = {"exact_match": exact and exact["value"], "f1": f1 and f1["value"], "loss": figures["loss"]}
+        scores[arm] = {**values, **interval, "n": figures["n"]}
+    try:
+        record_scores(folder, None, scores, of)
+    except OSError as error:
+        sys.stderr.write(f"the model card in {folder} could not be written: {reason(error)}\n")
 
 
 def _held(sharer: ModelSpec, receiver: ModelSpec) -> str:

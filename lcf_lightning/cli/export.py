@@ -11,6 +11,7 @@ import torch
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig
+from lcf_lightning.adapter.folder import write_card
 from lcf_lightning.checkpoints import read_checkpoint
 from lcf_lightning.cli.commands import Command, new_folder, whole_folder
 from lcf_lightning.discovery import import_named
@@ -29,6 +30,7 @@ class ExportOptions:
         output: Folder to write.
         dtype: ``fp32``, ``bf16`` or ``fp16``.
         push_to_hub: Also upload to this ``owner/name``.
+        license: Licence of the weights, as the hub calls it; null for apache-2.0.
         private: Whether a repository made for that is private.
         modules: Modules to import first, which define parts of the adapter that are not of this package.
     """
@@ -37,6 +39,7 @@ class ExportOptions:
     output: str
     dtype: str = "fp32"
     push_to_hub: str | None = None
+    license: str | None = None
     private: bool = False
     modules: list[str] | str = field(default_factory=list)
 
@@ -52,8 +55,11 @@ def export(args: list[str]) -> None:
     output = new_folder(options.output)
     import_named(options.modules)
     adapter = read_adapter(Path(options.checkpoint)).to(DTYPES[options.dtype])
+    if options.license is not None:
+        adapter.config.metadata["license"] = options.license
     with whole_folder(output) as aside:
         adapter.save_pretrained(aside)
+    write_card(output)  # whose code names this folder
     sys.stdout.write(f"{output}: {adapter.parameter_counts()['total']:,} parameters in {options.dtype}\n")
     if options.push_to_hub:
         sys.stdout.write(adapter.push_to_hub(options.push_to_hub, options.private) + "\n")

@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 
 from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.adapter.folder import write_card
 from lcf_lightning.adapter.subset import keep_layers, open_layers
 from lcf_lightning.cli.commands import Command, new_folder, whole_folder
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
@@ -78,6 +79,7 @@ def _write(pruning: Pruning, adapter: CacheAdapter, folder: Path, output: Path, 
         page = f"# Pruning\n\n`{command}`\n\n{pruning_page(pruning)}\n"
         write_text(target / "pruning.md", page)
         save(pruning_figure(pruning["curve"], pruning["kept"]), target / "pruning.png")
+    write_card(output)  # whose code names this folder
     Console().print(pruning_table(pruning, str(output)))
 
 

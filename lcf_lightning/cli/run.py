@@ -226,7 +226,10 @@ class LCFCLI(LightningCLI):
         return [callback for callback in callbacks if isinstance(callback, kind)]
 
     def _print_table(self, split: str) -> None:
+        """And, of a test, write it into the adapter's model card."""
         if self.trainer.is_global_zero and self._accuracy.summary is not None:
+            if split == "test":
+                self._callback(AdapterExport).record(self.trainer, self.model, self._accuracy.summary)
             Console().print(arms_table(self._accuracy.summary, f"{split} split", str(self.run_folder)))
             if self._accuracy.verdict is not None:
                 sys.stdout.write(f"{in_words(self._accuracy.verdict)}\n")

@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lcf_lightning.adapter.adapter import CacheAdapter
+from lcf_lightning.adapter.card import CARD_FILE
 from lcf_lightning.adapter.config import GATE_NOISES
 from lcf_lightning.adapter.folder import CONFIG_FILE, WEIGHTS_FILE
 from lcf_lightning.adapter.fusers.lcf import LCFFuser
-from lcf_lightning.adapter.hub import CARD_FILE
 from lcf_lightning.adapter.parts import PartShape, Summaries
 from lcf_lightning.adapter.subset import keep_layers
 from lcf_lightning.errors import AdapterFileError, GeometryError, SettingError
@@ -191,7 +191,7 @@ def test_a_damaged_or_foreign_config_is_refused(saved: Path) -> None:
     with pytest.raises(AdapterFileError, match="format_version=99 is unknown; this release reads version 1"):
         CacheAdapter.from_pretrained(saved)
     (saved / CONFIG_FILE).write_text(json.dumps(config)[:40])
-    with pytest.raises(AdapterFileError, match="adapter_config.json is damaged"):
+    with pytest.raises(AdapterFileError, match="lcf_config.json is damaged"):
         CacheAdapter.from_pretrained(saved)
     other = {**config, "settings": {**config["settings"], "d": 32}}
     (saved / CONFIG_FILE).write_text(json.dumps(other))

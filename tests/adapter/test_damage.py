@@ -77,7 +77,7 @@ def test_a_field_of_another_kind_or_size_is_named(saved: Path, path: str, value:
 def test_a_config_that_is_nested_too_deep_is_refused(saved: Path, levels: int) -> None:
     text, nested = (saved / CONFIG_FILE).read_text(), "[" * levels + "]" * levels
     (saved / CONFIG_FILE).write_text(text.replace('"metadata": {', f'"metadata": {{"note": {nested}'))
-    with pytest.raises(AdapterFileError, match="adapter_config.json is damaged: it is"):
+    with pytest.raises(AdapterFileError, match="lcf_config.json is damaged: it is"):
         CacheAdapter.from_pretrained(saved)
 
 
@@ -102,7 +102,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(saved: Path) -> None:
         flipped = bytearray(content)
         flipped[place] ^= 1
         (saved / WEIGHTS_FILE).write_bytes(flipped)
-        with pytest.raises(AdapterFileError, match=r"does not hold the weights that adapter_config.json belongs to"):
+        with pytest.raises(AdapterFileError, match=r"does not hold the weights that lcf_config.json belongs to"):
             CacheAdapter.from_pretrained(saved)
 
 
@@ -149,16 +149,16 @@ def test_a_kill_at_any_rename_leaves_one_whole_adapter(
         found.append(module.config.metadata["steps"])
     assert set(found) == {1, 2, 3}
     assert found == sorted(found)
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", CONFIG_FILE, WEIGHTS_FILE]
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", WEIGHTS_FILE, CONFIG_FILE]
 
 
 def test_what_a_killed_save_has_left_is_put_away_by_the_next(saved: Path, adapter: Build) -> None:
     """And read until then, if the config was there already."""
     digest = read_config(saved)[1]
-    aside = saved / f".adapter_model-{digest}.safetensors"
+    aside = saved / f".lcf_adapter-{digest}.safetensors"
     (saved / WEIGHTS_FILE).rename(aside)
     assert CacheAdapter.from_pretrained(saved).gates.logits.unique().tolist() == [1.0]
-    (saved / ".adapter_model-0.safetensors").touch()
+    (saved / ".lcf_adapter-0.safetensors").touch()
     adapter(gate_init=2.0).save_pretrained(saved)
     assert CacheAdapter.from_pretrained(saved).gates.logits.unique().tolist() == [2.0]
     assert len(list(saved.iterdir())) == 3

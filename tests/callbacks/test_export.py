@@ -34,8 +34,8 @@ def test_the_folder_can_be_chosen_and_a_dry_run_writes_nothing(spec: Spec, tmp_p
     small_trainer(tmp_path, export).fit(small_module(*pair), datamodule=small_data(*pair))
     assert sorted(path.name for path in (tmp_path / "a" / "b").iterdir()) == [
         "README.md",
-        "adapter_config.json",
-        "adapter_model.safetensors",
+        "lcf_adapter.safetensors",
+        "lcf_config.json",
     ]
     small_trainer(tmp_path, AdapterExport(), fast_dev_run=True).fit(small_module(*pair), datamodule=small_data(*pair))
     assert not (tmp_path / "adapter").exists()

@@ -90,7 +90,7 @@ def test_texts_passages_and_chats_are_ways_to_say_the_same(channel: Channel) -> 
 
 def test_spans_of_a_message_are_those_of_training(trained: Path) -> None:
     text = "It rained. Ada drank tea.\n\nBob slept."
-    config = trained / "adapter_config.json"
+    config = trained / "lcf_config.json"
     found = json.loads(config.read_text())
     counts = {}
     for spans in ("paragraph", "sentence", "window:8"):
@@ -122,7 +122,7 @@ def test_sides_load_one_model_only(trained: Path, model_folders: dict[str, Path]
     for side, other in (("sharer", "qwen3"), ("receiver", "llama")):
         folder = tmp_path / f"only-{side}"
         shutil.copytree(trained, folder)
-        config = folder / "adapter_config.json"
+        config = folder / "lcf_config.json"
         config.write_text(config.read_text().replace(str(model_folders[other]), "/nowhere/at/all"))
     sharer = Channel.from_pretrained(tmp_path / "only-sharer", sides="sharer")
     receiver = Channel.from_pretrained(tmp_path / "only-receiver", sides="receiver")

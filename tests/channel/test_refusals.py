@@ -22,7 +22,7 @@ from tests.pairs import small_module
 def test_a_question_other_than_in_training_is_warned_of(trained: Path) -> None:
     with pytest.warns(UserWarning, match="question=None, but this adapter's sharer was shown the question"):
         Channel.from_pretrained(trained).send(FACTS)
-    config = trained / "adapter_config.json"
+    config = trained / "lcf_config.json"
     found = json.loads(config.read_text())
     found["metadata"]["prompts"]["share_question"] = False
     config.write_text(json.dumps(found))
@@ -71,7 +71,7 @@ def test_a_message_of_another_adapter_is_refused(channel: Channel, spec: Spec, t
 def test_a_model_of_equal_geometry_but_other_weights_is_refused(
     trained: Path, model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = trained / "adapter_config.json"
+    config = trained / "lcf_config.json"
     found = json.loads(config.read_text())
     assert all(len(found[role]["fingerprint"]) == 32 for role in ("sharer", "receiver"))
     shutil.copytree(model_folders["qwen3"], tmp_path / "twin")
@@ -93,7 +93,7 @@ def test_a_tokenizer_that_is_not_the_adapters_is_refused(
     trained: Path, model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
     """But by an adapter of an earlier release, which knows the weights alone."""
-    config = trained / "adapter_config.json"
+    config = trained / "lcf_config.json"
     weights = load_frozen(ModelSpec(str(model_folders["qwen3"]))).weights_fingerprint
     shutil.copytree(model_folders["qwen3"], tmp_path / "twin")
     config.write_text(config.read_text().replace(str(model_folders["qwen3"]), str(tmp_path / "twin")))
@@ -116,12 +116,12 @@ def test_a_folder_here_has_no_revision(trained: Path) -> None:
 def test_a_model_that_is_not_the_adapters_is_refused(
     trained: Path, model_folders: dict[str, Path], tmp_path: Path
 ) -> None:
-    config = trained / "adapter_config.json"
+    config = trained / "lcf_config.json"
     shutil.copytree(model_folders["gemma3"], tmp_path / "other")
     config.write_text(config.read_text().replace(str(model_folders["qwen3"]), str(tmp_path / "other")))
     with pytest.raises(GeometryError, match="receiver of this adapter .*: layers is 5, expected 4; kv_heads is 1"):
         Channel.from_pretrained(trained)
-    with pytest.raises(AdapterFileError, match="has no adapter_config.json"):
+    with pytest.raises(AdapterFileError, match="has no lcf_config.json"):
         Channel.from_pretrained(tmp_path / "nowhere")
 
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_sent_or_received_is_refused(channel: Channel) -> None:
 
 
 def test_what_a_limit_leaves_out_is_said(trained: Path) -> None:
-    config = trained / "adapter_config.json"
+    config = trained / "lcf_config.json"
     found = json.loads(config.read_text())
     found["metadata"]["prompts"] |= {"max_sharer_tokens": 60, "max_receiver_tokens": 60}
     config.write_text(json.dumps(found))
@@ -179,7 +179,7 @@ def test_where_both_read_the_same_a_part_of_a_message_is_refused(spec: Spec, tmp
 def test_what_is_wrong_with_an_adapters_prompts_is_said_before_a_weight_is_loaded(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = trained / "adapter_config.json"
+    config = trained / "lcf_config.json"
     found = json.loads(config.read_text())
     monkeypatch.setattr("lcf_lightning.sides.load_frozen", lambda *_: pytest.fail("a model was loaded"))
     for wrong in ({"unknown": 1}, {"spans": "foo"}, {"context": 5}):
@@ -192,7 +192,7 @@ def test_what_is_wrong_with_an_adapters_prompts_is_said_before_a_weight_is_loade
 
 
 def test_another_way_to_write_prompts_is_another_origin(trained: Path) -> None:
-    config = trained / "adapter_config.json"
+    config = trained / "lcf_config.json"
     before, found = Channel.from_pretrained(trained), json.loads(config.read_text())
     found["metadata"]["prompts"]["separator"] = " ; "
     config.write_text(json.dumps(found))
@@ -204,7 +204,7 @@ def test_another_way_to_write_prompts_is_another_origin(trained: Path) -> None:
 
 
 def test_a_prompt_of_one_token_is_refused(trained: Path) -> None:
-    config = trained / "adapter_config.json"
+    config = trained / "lcf_config.json"
     found = json.loads(config.read_text())
     found["metadata"]["prompts"]["question"] = "{question}"
     config.write_text(json.dumps(found))

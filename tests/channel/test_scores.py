@@ -119,7 +119,7 @@ def test_what_cannot_be_scored_is_refused(channel: Channel, trained: Path) -> No
 
 
 def test_a_receivers_limit_is_said_on_the_callers_line(trained: Path) -> None:
-    config = trained / "adapter_config.json"
+    config = trained / "lcf_config.json"
     config.write_text(config.read_text().replace('"max_receiver_tokens": null', '"max_receiver_tokens": 60'))
     channel = Channel.from_pretrained(trained)
     with pytest.warns(UserWarning, match="max_receiver_tokens, as in training, leaves out") as warned:

@@ -36,7 +36,7 @@ def said(channel: Channel) -> tuple[bytes, str]:
 @pytest.fixture
 def moved(trained: Path, model_folders: Folders) -> Path:
     """The adapter, where the paths that it names are nothing."""
-    config = trained / "adapter_config.json"
+    config = trained / "lcf_config.json"
     for name in ("llama", "qwen3"):
         config.write_text(config.read_text().replace(str(model_folders[name]), f"/elsewhere/than/{name}"))
     return trained
@@ -104,9 +104,9 @@ def test_models_may_be_held_otherwise_and_what_is_not_checked_is_said(
             channel = Channel.from_pretrained(trained, sides="receiver", receiver=given, **options)
         assert [warning.filename for warning in warned] == [__file__]
         assert channel.link.receiver.model.dtype == torch.float16
-    config = json.loads((trained / "adapter_config.json").read_text())
+    config = json.loads((trained / "lcf_config.json").read_text())
     config["receiver"] |= {"fingerprint": None, "quantization": "8bit"}  # as of a quantised model
-    (trained / "adapter_config.json").write_text(json.dumps(config))
+    (trained / "lcf_config.json").write_text(json.dumps(config))
     with pytest.warns(UserWarning, match="of unknown fingerprint: its layers, heads and head size were compared"):
         plain = Channel.from_pretrained(trained, sides="receiver", receiver=receiver, quantization="none")
     assert plain.link.receiver.spec.quantization is None

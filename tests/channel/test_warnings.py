@@ -35,7 +35,7 @@ def said(match: str, times: int = 1) -> Iterator[None]:
 
 @pytest.fixture
 def blind(trained: Path) -> Channel:
-    config = trained / "adapter_config.json"
+    config = trained / "lcf_config.json"
     found = json.loads(config.read_text())
     found["metadata"]["prompts"]["share_question"] = False
     config.write_text(json.dumps(found))

@@ -73,7 +73,7 @@ def test_two_processes_prune_as_one(folder: Path) -> None:
     one, two = (folder / f"{name}_pruned" for name in ("one", "two"))
     ours, theirs = (json.loads((output / "pruning.json").read_text()) for output in (one, two))
     assert {**theirs, "command": ""} == {**ours, "command": ""}
-    weights = "adapter_model.safetensors"
+    weights = "lcf_adapter.safetensors"
     assert (two / weights).read_bytes() == (one / weights).read_bytes()
 
 

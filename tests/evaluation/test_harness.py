@@ -61,7 +61,7 @@ def saved(spec: Spec, folder: Path, prompts: dict[str, Any] | None = None, **set
             for parameter in last.parameters():
                 parameter.mul_(100)
     module.adapter.save_pretrained(folder)
-    config = folder / "adapter_config.json"
+    config = folder / "lcf_config.json"
     found = json.loads(config.read_text())
     config.write_text(json.dumps(found | {"metadata": {"prompts": prompts or {}}}))
     return str(folder)

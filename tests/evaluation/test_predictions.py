@@ -122,7 +122,7 @@ def test_chats_have_a_loss_and_are_not_matched(spec: Spec, chats: Batch, monkeyp
     page = to_markdown(found)
     assert "| message | – | – | " in page
     assert "nats of loss; Wilcoxon p" in page
-    assert arms_figure(found["arms"]).axes[0].get_xlabel().startswith("loss in nats")
+    assert arms_figure(found).axes[0].get_xlabel().startswith("loss in nats")
 
 
 def test_a_line_that_was_cut_within_a_character_is_taken_out(tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def drawn_texts(figure: Figure) -> list[Text]:
         axes.yaxis.label,
         *ticks,
         *(text for legend in figure.legends for text in legend.get_texts()),
+        *([figure._suptitle] if figure._suptitle else []),
     ]
     return [text for text in texts if text.get_text().strip() and text.get_visible()]
 
@@ -158,10 +159,12 @@ def drawn_texts(figure: Figure) -> list[Text]:
 def test_plots_are_labelled_and_nothing_overlaps(kind: str, tmp_path: Path) -> None:
     found = report()
     assert found["latency"] is not None
-    figure = arms_figure(found["arms"]) if kind == "arms" else frontier_figure(found["arms"], found["latency"])
+    figure = arms_figure(found) if kind == "arms" else frontier_figure(found)
     texts = drawn_texts(figure)
-    (axes,) = figure.axes
+    (axes,) = figure.axes  # exact match and F1 are the same here
     assert axes.get_xlabel()
+    assert f"n = {found['arms']['message']['n']}" in figure.get_suptitle()
+    assert any("most frequent answer" in text.get_text() for text in figure.legends[0].get_texts())
     shown = {text.get_text() for text in texts}
     named = found["arms"] if kind == "arms" else {arm: 0 for arm in found["arms"] if arm in found["latency"]["arms"]}
     assert {find_arm(arm).label for arm in named} <= shown
@@ -180,7 +183,21 @@ def test_plots_are_labelled_and_nothing_overlaps(kind: str, tmp_path: Path) -> N
 def test_a_text_with_form_stands_at_its_own_score_where_it_is_better() -> None:
     rights = {"message": 9, "t2t_50": 3, "t2t_50_form": 7, "t2t_200": 6, "t2t_200_form": 2}
     rows = [made(str(i), arm, float(i < right)) for i in range(10) for arm, right in rights.items()]
-    figure = frontier_figure(build_report(rows, None, {})["arms"], latency())
+    figure = frontier_figure(build_report(rows, latency(), {}))
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["message", "T2T-50 + form", "T2T-200"]
+    assert labels == ["message", "T2T-50 + form", "T2T-200", "the most frequent answer, 1.000"]
     assert list(figure.axes[0].lines[0].get_ydata()) == [0.7, 0.6]
+
+
+def test_texts_that_are_answered_alike_are_one_bar_and_f1_has_a_panel_of_its_own() -> None:
+    rights = {"own_context": 1, "t2t_50": 3, "t2t_100": 3, "t2t_150": 4, "message": 4}
+    rows = [
+        replace(made(str(i), arm, float(i < right)), f1=max(0.5, float(i < right)))
+        for i in range(10)
+        for arm, right in rights.items()
+    ]
+    figure = arms_figure(build_report(rows, None, {}))
+    assert [axes.get_xlabel().split(",")[0] for axes in figure.axes] == ["exact match", "F1"]
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert labels == ["own context", "T2T-50 … 100", "T2T-150", "message"]
+    assert [len(axes.patches) for axes in figure.axes] == [4, 4]

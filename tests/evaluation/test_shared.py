@@ -233,8 +233,11 @@ def test_pruning_is_shown_as_page_and_picture(module: LCFModule, spec: Spec) -> 
     assert "0: +0.3000, 3: +0.2000, 1: +0.1000" in page
     assert "without effect: 2." in page
     figure = pruning_figure(points, [0])
-    assert len(figure.axes) >= 2
-    assert figure.axes[0].lines[0].get_xdata().tolist() == [0, 1, 3]
+    assert len(figure.axes) == 2  # one axis a panel
+    assert all(axes.lines[0].get_xdata().tolist() == [0, 1, 3] for axes in figure.axes)
+    assert len(figure.axes[0].containers) == 1  # the intervals
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert [text.split(",")[0] for text in legend] == ["receiver alone", "kept: 1", "message arm"]
 
 
 def test_aligned_tokens_are_rounded_as_on_the_wire(spec: Spec, module: LCFModule) -> None:

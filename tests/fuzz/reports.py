@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from lcf_lightning import AdapterConfig, AdapterSettings
-from lcf_lightning.adapter.hub import card
+from lcf_lightning.adapter.card import card
 from lcf_lightning.cli.export import scores_of
 from lcf_lightning.evaluation.compare import compare_reports
 from lcf_lightning.evaluation.markdown import conclusions, to_markdown
@@ -102,7 +102,7 @@ def summaries(folder: Path) -> Callable[[Random], tuple[str, Callable[[], object
     def use() -> None:
         """As `export` does."""
         made = AdapterConfig.from_dict(config.to_dict() | {"metadata": {"scores": scores_of(file, STEPS)}})
-        card(made, 1, 1)
+        card(made, 1, 1, "a")
 
     def make(random: Random) -> tuple[str, Callable[[], object]]:
         file.write_bytes(json_changed(content, random))

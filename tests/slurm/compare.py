@@ -12,7 +12,7 @@ from pathlib import Path
 from lcf_lightning.checkpoints import last_checkpoint, steps_of
 from tests.survival import logged
 
-ADAPTER = "adapter/adapter_model.safetensors"
+ADAPTER = "adapter/lcf_adapter.safetensors"
 
 
 def trained_steps(run: Path) -> list[int]:
