@@ -45,7 +45,7 @@ def test_the_four_lines_run_after_the_quickstart_and_from_the_wheel_in_an_empty_
     site, empty = tmp_path / "site", tmp_path / "empty"
     subprocess.run([*PIP, "install", "--no-deps", "--target", str(site), str(wheel)], check=True, timeout=300)
     shutil.copytree(quickstart / "adapter", empty / "runs" / "quickstart" / "adapter")
-    code, more, _ = blocks(ROOT / "README.md", "python")  # the third needs an adapter of quickstart_blind
+    code, _, more, _ = blocks(ROOT / "README.md", "python")  # the others need other adapters
     assert len(code.strip().splitlines()) <= 6
     clone = said(code, quickstart.parents[1], os.environ)
     installed = said(code + WHERE, empty, {**os.environ, "PYTHONPATH": str(site)})
