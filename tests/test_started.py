@@ -62,7 +62,7 @@ def test_an_evaluation_that_is_ended_leaves_no_process_behind(tmp_path: Path) ->
         subprocess.Popen(command, env=environment, stderr=log, stdout=log) as running,
     ):
         files = [tmp_path / "out" / name for name in ("predictions.jsonl", "predictions_1.jsonl")]
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 600
         try:
             while not all(file.exists() and file.stat().st_size for file in files):
                 assert running.poll() is None, (tmp_path / "log").read_text()[-3000:]
