@@ -291,4 +291,14 @@ FAULTS = [
         ("if unlike:\n        raise DataError(f\"{len(unlike)} ids are scored", "if False:\n        raise DataError(f\"{len(unlike)} ids are scored"),
         ("read_json(summary, finite=False)", "read_json(summary)"),
     ),
+    *faults(
+        "session", "tests/session",
+        ("hidden=past.mask.shape[1] - start", "hidden=0"),
+        ("return read >= self.at + (0 if self.slots", "return read >= self.at * (0 if self.slots"),
+        ("if pair[0] not in known)", "if pair[0])"),
+        ("if self.state is not begun.before:", "if False:"),
+        ("spans=[max(-1, span - known) for span in prompt.spans]", "spans=[max(-1, span) for span in prompt.spans]"),
+        ("return said[: min(count, len(said) - 1)]", "return said[:-1]"),
+        ("isinstance(text, Said)) for text in said)", "False) for text in said)"),
+    ),
 ]  # fmt: skip

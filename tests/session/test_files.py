@@ -36,7 +36,7 @@ def kept(channel: Channel, tmp_path: Path) -> tuple[Session, Path]:
         {"role": "assistant", "content": "yes"},
         {"role": "user", "content": "?"},
     ]
-    session.ask(chat, FACTS[:1], channel.send(FACTS[:2]), **digits(channel))
+    session.ask(chat, ["likes <eos> tea ."], channel.send(FACTS[:2]), **digits(channel))
     session.ask("and ?", **digits(channel))
     session.save(file)
     assert [each.name for each in file.parent.iterdir()] == [file.name]
