@@ -27,7 +27,7 @@ NOT_RUN = {
 STAND_INS = {
     "HuggingFaceTB/SmolLM2-135M-Instruct": "llama", "google/gemma-3-270m": "gemma3_text",
     "Qwen/Qwen2.5-0.5B-Instruct": "qwen2", "Qwen/Qwen3-0.6B": "qwen3",
-    "Qwen/Qwen2.5-Coder-0.5B-Instruct": "qwen2",
+    "Qwen/Qwen2.5-Coder-0.5B-Instruct": "qwen2", "Qwen/Qwen2.5-Coder-1.5B-Instruct": "qwen2",
 }  # fmt: skip
 VALUES = {
     "$SMOLLM2": "HuggingFaceTB/SmolLM2-135M-Instruct", "$GEMMA3": "google/gemma-3-270m", "<file>": "quickstart.yaml",

@@ -17,7 +17,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 
 
 def test_all_are_found() -> None:
-    assert len(CONFIGS) == 21
+    assert len(CONFIGS) == 22
     assert "quickstart.yaml" in {path.name for path in CONFIGS}
 
 
