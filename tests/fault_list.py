@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from tests.fault import faults
 
 MESSAGE = "tests/message tests/test_message.py"  # folder now, file in 0.1.0
 ADAPTER = "tests/adapter"
 DATA = "tests/data"
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A change that no test may let pass.
-
-    Attributes:
-        group: What it is a fault of.
-        old: Text that stands once in the package.
-        new: What it becomes.
-        tests: Files or folders of tests that should notice.
-    """
-
-    group: str
-    old: str
-    new: str
-    tests: str
-
-
-def faults(group: str, tests: str, *changes: tuple[str, str]) -> list[Fault]:
-    return [Fault(group, old, new, tests) for old, new in changes]
-
 
 FAULTS = [
     *faults(

@@ -21,7 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fault_list import FAULTS, Fault
+from tests.fault import Fault
+from tests.fault_list import FAULTS
 
 ROOT = Path(__file__).parents[1]
 
