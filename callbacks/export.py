@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lcf_lightning.adapter.card import LICENSE
 from lcf_lightning.adapter.folder import record_scores
 from lcf_lightning.data.datamodule import PairDataModule
+from lcf_lightning.digests import tensors_digest
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.report import Summary
 from lcf_lightning.module import LCFModule
@@ -84,7 +85,7 @@ class AdapterExport(pl.Callback):
     def record(self, trainer: pl.Trainer, module: LCFModule, summary: Summary) -> None:
         """Have the cards of this run's folders say how a test of their weights went."""
         data = getattr(trainer, "datamodule", None)
-        of = str(data.source) if isinstance(data, PairDataModule) else "test split"
-        weights = {name: tensor.detach().cpu() for name, tensor in module.adapter.state_dict().items()}
+        of = data.tested_on if isinstance(data, PairDataModule) else "test split"
+        weights = tensors_digest({name: tensor.cpu() for name, tensor in module.adapter.state_dict().items()})
         for folder in (self.target(trainer), self.best_target(trainer)):
             record_scores(folder, weights, {arm: dict(row) for arm, row in summary["arms"].items()}, of)

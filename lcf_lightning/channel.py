@@ -173,7 +173,7 @@ class Channel:
         """One message for each text and question, or for each text alone; see `send`, for ``binding``, too."""
         require_lists(texts=passages)
         asked = [None] * len(passages) if questions is None else questions
-        return sent_messages(self, passages, asked, pooled, **binding)
+        return sent_messages(self, passages, asked, pooled, None, **binding)
 
     @overload
     def receive(

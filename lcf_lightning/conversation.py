@@ -185,11 +185,14 @@ def _restored(channel: Channel, facts: _File, tensors: dict[str, Tensor]) -> Sta
     if tensors.keys() != {"ids", "keys", "values"} | sides:
         raise SessionError("is damaged: it does not hold exactly the tensors of its session")
     ids, keys, values = (tensors[name] for name in ("ids", "keys", "values"))
-    if dtype not in (keys.dtype,) or keys.dtype != values.dtype:
+    others = {tensor.dtype for name, tensor in tensors.items() if name != "ids"}
+    if ids.dim() != 1 or ids.dtype != torch.int64 or not others <= set(DTYPES.values()):
+        raise SessionError("is damaged: its tensors do not fit its session")
+    if keys.dtype != dtype or keys.dtype != values.dtype:
         raise SessionError(f"was kept in {keys.dtype}, and the receiver is held in {dtype} here")
     tokens = len(ids) + sum(each.slots for each in facts.told)
     shape = (geometry.layers, geometry.kv_heads, tokens, geometry.head_dim)
-    fits = ids.dim() == 1 and ids.dtype == torch.int64 and tuple(keys.shape) == tuple(values.shape) == shape
+    fits = tuple(keys.shape) == tuple(values.shape) == shape
     finite = all(bool(tensors[name].isfinite().all()) for name in tensors)
     known = fits and len(ids) > 0 and int(ids.min()) >= 0 and int(ids.max()) < receiver.config.vocab_size
     placed = all(min(each.at, each.slots) >= 0 and each.own > 0 and each.at <= len(ids) for each in facts.told)

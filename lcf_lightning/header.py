@@ -46,7 +46,7 @@ class Header:
 
     @classmethod
     def from_json(cls, text: bytes) -> tuple[Header, str]:
-        """The header and the digest that it names; raise a MessageError unless ``text`` is what `to_json` writes."""
+        """The header and the digest that it names; raise a MessageError unless ``text`` holds exactly its fields."""
         try:
             given = json.loads(text.decode())
         except (ValueError, RecursionError) as error:

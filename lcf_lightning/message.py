@@ -192,7 +192,7 @@ class Message:
             inbox.admit(header.binding, session)
         elif key is None and any(data[_TAG]):
             warnings.warn("key=None, but this message is signed: who wrote it has not been checked.", stacklevel=3)
-        elif header.binding is not None:
+        if inbox is None and header.binding is not None:
             warnings.warn("inbox=None, but this message is bound: for whom and how long was not checked.", stacklevel=3)
         keys, values = (side.unsqueeze(1) for side in decode(payload, header.dtype, header.shape))
         return cls(keys, values, header.origin, header.pooled, header.prompt, header.binding)

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torchmetrics import MeanMetric
 
@@ -28,7 +29,7 @@ from lcf_lightning.loggers import is_logged
 from lcf_lightning.models.loading import FrozenModel
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.models.store import PrefillSettings
-from lcf_lightning.optimizing import build_optimizer, default_optimizer, names_of, scheduled, set_rate
+from lcf_lightning.optimizing import after_validation, build_optimizer, default_optimizer, names_of, scheduled, set_rate
 from lcf_lightning.training import TokenMean, hub_ids, require_trainer, seeded, total_steps
 from lcf_lightning.writer import Writer
 
@@ -253,6 +254,10 @@ class LCFModule(pl.LightningModule):
         if self.lr is not None:
             for schedule in self.trainer.lr_scheduler_configs:
                 set_rate(schedule.scheduler, self.lr)
+
+    def on_validation_end(self) -> None:
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
+            after_validation(self.trainer)
 
     def training_facts(self) -> dict[str, Any]:
         """What travels with the adapter, JSON-ready: steps, seed, source, and how prompts were written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from lcf_lightning.errors import SettingError
 from lcf_lightning.training import total_steps
 
 
@@ -86,9 +88,27 @@ def scheduled(
     scheduler = make(optimizer)
     if not isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         return {"scheduler": scheduler, "interval": "step"}
-    every = trainer.val_check_interval
-    when: dict[str, Any] = {"interval": "step", "frequency": every} if isinstance(every, int) else {"interval": "epoch"}
-    return {"scheduler": scheduler, "monitor": getattr(scheduler, "monitor", "val/loss"), **when}
+    # Lightning counts a scheduler's steps within an epoch, and validations over all: `after_validation` steps it.
+    return {"scheduler": scheduler, "monitor": monitored(scheduler), "interval": "epoch", "frequency": sys.maxsize}
+
+
+def monitored(scheduler: Any) -> str:
+    """What a plateau is looked for in."""
+    return getattr(scheduler, "monitor", None) or "val/loss"
+
+
+def after_validation(trainer: Trainer) -> None:
+    """Have a scheduler that looks for a plateau look at what was validated.
+
+    Raises:
+        SettingError: If what it looks at was not logged.
+    """
+    for each in trainer.lr_scheduler_configs:
+        if isinstance(each.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            name, logged = monitored(each.scheduler), trainer.callback_metrics
+            if name not in logged:
+                raise SettingError(f"monitor={name!r} of lr_scheduler must be one of {', '.join(sorted(logged))}.")
+            each.scheduler.step(float(logged[name]))
 
 
 def set_rate(scheduler: Any, rate: float) -> None:

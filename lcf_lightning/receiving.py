@@ -186,14 +186,14 @@ def warn_of_unusual(channel: Channel, received: Sequence[Sequence[Message]], que
     """
     for several, question in zip(received, questions, strict=True):
         history, asked = parse_question(question)
-        sent_for = {each.prompt for each in several}
-        other = not channel.link.shared and not sent_for <= {None, digest_of(history, asked)}
+        known = {None, digest_of(history, asked)}
+        others = [] if channel.link.shared else [each for each in several if each.prompt not in known]
         said = f"question={asked!r:.60} is not the one that its message was sent for"
-        if other and any(each.binding is not None for each in several):
+        if any(each.binding is not None for each in others):
             raise MessageError(f"{said}; a bound message is for no other.")
         if not asked.strip():
             warnings.warn("the question is empty.", stacklevel=6)
-        elif other:
+        elif others:
             warnings.warn(f"{said}, which may not answer it.", stacklevel=6)
 
 

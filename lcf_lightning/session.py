@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
@@ -154,7 +153,7 @@ class Session:
         told = tuple(each for each in before.told if each.remains(read)) if read else ()
         news = self._news(given, told)
         past = before.cache.until(read + slots_of(told)) if before.cache is not None and read else None
-        self._require_room(len(prompt.ids) + slots_of(told), news)
+        self._require_room(len(prompt.ids) + slots_of(told), told, news)
         rest = Encoded(prompt.ids[read:], prompt.spans[read:], begun=prompt.begun)
         if past is None or news or (decoding.config.num_beams or 1) > 1:
             cache, _, last, watch, _ = heard = listen(channel, [[message for _, message in news]], [rest], past)
@@ -182,7 +181,8 @@ class Session:
                 "prompt of its own, and not for this chat."
             )
         texts, (history, asked) = parse_passages(passages), parse_question(question)
-        warn_of_unusual(channel, [given], [question])
+        known = {digest for each in self.state.told for digest, _ in each.messages}
+        warn_of_unusual(channel, [[message for message in given if known_by(message) not in known]], [question])
         if settings.max_receiver_tokens is not None and not channel.link.shared:
             dropped = channel.writer.prompts("receiver", settings, [texts], [(history, asked)])[0].dropped
             if dropped:
@@ -203,13 +203,18 @@ class Session:
         lost = [pair for each in self.state.told if each not in told for pair in each.messages]
         fresh = [(known_by(message), message) for message in given]
         news = [*lost, *(pair for pair in fresh if pair[0] not in known)]
+        if lost and self.channel.link.shared:
+            raise MessageError(
+                "the chat template writes what the message was sent for otherwise in this turn; where both models "
+                "read the same text, begin another session."
+            )
         if lost:
             received_together(self.channel, [message for _, message in news])  # pooled ones stand alone
         return news
 
-    def _require_room(self, tokens: int, news: Sequence[tuple[str, Message]]) -> None:
-        """Refuse a chat of more tokens, with those of messages, than the receiver was made to read."""
-        receiver = self.channel.link.receiver
+    def _require_room(self, tokens: int, told: Sequence[Told], news: Sequence[tuple[str, Message]]) -> None:
+        """Refuse a chat of more tokens, with those of messages, than the receiver was made to read, or sees one in."""
+        receiver, layers = self.channel.link.receiver, self.channel.adapter.config.receiver_layers
         limit = receiver.family.positions(receiver.config)
         if self.channel.adapter.prepends:
             tokens += sum(message.spans for _, message in news)
@@ -218,6 +223,12 @@ class Session:
                 f"this session would be {tokens} tokens long, and {receiver.spec.path!r} was made to read {limit}; "
                 "begin another."
             )
+        window = receiver.family.token_limit(receiver.config, layers)
+        if told and window is not None and tokens - told[0].at > window:
+            raise GeometryError(
+                f"this session has gone on for {tokens - told[0].at} tokens since its first message, and "
+                f"{receiver.spec.path!r} sees one within {window} only; begin another."
+            )
 
     def _end(self, begun: _Begun, answer: Answer) -> Answer:
         """Keep what the turn has left."""
@@ -225,8 +236,9 @@ class Session:
             raise DataError("another turn of this session has ended while this one was answered; one turn at a time.")
         cache, slots = begun.cache, slots_of(begun.told)
         ids = begun.ids[: cache.mask.shape[1] - slots]  # after beams the answer is read with the next turn
-        if begun.decoder.ended is not None:
-            said, cache = begun.decoder.ended
+        ended = begun.decoder.ended()
+        if ended is not None:
+            said, cache = ended
             ids = begun.ids + self._answered(said, answer.text)
         turns = (*begun.turns, (begun.said, answer.text))
         self.state = State(turns, tuple(ids), begun.told, cache.until(len(ids) + slots))
@@ -235,12 +247,8 @@ class Session:
     def _answered(self, said: list[int], text: str) -> list[int]:
         """The first tokens of those that were read which make up the answer: none behind what stops it."""
         tokenizer, stop = self.channel.link.receiver.tokenizer, self.channel.prompts.stop
-        count = bisect_left(
-            range(len(said)),
-            True,
-            key=lambda n: cut(str(tokenizer.decode(said[:n], skip_special_tokens=True)), stop) == text,
-        )
-        return said[: min(count, len(said) - 1)]
+        texts = (cut(str(tokenizer.decode(said[:n], skip_special_tokens=True)), stop) for n in range(len(said)))
+        return said[: next((n for n, read in enumerate(texts) if read == text), len(said) - 1)]
 
     def save(self, file: str | Path) -> None:
         """Write the conversation to a file, aside and then renamed: what was said, what was heard, and the cache.

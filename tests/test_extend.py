@@ -63,7 +63,7 @@ def test_own_parts_train_from_a_config_and_are_saved_with_their_settings(adapter
     assert {name.split(".")[0] for name in load_file(adapter / WEIGHTS_FILE)} == {"fuser", "gates"}
     card = (adapter / "README.md").read_text()
     assert "# linear last tokens adapter" in card
-    assert "from_pretrained(\"…\", modules=['my_pooler', 'my_fuser'])" in card
+    assert ", modules=['my_pooler', 'my_fuser'])" in card
 
 
 def test_a_run_with_own_parts_is_continued_and_exported(adapter: Path, folder: Path) -> None:

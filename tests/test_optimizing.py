@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import ReduceLROnPlateau
 
 from lcf_lightning import AdapterSettings, LCFModule, ModelSpec
-from lcf_lightning.optimizing import build_optimizer, default_optimizer, scheduled
+from lcf_lightning.errors import SettingError
+from lcf_lightning.optimizing import build_optimizer, default_optimizer
 from tests.pairs import small_data, small_module, small_trainer
 
 Spec = Callable[[str], ModelSpec]
@@ -69,13 +71,25 @@ def test_a_scheduler_of_ones_own_takes_every_step(spec: Spec, tmp_path: Path) ->
     assert halved.hparams["optimizer/lr"] == 1e-4
 
 
-def test_a_plateau_is_looked_for_after_each_validation(spec: Spec, tmp_path: Path) -> None:
-    optimizer = build_optimizer(default_optimizer, small_module(spec("llama"), spec("qwen3")).adapter)
-    for interval, when in ((5, {"interval": "step", "frequency": 5}), (0.5, {"interval": "epoch"})):
-        trainer = small_trainer(tmp_path, val_check_interval=interval)
-        found = scheduled(optimizer, lambda it: ReduceLROnPlateau(it, monitor="val/loss"), 0.1, trainer)
-        assert found.pop("scheduler").monitor == found.pop("monitor") == "val/loss"
-        assert found == when
+def test_a_plateau_is_looked_for_after_each_validation(
+    spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an epoch is shorter than the interval."""
+    pair, seen = (spec("llama"), spec("qwen3")), []
+    monkeypatch.setattr(ReduceLROnPlateau, "step", lambda self, value: seen.append(value))
+    data = small_data(*pair)
+    for monitor, expected in (("val/loss", 2), ("val/none", 0)):
+        module = LCFModule(*pair, AdapterSettings(d=8), lr_scheduler=partial(ReduceLROnPlateau, monitor=monitor))
+        options = {"max_steps": 6, "val_check_interval": 3, "check_val_every_n_epoch": None, "limit_train_batches": 2}
+        options["limit_val_batches"] = 1
+        trainer = small_trainer(tmp_path / monitor, **options)
+        if not expected:
+            with pytest.raises(SettingError, match="monitor='val/none' of lr_scheduler must be one of"):
+                trainer.fit(module, datamodule=data)
+            continue
+        trainer.fit(module, datamodule=data)
+        assert len(seen) == expected
+        assert seen[-1] == pytest.approx(float(trainer.callback_metrics["val/loss"]))
 
 
 def test_the_learning_rate_that_lightning_finds_is_what_the_schedule_scales(spec: Spec, tmp_path: Path) -> None:

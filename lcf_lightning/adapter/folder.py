@@ -93,14 +93,14 @@ def _is_own(config: Path) -> bool:
         return False
 
 
-def record_scores(folder: Path, tensors: dict[str, Tensor] | None, scores: dict[str, dict[str, Any]], of: str) -> bool:
+def record_scores(folder: Path, weights: str | None, scores: dict[str, dict[str, Any]], of: str) -> bool:
     """Have a folder's config and card say how each arm did, if it holds an adapter of these weights.
 
     Of one arm on the same data the figures of more examples stay; figures on other data are put in the place of all.
 
     Args:
         folder: The adapter's folder.
-        tensors: The weights that were tested; null for whatever the folder holds.
+        weights: The digest of the weights that were tested (`tensors_digest`), as `read_config` gives it.
         scores: By arm ``exact_match`` (or None), ``n``, and maybe ``f1``, ``loss``, and ``low`` and ``high`` of the
             exact match.
         of: The data.
@@ -112,7 +112,7 @@ def record_scores(folder: Path, tensors: dict[str, Tensor] | None, scores: dict[
         config, digest = read_config(folder)
     except AdapterFileError:
         return False
-    if tensors is not None and digest != tensors_digest(tensors):
+    if digest != weights:
         return False
     before = config.metadata.get("scores", {}) if config.metadata.get("scored_on") == of else {}
     kept = {arm: row for arm, row in before.items() if arm not in scores or scores[arm]["n"] < row["n"]}

@@ -88,6 +88,7 @@ def evaluate(args: list[str]) -> None:
     data = config.data()
     folder = config.adapter_folder(options.adapter, options.revision)
     adapter = config.read_adapter(folder, data)
+    weights = read_config(folder)[1]  # another fit may write there meanwhile
     data.setup("test")
     if fabric.is_global_zero:
         _warn_of_differences(adapter, data)
@@ -108,7 +109,7 @@ def evaluate(args: list[str]) -> None:
             facts = {"command": COMMAND.line(args), **sizes, **_facts(config, folder, adapter, data, link)}
             report = _report(predictions, latency, facts, output)
             if not is_hub_id(options.adapter or ""):  # whose files here are the hub's
-                _to_card(folder, report, str(data.source))
+                _to_card(folder, weights, report, data.tested_on)
         fabric.barrier()  # latencies are of the first process alone
 
 
@@ -217,7 +218,7 @@ def _facts(config: FitConfig, folder: Path, adapter: CacheAdapter, data: PairDat
         "sharer": data.sharer.path,
         "receiver": data.receiver.path,
         "dtype": _held(data.sharer, data.receiver),
-        "source": str(data.source),
+        "source": data.tested_on,
         "seed": data.seed,
         "max_new_tokens": config.max_new_tokens,
         "hardware": f"{link.receiver.device}, {os.cpu_count()} cores, {torch.get_num_threads()} torch threads",
@@ -240,7 +241,7 @@ def _report(predictions: list[Prediction], latency: Latency | None, facts: dict[
     return report
 
 
-def _to_card(folder: Path, report: Report, of: str) -> None:
+def _to_card(folder: Path, weights: str | None, report: Report, of: str) -> None:
     """Have the adapter's model card say what was found, unless its folder is not to be written."""
     scores = {}
     for arm, figures in report["arms"].items():
@@ -249,7 +250,7 @@ def _to_card(folder: Path, report: Report, of: str) -> None:
         values = {"exact_match": exact and exact["value"], "f1": f1 and f1["value"], "loss": figures["loss"]}
         scores[arm] = {**values, **interval, "n": figures["n"]}
     try:
-        record_scores(folder, None, scores, of)
+        record_scores(folder, weights, scores, of)
     except OSError as error:
         sys.stderr.write(f"the model card in {folder} could not be written: {reason(error)}\n")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from weakref import WeakKeyDictionary
 
 from transformers import PreTrainedTokenizerBase
 
@@ -12,6 +13,9 @@ class Said(str):
     """A text from outside: a passage, a question, an answer, another model's text."""
 
     __slots__ = ()
+
+
+_CONTROLS: WeakKeyDictionary[PreTrainedTokenizerBase, tuple[int, re.Pattern[str] | None]] = WeakKeyDictionary()
 
 
 def filled(template: str, slot: str, text: str, label: int) -> list[tuple[str, int]]:
@@ -24,10 +28,19 @@ def filled(template: str, slot: str, text: str, label: int) -> list[tuple[str, i
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> re.Pattern[str] | None:
-    """Finds the text of a special token; None where a tokenizer has none."""
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    texts = sorted((text for text in special if len(text) > 1), key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, texts))) if texts else None
+    """Finds the text of a special token, or of another that the chat template writes; None where there is none.
+
+    Found once for a tokenizer, as long as no token is added: some have thousands.
+    """
+    added = tokenizer.added_tokens_decoder
+    count, found = _CONTROLS.get(tokenizer, (-1, None))
+    if count != len(added):
+        template = str(tokenizer.chat_template or "")
+        known = {each.content for each in added.values() if each.special or each.content.strip() in template}
+        texts = sorted((text for text in known if len(text.strip()) > 1), key=len, reverse=True)
+        found = re.compile("|".join(map(re.escape, texts))) if texts else None
+        _CONTROLS[tokenizer] = len(added), found
+    return found
 
 
 def _places(control: re.Pattern[str], text: str) -> Iterator[tuple[int, int]]:
@@ -54,19 +67,29 @@ def encode(
         text: The text.
         said: Where it is from outside, as places of characters.
         control: What `control_tokens` gives.
-        special: Whether to add what the tokenizer begins a text with.
+        special: Whether to add what the tokenizer begins and ends a text with.
     """
     cuts = []
     if control is not None and said:
         places = _places(control, text)
         cuts = [start + 1 for start, end in places if any(start < stop and begin < end for begin, stop in said)]
+    if not cuts:
+        return _plain(tokenizer, text, special)
     ids: list[int] = []
     offsets: list[tuple[int, int]] = []
     for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
-        found, where = _plain(tokenizer, text[begin:end], special and not begin)
+        found, where = _plain(tokenizer, text[begin:end], False)
         ids += found
         offsets += [(start + begin, stop + begin) for start, stop in where]
-    return ids, offsets
+    ahead, behind = _around(tokenizer) if special else ([], [])
+    return [*ahead, *ids, *behind], [(0, 0)] * len(ahead) + offsets + [(0, 0)] * len(behind)
+
+
+def _around(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """What the tokenizer begins and ends a text with."""
+    alone, whole = (_plain(tokenizer, "a", special)[0] for special in (False, True))
+    at = next(place for place in range(len(whole)) if whole[place : place + len(alone)] == alone)
+    return whole[:at], whole[at + len(alone) :]
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase, text: str, special: bool) -> tuple[list[int], list[tuple[int, int]]]:

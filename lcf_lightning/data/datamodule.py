@@ -75,6 +75,11 @@ class PairDataModule(pl.LightningDataModule):
         self._written: dict[Split, WrittenExamples] = {}
         self._collator: Collator | None = None
 
+    @property
+    def tested_on(self) -> str:
+        """What the test split is of."""
+        return str(self.source)
+
     @abstractmethod
     def _make_collator(self, sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> Collator:
         """What writes the prompts."""
@@ -204,12 +209,8 @@ class PairDataModule(pl.LightningDataModule):
         if self.eval_batch_tokens is not None:
             limits = self.eval_batch_size, self.eval_batch_tokens
             options = {"sampler": TokenBatches(own, self._tokens(split, examples, places), *limits), "batch_size": None}
-        return DataLoader(
-            Rows(rows),  # type: ignore[arg-type]
-            collate_fn=self._collator.train if split == "train" else self._collator.evaluate,
-            **self._loading,
-            **options,
-        )
+        collate = self._collator.train if split == "train" else self._collator.evaluate
+        return DataLoader(Rows(rows), collate_fn=collate, **self._loading, **options)  # type: ignore[arg-type]
 
     def _tokens(self, split: Split, examples: Sequence[Example], places: Sequence[int]) -> list[int]:
         """How many tokens both models read and write of some of a split's examples."""
@@ -270,6 +271,10 @@ class SharedContextDataModule(PairDataModule):
         )  # fmt: skip
         self.benchmarks = benchmarks or {}
 
+    @property
+    def tested_on(self) -> str:
+        return ", ".join(self.benchmarks) or super().tested_on
+
     def _make_collator(self, sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> Collator:
         collator = SharedCollator.of(self.prompts, sharer, receiver)
         return SharedCollator(collator.sharer, collator.receiver, keeps=True)
@@ -282,8 +287,7 @@ class SharedContextDataModule(PairDataModule):
                 for example in require_read_by_both(source, source.examples("test", self.seed))
             ]
         examples = self.source.examples(split, self.seed)
-        names = ("max_sharer_tokens", "max_receiver_tokens", "max_total_tokens")
-        limits = any(getattr(self.prompts, name) is not None for name in names)
+        limits = any(getattr(self.prompts, f"max_{of}_tokens") is not None for of in ("sharer", "receiver", "total"))
         if split != "test" and (limits or (split == "train" and self.group_by_length)):
             return self._write(split, examples, collator)
         return require_read_by_both(self.source, examples)

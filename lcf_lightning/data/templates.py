@@ -1,5 +1,7 @@
 """Chat templates come with a tokenizer, from anywhere: what they write is bounded in time and in length.
 
+Not bounded is what a single operation takes, such as a power of large numbers.
+
 transformers runs them in a sandbox of Jinja's: they reach nothing outside, but they may loop for ever, write anything,
 and fail in any way.
 """

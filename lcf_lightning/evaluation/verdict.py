@@ -11,7 +11,7 @@ from lcf_lightning.evaluation.statistics import Estimate, format_estimate
 
 VERDICTS = {
     "communicates": "this example's message helps, another example's does not help as much",
-    "tunes only": "another example's message helps as much as this one's",
+    "tunes only": "a message helps, and this example's is not shown to help more than another's",
     "cannot read": "no message helps, and neither does more to read: these questions cannot show communication",
     "does not communicate": "no message helps",
 }
@@ -36,22 +36,23 @@ class Verdict(TypedDict):
 
 
 def judge(answers: Iterable[Prediction]) -> Verdict | None:
-    """The verdict on some answers; None unless some questions were answered with both messages.
+    """The verdict on some answers; None unless some questions were answered with both messages and without one.
 
-    It is ``communicates`` where the interval of the content-attributable gain is above 0, else ``tunes only`` where a
-    message helps at all, else ``cannot read`` where the receiver that reads all the text is no better than with its
-    own, or, where both models read the same text, the sharer alone no better than the receiver alone.
+    It is ``communicates`` where the intervals of the gains over another's message and over none are above 0, else
+    ``tunes only`` where a message helps at all, else ``cannot read`` where the receiver that reads all the text is no
+    better than with its own, or, where both models read the same text, the sharer alone no better than the receiver.
     """
     arms = by_arm(answers, needs_sharer=True)
     message, mismatched, own = (arms.get(name, {}) for name in ("message", "mismatched", "own_context"))
     found = _gain(message, mismatched)
-    if found is None:
+    helps = _above(message, own)
+    if found is None or helps is None:
         return None
     gain, score, n = found
     told = [better for name in _TOLD if (better := _above(arms.get(name, {}), own)) is not None]
-    if gain["low"] > 0:
+    if gain["low"] > 0 and helps:
         verdict = "communicates"
-    elif _above(mismatched, own) or _above(message, own):
+    elif helps or _above(mismatched, own):
         verdict = "tunes only"
     else:
         verdict = "cannot read" if told and not any(told) else "does not communicate"

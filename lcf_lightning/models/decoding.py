@@ -119,7 +119,7 @@ class Decoder:
             piece, so that a look at it keeps nobody waiting.
 
     Attributes:
-        ended: The ids of a single answer's new tokens, and what was read by then: all but their last. None after beams.
+        ended: Gives a single answer's new tokens, and what was read by then: all but their last. None after beams.
     """
 
     def __init__(
@@ -135,7 +135,7 @@ class Decoder:
     ) -> None:
         self.reader, self.watch, self.decoding, self.check = reader, watch, decoding, check
         self.prompt_mask = torch.cat([mask, torch.ones_like(last, dtype=torch.bool)], dim=1)
-        self.ended: tuple[list[int], KVCache] | None = None
+        self.ended: Callable[[], tuple[list[int], KVCache] | None] = lambda: None
         # `generate` counts a token id for each that the cache holds: for a message's one that the prompt holds, so that
         # penalties see none that it does not.
         added = cache.mask.shape[1] - mask.shape[1]
@@ -189,7 +189,7 @@ class Decoder:
             raise SettingError(f"decoding options {self.decoding.names}: {reason(error)}") from error
         if len(self.cache.mask) == 1:
             seen = torch.cat([self.mask, torch.ones_like(ids[:, 1:], dtype=torch.bool)], dim=1)
-            self.ended = ids[0].tolist(), from_transformers(self.reader.model, past, seen)
+            self.ended = lambda: (ids[0].tolist(), from_transformers(self.reader.model, past, seen))
         return ids
 
     def _answers(self, ids: Tensor) -> list[Answer]:

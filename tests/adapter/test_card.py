@@ -16,6 +16,7 @@ from lcf_lightning.adapter.card import CARD_FILE
 from lcf_lightning.adapter.folder import WEIGHTS_FILE, read_config, record_scores
 from lcf_lightning.cli import main
 from lcf_lightning.data.sources import HotpotQA, JsonLines, Mismatched, Mixture, World
+from lcf_lightning.digests import tensors_digest
 from lcf_lightning.training import hub_ids
 from tests.test_cli import QUICK, fit
 
@@ -73,18 +74,18 @@ def test_the_head_is_what_the_hub_reads(adapter: Build, tmp_path: Path) -> None:
 def test_scores_are_recorded_for_these_weights_alone_and_more_examples_win(adapter: Build, tmp_path: Path) -> None:
     module = adapter()
     module.save_pretrained(tmp_path, {"steps": 3})
-    weights = module.state_dict()
+    weights = tensors_digest(module.state_dict())
     before = CacheAdapter.from_pretrained(tmp_path).fingerprint()
-    other = {name: tensor + 1 for name, tensor in weights.items()}
+    other = tensors_digest({name: tensor + 1 for name, tensor in module.state_dict().items()})
     assert not record_scores(tmp_path, other, SCORES, "World")
     assert not record_scores(tmp_path / "none", weights, SCORES, "World")
     assert record_scores(tmp_path, weights, SCORES, "World")
     few = {"message": {"exact_match": 1.0, "n": 2}, "zero": {"exact_match": None, "loss": float("inf"), "n": 2}}
-    assert record_scores(tmp_path, None, few, "World")
+    assert record_scores(tmp_path, weights, few, "World")
     kept = read_config(tmp_path)[0].metadata
     assert kept["scores"] == {"zero": {"exact_match": None, "n": 2}, **SCORES}
     assert kept["steps"] == 3
-    assert record_scores(tmp_path, None, few, "SQuAD")
+    assert record_scores(tmp_path, weights, few, "SQuAD")
     assert read_config(tmp_path)[0].metadata["scores"]["message"] == few["message"]
     assert "Test split of SQuAD:" in (tmp_path / CARD_FILE).read_text()
     assert CacheAdapter.from_pretrained(tmp_path).fingerprint() == before

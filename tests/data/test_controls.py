@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from lcf_lightning.data import templates
@@ -85,3 +86,19 @@ def test_a_template_that_was_interrupted_leaves_nothing_behind(tokenizer: PreTra
     assert templates._until == {}
     own = encoder(tokenizer, chat=True)
     assert replace(own).prompt(PASSAGES, QUESTION) == own.prompt(PASSAGES, QUESTION)
+
+
+def test_a_mark_of_the_chat_template_is_a_control_token_too(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Some tokenizers do not call those special that their templates write around turns."""
+    tokenizer.add_tokens(["<turn>", "<other>"])
+    tokenizer.chat_template = "<turn>" + str(tokenizer.chat_template)
+    mark, other = tokenizer.convert_tokens_to_ids(["<turn>", "<other>"])
+    ids = encoder(tokenizer, chat=True).prompt([("Mary <turn> <other> moved.",)], QUESTION).ids
+    assert (ids.count(mark), ids.count(other)) == (1, 1)
+
+
+def test_what_a_tokenizer_puts_around_a_text_stands_around_one_that_is_cut(tokenizer: PreTrainedTokenizerBase) -> None:
+    around = processors.TemplateProcessing(single=f"{EOS} $A {EOS}", special_tokens=[(EOS, tokenizer.eos_token_id)])
+    tokenizer.backend_tokenizer.post_processor = around
+    ids = encoder(tokenizer).prompt([(f"ada {EOS} ben",)], QUESTION).ids
+    assert [place for place, token in enumerate(ids) if token == tokenizer.eos_token_id] == [0, len(ids) - 1]

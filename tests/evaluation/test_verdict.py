@@ -23,6 +23,7 @@ def answers(**right: int) -> list[Prediction]:
         ("cannot read", {"own_context": 3, "message": 3, "mismatched": 3, "sharer_alone": 3}),
         ("does not communicate", {"own_context": 0, "message": 0, "mismatched": 0, "full_context": 20}),
         ("does not communicate", {"own_context": 3, "message": 3, "mismatched": 3}),
+        ("does not communicate", {"own_context": 12, "message": 5, "mismatched": 0, "full_context": 20}),
         (
             "does not communicate",
             {"own_context": 0, "message": 0, "mismatched": 0, "full_context": 0, "full_context_form": 20},
@@ -41,14 +42,15 @@ def test_the_verdict_in_a_word(verdict: str, right: dict[str, int]) -> None:
 
 
 def test_open_ended_answers_are_judged_by_their_loss() -> None:
-    rows = [answer(str(n), arm, None, loss=loss) for arm, loss in (("message", 1.0), ("mismatched", 3.0))
-            for n in range(9)]  # fmt: skip
+    losses = {"own_context": 3.0, "message": 1.0, "mismatched": 3.0}
+    rows = [answer(str(n), arm, None, loss=loss) for arm, loss in losses.items() for n in range(9)]
     found = judge(rows)
     assert found is not None
     assert (found["verdict"], found["score"], found["gain"]["value"]) == ("communicates", "nats of loss", 2.0)
 
 
-def test_without_both_messages_there_is_none() -> None:
+def test_without_both_messages_and_an_answer_without_one_there_is_none() -> None:
+    assert judge(answers(message=12, mismatched=2)) is None
     assert judge(answers(own_context=3, message=8)) is None
     own = [answer(str(n), arm, 1.0, needs_sharer=False) for arm in ("message", "mismatched") for n in range(9)]
     assert judge(own) is None

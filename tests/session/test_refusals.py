@@ -107,6 +107,8 @@ def test_since_is_refused_where_it_means_nothing(made: Made) -> None:
     channel = made("qwen3", "prefix")
     with pytest.raises(DataError, match="since= must be what the passages begin with"):
         channel.send(FACTS, since=FACTS[1:])
+    with pytest.raises(TypeError, match="since"):  # it would be of the first text alone
+        channel.send_batch([FACTS, FACTS], since=FACTS[:1])
     with pytest.raises(DataError, match="at least one passage that is new"):
         channel.send(FACTS, since=FACTS)
     for pooler, prompts, why in (
