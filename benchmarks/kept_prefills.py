@@ -1,6 +1,6 @@
 """What kept prefills save: training steps on HotpotQA without a store, while it fills, and with a warm one.
 
-    python benchmarks/kept_prefills.py MODEL --data ../shared/data
+    python benchmarks/kept_prefills.py MODEL
 
 The model is on both sides, as in configs/smollm2_hotpotqa_cpu.yaml. Three adapters begin alike and train on the same
 batches in one process, in turn, so that all meet the same machine; one of them finds every prefill on disk. Prints
@@ -53,7 +53,7 @@ def spread(values: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--data", default="../shared/data")
+    parser.add_argument("--data", help="a folder with hotpotqa_train.jsonl.gz and …_dev… (default: the hub's)")
     parser.add_argument("--dtype", default=None, help="of the store; the model's own by default")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=10)
@@ -61,9 +61,8 @@ def main() -> None:
     args = parser.parse_args()
     spec = ModelSpec(args.model)
     pair = load_pair(spec, spec)
-    source = HotpotQA(
-        f"{args.data}/hotpotqa_train.jsonl.gz", f"{args.data}/hotpotqa_dev.jsonl.gz", distractors=0, validation_size=64
-    )
+    files = [f"{args.data}/hotpotqa_{split}.jsonl.gz" for split in ("train", "dev")] if args.data else []
+    source = HotpotQA(*files, distractors=0, validation_size=64)
     identity = ModelIdentity(spec.path, spec.revision, geometry_of(spec))
     config = AdapterConfig(identity, identity, AdapterSettings(d=args.d))
     with tempfile.TemporaryDirectory() as folder:
