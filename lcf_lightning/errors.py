@@ -1,4 +1,4 @@
-"""The package's own errors. The command line turns each of them into one sentence and an exit code: 2, but of a fit that diverged 1."""
+"""The package's own errors. The command line turns each into one sentence and an exit code."""
 
 from __future__ import annotations
 
