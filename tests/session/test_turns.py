@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lcf_lightning import Channel, Message
-from lcf_lightning.conversation import State
+from lcf_lightning.conversation import State, Told
 from lcf_lightning.data.tokens import Encoded
 from lcf_lightning.models.cache import KVCache, extend, prefill
 from lcf_lightning.models.decoding import Decoder, Decoding
@@ -218,3 +218,22 @@ def test_what_was_said_ends_no_turn_later_either(made: Made, chat: bool) -> None
     session.ask("and ?", **digits(channel, "" if chat else " "))
     assert session.state.ids[: len(kept)] == kept
     assert channel.link.receiver.stop_ids[0] not in session.state.ids
+
+
+def test_what_was_heard_in_a_place_that_is_read_anew_is_heard_anew(made: Made, ahead: list[int]) -> None:
+    """In the third turn's prompt the first answer is written otherwise: only what was heard before it is kept."""
+    channel = made("qwen3", "prefix", chat=True)
+    marked = "{% if loop.index0 == 1 and messages | length > 3 %}!{% endif %}<|{{ m.role }}|>"
+    channel.link.receiver.tokenizer.chat_template = CHAT_TEMPLATE.replace("<|{{ m.role }}|>", marked)
+    first, second, session = channel.send(FACTS[:1]), channel.send(FACTS[1:]), channel.session()
+    for question, message in (("who ?", first), ("and ?", second), ("so ?", None)):
+        session.ask(question, (), message, **digits(channel, ""))
+    one, two = session.state.told
+    assert [one.slots, two.slots, two.at + two.own] == [first.spans, second.spans, len(session.state.ids) - 4]
+    hidden = [min(ahead[0], two.at), ahead[2]]  # what is read anew sees what is kept
+    same(session.state.cache, at_once(channel, session.state, hidden))
+
+
+def test_an_edit_is_lost_with_more_than_half_of_its_tokens() -> None:
+    assert [Told(10, 8, 0, ()).remains(read) for read in (13, 14)] == [False, True]
+    assert [Told(10, 8, 3, ()).remains(read) for read in (9, 10)] == [False, True]
