@@ -120,3 +120,17 @@ def test_since_is_refused_where_it_means_nothing(made: Made) -> None:
         channel = made("qwen3", pooler, **prompts)
         with pytest.raises(SettingError, match=f"since= must be left out {why}"):
             channel.send(FACTS, "who ?", since=FACTS[:1])
+
+
+def test_a_message_that_the_receiver_would_see_no_more_ends_the_session(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where all layers slide, what was heard goes out of sight, and nothing in the cache says so."""
+    channel = made("qwen3", "prefix")
+    session, message = channel.session(), channel.send(FACTS)
+    session.ask("who ?", (), message, **digits(channel))
+    seen = session.tokens + 20
+    monkeypatch.setattr(type(channel.link.receiver.family), "token_limit", lambda *_: seen)
+    session.ask("and ?", **digits(channel))
+    with pytest.raises(GeometryError, match=f"sees one within {seen} only; begin another"):
+        session.ask("and which of all these ?", **digits(channel))
