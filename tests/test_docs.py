@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import datasets
 import pytest
@@ -199,7 +200,7 @@ def shell(text: str) -> None:
 
 def collect(text: str) -> None:
     """``pytest``: there are such tests."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):  # which some tests' imports change
         patch.chdir(ROOT)
         assert pytest.main(["--collect-only", "-q", "-p", "no:cacheprovider", *shlex.split(text)]) == pytest.ExitCode.OK
 
