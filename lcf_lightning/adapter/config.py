@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property
 from typing import Any
 
 import lcf_lightning.adapter.fusers
@@ -241,7 +240,7 @@ class AdapterConfig:
             same_model=(self.sharer.path, self.sharer.revision) == (self.receiver.path, self.receiver.revision),
         )
 
-    @cached_property
+    @property
     def message(self) -> Geometry:
         """Layers, heads and head size of what travels."""
         carrier = self.receiver if self.settings.carries else self.sharer
