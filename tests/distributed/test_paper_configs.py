@@ -70,7 +70,7 @@ def runs(stand_ins: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -
     for config in PAPER:
         sharer = "Qwen/Qwen3-0.6B" if "hotpotqa" in config else "Qwen/Qwen2.5-0.5B-Instruct"
         files = ["--data.source.train", hotpot, "--data.source.test", hotpot] if "hotpotqa" in config else [
-            "--data.source.train", chats
+            "--data.source.train", chats, "--data.benchmarks", "null"
         ]  # fmt: skip
         commands.append([
             "fit", "--config", str(CONFIGS / f"{config}.yaml"), *files,
