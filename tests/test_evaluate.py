@@ -246,7 +246,7 @@ def test_latency_can_be_left_out_and_batches_limited_by_tokens(run: Path, tmp_pa
         (["--arms", "[telepathy]"], "arms=['telepathy'] must be one or more of sharer_alone, question_only"),
         (["--limit", "0"], "limit=0 must be at least 1, or null for all"),
         (["--repeats", "-1"], "repeats=-1 must be at least 0"),
-        (["--adapter", "/no/such/folder"], "adapter='/no/such/folder' has no lcf_config.json"),
+        (["--adapter", "/no/such/folder"], "adapter='/no/such/folder' is no folder here; it would be /no/such/folder."),
         (["--model.receiver.path", "tiny-sharer"], "layers is 3, expected 4"),
     ],
 )

@@ -161,6 +161,8 @@ def read_config(folder: Path) -> tuple[AdapterConfig, str | None]:
         AdapterFileError: If a file is missing, or the config is damaged or not understood.
     """
     name = _names(folder)[0]
+    if not folder.is_dir():
+        raise AdapterFileError(f"adapter={str(folder)!r} is no folder here; it would be {folder.absolute()}.")
     if not (folder / name).is_file():
         raise AdapterFileError(f"adapter={str(folder)!r} has no {name}; both files of an adapter are needed.")
     try:

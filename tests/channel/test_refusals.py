@@ -121,7 +121,7 @@ def test_a_model_that_is_not_the_adapters_is_refused(
     config.write_text(config.read_text().replace(str(model_folders["qwen3"]), str(tmp_path / "other")))
     with pytest.raises(GeometryError, match="receiver of this adapter .*: layers is 5, expected 4; kv_heads is 1"):
         Channel.from_pretrained(trained)
-    with pytest.raises(AdapterFileError, match="has no lcf_config.json"):
+    with pytest.raises(AdapterFileError, match="nowhere' is no folder here; it would be /"):
         Channel.from_pretrained(tmp_path / "nowhere")
 
 
