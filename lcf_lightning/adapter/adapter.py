@@ -223,14 +223,17 @@ class CacheAdapter(nn.Module):
         closed_form = sum(buffer.numel() for buffer in self.buffers())
         return {"total": total, "per_layer": per_layer, "pool": pool, "closed_form": closed_form}
 
-    def save_pretrained(self, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
+    def save_pretrained(
+        self, folder: str | Path, metadata: dict[str, Any] | None = None, location: str | Path | None = None
+    ) -> None:
         """Write the adapter folder: ``lcf_config.json``, ``lcf_adapter.safetensors`` and a model card.
 
-        ``metadata`` (JSON-ready) replaces the config's where it is given. An earlier adapter in the folder is replaced
-        as one: no kill leaves the weights of one with the config of another.
+        ``metadata`` (JSON-ready) replaces the config's where it is given. The lines of the card load ``location``, by
+        default the folder. An earlier adapter in the folder is replaced as one: no kill leaves the weights of one with
+        the config of another.
         """
         config = self.config if metadata is None else replace(self.config, metadata=metadata)
-        write_folder(Path(folder), config, self.state_dict())
+        write_folder(Path(folder), config, self.state_dict(), None if location is None else str(location))
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
         """Upload the adapter folder to ``owner/name`` on the hub, as `save_pretrained` writes it.

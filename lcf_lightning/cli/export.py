@@ -11,7 +11,6 @@ import torch
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig
-from lcf_lightning.adapter.folder import write_card
 from lcf_lightning.checkpoints import read_checkpoint
 from lcf_lightning.cli.commands import Command, new_folder, whole_folder
 from lcf_lightning.discovery import import_named
@@ -58,8 +57,7 @@ def export(args: list[str]) -> None:
     if options.license is not None:
         adapter.config.metadata["license"] = options.license
     with whole_folder(output) as aside:
-        adapter.save_pretrained(aside)
-    write_card(output)  # whose code names this folder
+        adapter.save_pretrained(aside, location=output)
     sys.stdout.write(f"{output}: {adapter.parameter_counts()['total']:,} parameters in {options.dtype}\n")
     if options.push_to_hub:
         sys.stdout.write(adapter.push_to_hub(options.push_to_hub, options.private) + "\n")

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lcf_lightning.adapter.c2c_files import RECIPE, Recipe, read_fuser, read_recipe
-from lcf_lightning.adapter.folder import write_card
 from lcf_lightning.adapter.hub import fetch, is_hub_id
 from lcf_lightning.cli.commands import Command, new_folder, whole_folder
 from lcf_lightning.data.prompt_settings import PromptSettings
@@ -55,8 +54,7 @@ def import_c2c(args: list[str]) -> None:
         {"prompts": asdict(_prompts(recipe)), "source": "imported from C2C", "command": COMMAND.line(args)},
     )
     with whole_folder(output) as aside:
-        adapter.save_pretrained(aside)
-    write_card(output)  # whose code names this folder
+        adapter.save_pretrained(aside, location=output)
     sys.stdout.write(f"{output}: {adapter.parameter_counts()['total']:,} parameters\n")
 
 

@@ -11,7 +11,6 @@ import torch
 from rich.console import Console
 
 from lcf_lightning.adapter.adapter import CacheAdapter
-from lcf_lightning.adapter.folder import write_card
 from lcf_lightning.adapter.subset import keep_layers, open_layers
 from lcf_lightning.cli.commands import Command, new_folder, whole_folder
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
@@ -74,12 +73,11 @@ def _write(pruning: Pruning, adapter: CacheAdapter, folder: Path, output: Path, 
     metadata = adapter.config.metadata | {"pruned": {"from": str(folder), "command": command}}
     metadata.pop("scores", None)
     with whole_folder(output) as target:
-        keep_layers(adapter, pruning["kept"]).save_pretrained(target, metadata)
+        keep_layers(adapter, pruning["kept"]).save_pretrained(target, metadata, output)
         write_text(target / "pruning.json", json.dumps({"command": command, **pruning}, indent=2) + "\n")
         page = f"# Pruning\n\n`{command}`\n\n{pruning_page(pruning)}\n"
         write_text(target / "pruning.md", page)
         save(pruning_figure(pruning["curve"], pruning["kept"]), target / "pruning.png")
-    write_card(output)  # whose code names this folder
     Console().print(pruning_table(pruning, str(output)))
 
 
