@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import os
 import shutil
 import time
@@ -41,6 +42,14 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
             error.filename = str(path)
         aside.unlink(missing_ok=True)
         raise
+
+
+def unfinished(folder: Path, names: Iterable[str]) -> list[Path]:
+    """What a killed process has left of writing files with these names: see `write_file`."""
+    eight = "[0-9a-f]" * 8
+    return [
+        found for name in map(Path, names) for found in folder.glob(f".{glob.escape(name.stem)}-{eight}{name.suffix}")
+    ]
 
 
 @contextmanager

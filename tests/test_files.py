@@ -12,7 +12,7 @@ import pytest
 
 from lcf_lightning.cli.commands import whole_folder
 from lcf_lightning.errors import SettingError
-from lcf_lightning.files import LOCK_FILE, FolderLock, write_file, write_text
+from lcf_lightning.files import LOCK_FILE, FolderLock, unfinished, write_file, write_text
 from lcf_lightning.loggers import ContinuedCSVLogger
 
 
@@ -157,3 +157,9 @@ def test_a_new_folder_has_its_name_once_it_is_whole(tmp_path: Path) -> None:
         raise KeyboardInterrupt
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["adapter"]
     assert [path.name for path in (tmp_path / "made" / "adapter").iterdir()] == ["config.json"]
+
+
+def test_what_a_killed_writer_has_left_is_known(tmp_path: Path) -> None:
+    for name in (".arms-7ac7fd85.png", "arms.png", ".arms-7ac7fd8.png", ".other-7ac7fd85.png", ".arms-7ac7fd85.txt"):
+        (tmp_path / name).touch()
+    assert unfinished(tmp_path, ["arms.png", "report.json"]) == [tmp_path / ".arms-7ac7fd85.png"]

@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.prediction import Prediction
 from lcf_lightning.evaluation.predictions import keep, read_predictions
-from lcf_lightning.files import LOCK_FILE, FolderLock, write_text
+from lcf_lightning.files import LOCK_FILE, FolderLock, unfinished, write_text
 
 PREDICTIONS, REPORT = "predictions.jsonl", "report.json"
 _PARTS = "predictions_*.jsonl"  # of each process but the first, until these are put together
@@ -37,6 +37,8 @@ def answers_of(identity: dict[str, Any], output: Path, fabric: Fabric) -> Iterat
         return
     _require_own(output)
     with FolderLock(output, "output") as lock:
+        for left in unfinished(output, _OWN):
+            left.unlink()
         _empty_unless_of(identity, lock)
         put_together([], output)
         lock.share()
@@ -54,7 +56,8 @@ def put_together(answers: Iterable[Prediction], output: Path) -> None:
 def _require_own(output: Path) -> None:
     """Refuse a folder that holds anything but what an evaluation writes."""
     names = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    foreign = sorted(names - _OWN - {part.name for part in output.glob(_PARTS)})
+    left = {path.name for path in unfinished(output, _OWN)}
+    foreign = sorted(names - _OWN - left - {part.name for part in output.glob(_PARTS)})
     if foreign:
         raise SettingError(f"output={str(output)!r} must be a folder of its own; it holds {', '.join(foreign)}.")
 
