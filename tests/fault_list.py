@@ -45,8 +45,8 @@ FAULTS = [
     ),
     *faults(
         "channel", "tests/channel/test_warnings.py",
-        ("not sent_for <= {None, digest_of(history, asked)}", "not sent_for <= {None, *sent_for}"),
-        ("if other and any(each.binding is not None for each in several):", "if False:"),
+        ("for each in several if each.prompt not in known]", "for each in several if False]"),
+        ("if any(each.binding is not None for each in others):", "if False:"),
         ("json.dumps([*map(list, history), question.strip()])", "json.dumps(question.strip())"),
         ('if idle and "do_sample" not in options:', "if idle:"),
     ),
@@ -94,7 +94,7 @@ FAULTS = [
         ("if type(value) is not int or not 1 <= value <= MAX_SIZE:", "if type(value) is not int or value < 1:"),
         ("if isinstance(value, bool):  # which", "if value is None:  # which"),
         ("os.replace(aside, folder / WEIGHTS_FILE)", "aside.unlink()"),
-        ("if tensors is not None and digest != tensors_digest(tensors):", "if False:"),
+        ("if digest != weights:", "if False:"),
         ('arm not in scores or scores[arm]["n"] < row["n"]}', "arm not in scores}"),
         ('return config.is_file() and "format_version" in read_json(config)', "return config.is_file()"),
         ("for last in self.fuser.last_maps:", "for last in self.fuser.last_maps[:1]:"),
@@ -276,7 +276,7 @@ FAULTS = [
         ("if pair[0] not in known)", "if pair[0])"),
         ("if self.state is not begun.before:", "if False:"),
         ("spans=[max(-1, span - known) for span in prompt.spans]", "spans=[max(-1, span) for span in prompt.spans]"),
-        ("return said[: min(count, len(said) - 1)]", "return said[:-1]"),
+        ("return said[: next((n for n, read in enumerate(texts) if read == text), len(said) - 1)]", "return said[:-1]"),
         ("isinstance(text, Said)) for text in said)", "False) for text in said)"),
     ),
 ]  # fmt: skip
