@@ -210,7 +210,7 @@ def test_a_bad_adapter_ends_with_one_sentence(
         example.main([str(tmp_path)])
     printed = capfd.readouterr()
     assert printed.out == ""
-    assert re.fullmatch(r"error: adapter='.*' has no adapter_config\.json; .*\.\n", printed.err)
+    assert re.fullmatch(r"error: adapter='.*' has no lcf_config\.json; .*\.\n", printed.err)
     assert [child.poll() for child in children] == [2]
 
 
