@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,7 @@ def test_a_template_that_was_interrupted_leaves_nothing_behind(tokenizer: PreTra
 
 def test_a_mark_of_the_chat_template_is_a_control_token_too(tokenizer: PreTrainedTokenizerBase) -> None:
     """Some tokenizers do not call those special that their templates write around turns."""
+    tokenizer = deepcopy(tokenizer)  # other tests have it, too
     tokenizer.add_tokens(["<turn>", "<other>"])
     tokenizer.chat_template = "<turn>" + str(tokenizer.chat_template)
     mark, other = tokenizer.convert_tokens_to_ids(["<turn>", "<other>"])
@@ -98,6 +100,7 @@ def test_a_mark_of_the_chat_template_is_a_control_token_too(tokenizer: PreTraine
 
 
 def test_what_a_tokenizer_puts_around_a_text_stands_around_one_that_is_cut(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer = deepcopy(tokenizer)
     around = processors.TemplateProcessing(single=f"{EOS} $A {EOS}", special_tokens=[(EOS, tokenizer.eos_token_id)])
     tokenizer.backend_tokenizer.post_processor = around
     ids = encoder(tokenizer).prompt([(f"ada {EOS} ben",)], QUESTION).ids
