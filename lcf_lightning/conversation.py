@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lcf_lightning.data.controls import Said
+from lcf_lightning.data.prompts import Earlier
 from lcf_lightning.digests import tensors_digest
 from lcf_lightning.errors import DataError, MessageError, SessionError, SettingError, reason
 from lcf_lightning.files import write_file
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from lcf_lightning.channel import Channel
 
 FORMAT_VERSION = 1
-Turns = tuple[tuple[str | tuple[str, ...], str], ...]
-"""What was said, as `Earlier`."""
 
 
 class Told(NamedTuple):
@@ -65,7 +64,7 @@ class State:
         cache: What the receiver remembers; null before the first turn.
     """
 
-    turns: Turns = ()
+    turns: Earlier = ()
     ids: tuple[int, ...] = ()
     told: tuple[Told, ...] = ()
     cache: KVCache | None = None

@@ -218,9 +218,14 @@ def _prompts(channel: Channel, questions: Sequence[Question], passages: Sequence
     texts = [parse_passages(text) for text in passages]
     asked = [parse_question(question) for question in questions]
     prompts = channel.writer.prompts("receiver", channel.prompts, texts, asked, unlimited=channel.link.shared)
+    require_last(prompts)
+    return prompts
+
+
+def require_last(prompts: Sequence[Encoded]) -> None:
+    """Raise a DataError unless each prompt has a token to be read before a message, and one after it."""
     if min(len(prompt.ids) for prompt in prompts) < 2:
         raise DataError("the receiver's prompt must have at least two tokens: the last is read after the message.")
-    return prompts
 
 
 def _candidate(encoder: PromptEncoder, text: str) -> list[int]:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, overload
 
 import torch
 
-from lcf_lightning.conversation import State, Told, Turns, known_by, read_state, slots_of, write_state
+from lcf_lightning.conversation import State, Told, known_by, read_state, slots_of, write_state
 from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
+from lcf_lightning.data.prompts import Earlier
 from lcf_lightning.data.tokens import Encoded
 from lcf_lightning.errors import DataError, GeometryError, MessageError
 from lcf_lightning.host import to_device
 from lcf_lightning.message import Message
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.decoding import Answer, Decoder, Decoding, cut
-from lcf_lightning.receiving import Received, listen, received_together, warn_of_unusual
+from lcf_lightning.receiving import Received, listen, received_together, require_last, warn_of_unusual
 from lcf_lightning.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ class _Begun(NamedTuple):
     """A turn whose answer is being decoded: the state that it began from, and what it leaves but for the answer."""
 
     before: State
-    turns: Turns
+    turns: Earlier
     said: tuple[str, ...]
     ids: list[int]
     told: tuple[Told, ...]
@@ -147,11 +148,13 @@ class Session:
         channel, before = self.channel, self.state
         receiver = channel.link.receiver
         decoding = Decoding.of(receiver, max_new_tokens, options, channel.prompts.stop)
-        given = received_together(channel, message)
-        turns, said, prompt = self._written(question, passages, given)
+        given = [(known_by(each), each) for each in received_together(channel, message)]
+        known = {digest for each in before.told for digest, _ in each.messages}
+        fresh = [pair for pair in given if pair[0] not in known]
+        turns, said, prompt = self._written(question, passages, bool(given), [each for _, each in fresh])
         read = _in_common(before.ids, prompt)
         told = tuple(each for each in before.told if each.remains(read)) if read else ()
-        news = self._news(given, told)
+        news = self._news(fresh, told)
         past = before.cache.until(read + slots_of(told)) if before.cache is not None and read else None
         self._require_room(len(prompt.ids) + slots_of(told), told, news)
         rest = Encoded(prompt.ids[read:], prompt.spans[read:], begun=prompt.begun)
@@ -171,8 +174,8 @@ class Session:
         return _Begun(before, turns, said, prompt.ids, told, cache, decoder)
 
     def _written(
-        self, question: Question, passages: Text, given: Sequence[Message]
-    ) -> tuple[Turns, tuple[str, ...], Encoded]:
+        self, question: Question, passages: Text, given: bool, fresh: Sequence[Message]
+    ) -> tuple[Earlier, tuple[str, ...], Encoded]:
         """The turns before this one, the user's side of it, and the prompt of all."""
         channel, settings = self.channel, self.channel.prompts
         if channel.link.shared and given and self.state.turns:
@@ -181,8 +184,7 @@ class Session:
                 "prompt of its own, and not for this chat."
             )
         texts, (history, asked) = parse_passages(passages), parse_question(question)
-        known = {digest for each in self.state.told for digest, _ in each.messages}
-        warn_of_unusual(channel, [[message for message in given if known_by(message) not in known]], [question])
+        warn_of_unusual(channel, [fresh], [question])
         if settings.max_receiver_tokens is not None and not channel.link.shared:
             dropped = channel.writer.prompts("receiver", settings, [texts], [(history, asked)])[0].dropped
             if dropped:
@@ -192,17 +194,13 @@ class Session:
                 )
         turns = (*self.state.turns, *history)
         (prompt,) = channel.writer.prompts("receiver", settings, [texts], [(turns, asked)], unlimited=True)
-        if len(prompt.ids) < 2:
-            raise DataError("the receiver's prompt must have at least two tokens: the last is read after the message.")
+        require_last([prompt])
         return turns, channel.writer.encoder(settings, "receiver").said(texts, asked), prompt
 
-    def _news(self, given: Sequence[Message], told: Sequence[Told]) -> list[tuple[str, Message]]:
+    def _news(self, fresh: Sequence[tuple[str, Message]], told: Sequence[Told]) -> list[tuple[str, Message]]:
         """What is to be heard in this turn: what is no longer in the cache, and what has never been."""
-        before = [pair for each in self.state.told for pair in each.messages]
-        known = {digest for digest, _ in before}
         lost = [pair for each in self.state.told if each not in told for pair in each.messages]
-        fresh = [(known_by(message), message) for message in given]
-        news = [*lost, *(pair for pair in fresh if pair[0] not in known)]
+        news = [*lost, *fresh]
         if lost and self.channel.link.shared:
             raise MessageError(
                 "the chat template writes what the message was sent for otherwise in this turn; where both models "

@@ -273,7 +273,7 @@ FAULTS = [
         "session", "tests/session",
         ("hidden=past.mask.shape[1] - start", "hidden=0"),
         ("return read >= self.at + (0 if self.slots", "return read >= self.at * (0 if self.slots"),
-        ("if pair[0] not in known)", "if pair[0])"),
+        ("if pair[0] not in known]", "if pair[0]]"),
         ("if self.state is not begun.before:", "if False:"),
         ("spans=[max(-1, span - known) for span in prompt.spans]", "spans=[max(-1, span) for span in prompt.spans]"),
         ("return said[: next((n for n, read in enumerate(texts) if read == text), len(said) - 1)]", "return said[:-1]"),

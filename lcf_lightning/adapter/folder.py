@@ -120,11 +120,11 @@ def record_scores(folder: Path, weights: str | None, scores: dict[str, dict[str,
               for arm, row in scores.items()}  # fmt: skip
     config = replace(config, metadata=config.metadata | {"scores": finite | kept, "scored_on": of})
     write_text(folder / _names(folder)[0], _text(config, digest))
-    write_card(folder)
+    _write_card(folder)
     return True
 
 
-def write_card(folder: Path) -> None:
+def _write_card(folder: Path) -> None:
     """Write the card of an adapter's folder anew."""
     config, digest = read_config(folder)
     file = weights_file(folder, digest)

@@ -55,7 +55,6 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     text: str,
     said: Sequence[tuple[int, int]],
-    control: re.Pattern[str] | None,
     special: bool,
 ) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids and their offsets; a control token's text that lies in what was said is read as any other text.
@@ -66,11 +65,10 @@ def encode(
         tokenizer: Encodes.
         text: The text.
         said: Where it is from outside, as places of characters.
-        control: What `control_tokens` gives.
         special: Whether to add what the tokenizer begins and ends a text with.
     """
-    cuts = []
-    if control is not None and said:
+    cuts, control = [], control_tokens(tokenizer) if said else None
+    if control is not None:
         places = _places(control, text)
         cuts = [start + 1 for start, end in places if any(start < stop and begin < end for begin, stop in said)]
     if not cuts:

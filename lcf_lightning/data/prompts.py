@@ -6,7 +6,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import accumulate, chain, count
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.data.alignment import Layout
-from lcf_lightning.data.controls import Said, control_tokens, encode, filled
+from lcf_lightning.data.controls import Said, encode, filled
 from lcf_lightning.data.example import Example, Passage
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.spans import parse_span_mode
@@ -140,13 +139,9 @@ class PromptEncoder:
         text = "".join(segment for segment, _ in segments)
         return segments, [part.strip() for part in [*turns, text]] if self.settings.chat else [text]
 
-    @cached_property
-    def _control(self) -> re.Pattern[str] | None:
-        return control_tokens(self.tokenizer)
-
     def _tokenized(self, pieces: list[str], said: Sequence[tuple[int, int]]) -> tuple[list[int], list[Place]]:
         """Token ids of a text in pieces, and where they stand in them; a token belongs where its last character is."""
-        ids, offsets = encode(self.tokenizer, "".join(pieces), said, self._control, special=not self.settings.chat)
+        ids, offsets = encode(self.tokenizer, "".join(pieces), said, special=not self.settings.chat)
         borders = [0, *accumulate(map(len, pieces))]
         places, here = [], (0, 0, 0)
         for start, end in offsets:
@@ -167,7 +162,7 @@ class PromptEncoder:
         content, begin = self.settings.answer.replace("{answer}", text), self.settings.answer.index("{answer}")
         if self.settings.chat and not self.settings.answer_prefix:
             begin, content = begin - len(content) + len(content.lstrip()), content.lstrip()
-        return encode(self.tokenizer, content, [(begin, begin + len(text))], self._control, special=False)[0]
+        return encode(self.tokenizer, content, [(begin, begin + len(text))], special=False)[0]
 
     def _turn(self, said: str | tuple[str, ...], answer: str) -> list[tuple[str, int]]:
         """An earlier turn where there is no chat template."""

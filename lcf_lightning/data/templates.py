@@ -30,7 +30,7 @@ class _TooLong(BaseException):
 
 _lock = threading.Lock()
 _until: dict[int, float] = {}  # by thread that renders, when it must have ended
-_watching: int | None = None  # the process whose watch runs
+_watching = False  # whether the watch runs; none survives a fork
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]]) -> str:
@@ -62,8 +62,8 @@ def _watched() -> Iterator[None]:
     global _watching
     thread = threading.get_ident()
     with _lock:
-        if _watching != os.getpid():  # none survives a fork
-            _watching = os.getpid()
+        if not _watching:
+            _watching = True
             threading.Thread(target=_watch, name="chat templates", daemon=True).start()
         _until[thread] = time.monotonic() + SECONDS
     try:
@@ -83,8 +83,8 @@ def _watch() -> None:
 
 
 def _anew() -> None:
-    global _lock
-    _lock = threading.Lock()
+    global _lock, _watching
+    _lock, _watching = threading.Lock(), False
     _until.clear()
 
 
