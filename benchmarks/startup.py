@@ -88,6 +88,7 @@ def started(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     command = [
         sys.executable, "-m", "lcf_lightning", "fit", "--config", str(CONFIG),
         "--data.source.train", str(folder / "chats.jsonl"), "--data.source.train_limit", str(args.chats),
+        "--data.benchmarks", "null",  # which a fit opens before its first step
         "--model.sharer", json.dumps({"path": str(folder / "sharer"), "dtype": "float32"}),
         "--model.receiver", json.dumps({"path": str(folder / "receiver"), "dtype": "float32"}),
         "--data.num_workers", str(args.workers), "--trainer.max_steps", str(args.steps),

@@ -139,7 +139,9 @@ def package(command: str, text: str) -> None:
 
 def script(module: str | None, name: str, text: str) -> None:
     """A script or module of this repository, short."""
-    file = Path(f"{name.replace('.', '/')}.py" if module else name)
+    file = Path(name.replace(".", "/") if module else name)
+    if module and not file.is_dir():  # a package's __main__
+        file = file.with_suffix(".py")
     prepare(f"{file} {text}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(file), *shlex.split(text), *shlex.split(SHORT[name])])

@@ -13,7 +13,7 @@ from lcf_lightning.errors import SettingError
 def with_bases(args: Sequence[str]) -> list[str]:
     """The arguments with, before every ``--config F``, the config files that F extends."""
     expanded: list[str] = []
-    for argument, following in zip(args, [*args[1:], ""], strict=True):
+    for argument, following in zip(args, [*args, ""][1:], strict=True):
         name, _, value = argument.partition("=")
         if name in ("-c", "--config"):
             for base in bases(Path(value or following)):

@@ -47,7 +47,12 @@ def another(value: Any, random: Random) -> Any:
         near += [value[:-1], value[::-1], value * 2, [*value, 0], value * 5000]
     if random.random() < 0.01:
         return random.choice((deep(40), deep(200), list(range(100_000)), 10**4000, "x" * 10**6))
-    return random.choice(near if random.random() < 0.5 else VALUES)
+    return random.choice(near) if random.random() < 0.5 else any_value(random)
+
+
+def any_value(random: Random) -> Any:
+    """One of `VALUES`, for the caller to change."""
+    return deepcopy(random.choice(VALUES))
 
 
 def changed(data: Any, random: Random) -> Any:
@@ -67,9 +72,9 @@ def changed(data: Any, random: Random) -> Any:
             container[key] = deepcopy(other[place])
         elif isinstance(container, dict):
             name = random.choice((f"{key}s", "novel", "", "\0")) if isinstance(key, str) else -1
-            container[name] = container.pop(key) if random.random() < 0.5 else random.choice(VALUES)
+            container[name] = container.pop(key) if random.random() < 0.5 else any_value(random)
         else:
-            container.insert(key, random.choice(VALUES))
+            container.insert(key, any_value(random))
     return copy
 
 
