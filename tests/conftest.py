@@ -87,8 +87,11 @@ def byte_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no process of the tests is left alone with them at the end."""
+    """The longest first, so that no process is left alone with them at the end; a file's tests share a process."""
     items.sort(key=lambda item: "test_quickstart" not in item.nodeid)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from lcf_lightning import AdapterSettings, LCFModule, ModelSpec
 from lcf_lightning.cli import main
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import World
+from lcf_lightning.data.tokens import Tokens
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.models.geometry import Geometry
 from tests.evaluation.answers import answer
@@ -229,3 +231,29 @@ def test_the_largest_message_is_refused_for_little(
         script("refusals")["main"]()
     assert ended.value.code == 0
     assert capsys.readouterr().out.count("\n| ") == 8
+
+
+@pytest.mark.parametrize(("config", "arms"), [("quickstart_shared", 1), ("quickstart", 2)])
+def test_a_receiver_is_tuned_where_a_message_would_act(
+    script: Callable[[str], dict[str, Any]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: str, arms: int
+) -> None:
+    """With a shared context on all that it reads, else on what it reads after its prefill."""
+    pytest.importorskip("peft", reason="peft is not installed")
+    monkeypatch.setattr(sys, "argv", [
+        "lora_control.py", "--output", str(tmp_path / "answers.jsonl"), "--split", "validation", "--limit", "3",
+        "--config", str(ROOT / "configs" / f"{config}.yaml"), "--trainer.max_steps", "2", "--data.batch_size", "4",
+    ])  # fmt: skip
+    lora = script("lora_control")
+    fitted = []
+    monkeypatch.setattr(lora["TunedReceiver"], "on_fit_end", lambda self: fitted.append(self), raising=False)
+    lora["main"]()
+    assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == 3 * arms
+    (tuned,) = fitted
+    ids = torch.tensor([[5, 6, 7]])
+    row = Tokens(ids, ids > 0, -torch.ones_like(ids))
+    with torch.no_grad():
+        before = tuned.module.link.read_receiver(row).values[1]
+        for part in tuned.lora:
+            part.fill_(0.1)
+        after = tuned.module.link.read_receiver(row).values[1]
+    assert torch.equal(before, after) == (config == "quickstart")

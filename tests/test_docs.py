@@ -234,7 +234,9 @@ HOW: list[tuple[str, Callable[..., None]]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("item", items(), ids=str)
+@pytest.mark.parametrize(
+    "item", [pytest.param(item, id=str(item), marks=pytest.mark.xdist_group(item.page)) for item in items()]
+)
 def test_it_runs(item: Item, desk: Desk) -> None:
     text = item.text
     if item.python:

@@ -27,6 +27,14 @@ def test_all_commands_are_listed_with_a_line_each(arguments: list[str], capsys: 
         ]
 
 
+@pytest.mark.parametrize("name", [name for name, command in COMMANDS.items() if command.configured])
+def test_a_command_alone_says_what_it_needs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([name])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: model.sharer.path is not set; give a config (--config FILE)")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_fits_a_screen(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--help", "-h"):
