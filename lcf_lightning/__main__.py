@@ -14,11 +14,14 @@ def main() -> None:
     """The command line. Its imports take seconds, and Ctrl-C ends these too without a traceback."""
     if not getattr(sys.flags, "safe_path", False) and not {"", os.getcwd()}.intersection(sys.path):
         sys.path.insert(0, os.getcwd())  # as `python -m` does: a config may name classes of the user's own files
+    from lcf_lightning.cli.commands import chosen
+
+    command, rest = chosen(sys.argv[1:])  # or the end, where a text is all that is asked for
     waiting = signal.getsignal(signal.SIGINT) == signal.default_int_handler  # else whoever called us ignores it
     if waiting:
         signal.signal(signal.SIGINT, _leave)
     try:
-        from lcf_lightning.cli import main as command_line
+        from lcf_lightning.cli.dispatch import run
     except ModuleNotFoundError as error:
         sentence = missing_extra(error)
         if sentence is None:
@@ -27,7 +30,7 @@ def main() -> None:
         raise SystemExit(2) from error
     if waiting:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    command_line()
+    run(command, rest)
 
 
 def _leave(number: int, _: FrameType | None) -> None:

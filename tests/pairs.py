@@ -15,11 +15,11 @@ from transformers import PreTrainedModel
 from lcf_lightning import AdapterSettings, Channel, ContextMismatchDataModule, LCFModule, ModelSpec
 from lcf_lightning.cli import COMMANDS
 from lcf_lightning.cli.cache import CacheOptions
+from lcf_lightning.cli.commands import LIGHTNING
 from lcf_lightning.cli.config import config_parser
 from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.cli.evaluate import EvaluateOptions
 from lcf_lightning.cli.prune import PruneOptions
-from lcf_lightning.cli.run import COMMANDS as RUN_COMMANDS
 from lcf_lightning.cli.run import LCFCLI
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import World
@@ -71,7 +71,7 @@ def small_trainer(folder: Path, *callbacks: pl.Callback, **settings: Any) -> pl.
 def parse_only(arguments: list[str]) -> Namespace:
     """The settings of a command line, parsed as ``main`` would, with nothing built or run."""
     command, *rest = arguments
-    if command not in RUN_COMMANDS:
+    if command not in LIGHTNING:
         return config_parser(COMMANDS[command], OPTIONS.get(command)).parse_args(with_bases(rest))
 
     class ParseOnly(LCFCLI):

@@ -29,6 +29,25 @@ def test_a_config_that_is_printed_stands_alone(
     assert yaml.safe_load(again)["data"]["init_args"]["source"]["class_path"].endswith("Knowledge")
 
 
+@pytest.mark.parametrize(
+    ("settings", "wrong", "meant"),
+    [
+        ("source: {class_path: BothWays, init_args: {source: {class_path: HotpotQA, init_args: {trian: a}}}}",
+         "data.source.source.trian", "data.source.source.train"),
+        ("prompts: {spns: word}", "data.prompts.spns", "data.prompts.spans"),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_no_setting_is_named_with_its_whole_path(
+    settings: str, wrong: str, meant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = f"data: {{class_path: ContextMismatchDataModule, init_args: {{{settings}}}}}\n"
+    (tmp_path / "a.yaml").write_text(f"base: {CONFIGS / 'quickstart.yaml'}\n{data}")
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config", str(tmp_path / "a.yaml")])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == f"error: {wrong} is no setting; did you mean {meant}?\n"
+
+
 def test_a_base_that_is_not_there_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

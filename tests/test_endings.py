@@ -58,7 +58,7 @@ def test_ctrl_c_during_the_imports_leaves_one_line(tmp_path: Path) -> None:
         f"sys.path.insert(0, {str(tmp_path)!r}); "
         "runpy.run_module('lcf_lightning', run_name='__main__', alter_sys=True)"
     )
-    ended = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run([sys.executable, "-c", run, "fit"], capture_output=True, text=True, timeout=60)
     assert ended.stderr == "stopped: SIGINT came before anything had begun.\n"
     assert ended.returncode == 130
 

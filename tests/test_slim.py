@@ -52,6 +52,24 @@ def test_the_import_of_the_package_is_that_of_the_standard_library() -> None:
     assert set(done.stdout.split()) - before - sys.stdlib_module_names == {"lcf_lightning"}
 
 
+def test_what_the_program_says_of_itself_needs_no_import_that_takes_a_second() -> None:
+    asked = [[], ["--help"], ["--version"], ["evalute"], ["fit", "--help"]]
+    code = f"""
+from lcf_lightning.cli import main
+for arguments in {asked!r}:
+    try:
+        main(arguments)
+    except SystemExit as ended:
+        print("ended with", ended.code)
+{IMPORTED}"""
+    done = run(code)
+    assert [line for line in done.stdout.splitlines() if "ended with" in line] == [
+        f"ended with {status}" for status in (0, 0, 0, 2, 0)
+    ]
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert not imported & {"torch", "lightning", "transformers", "numpy", "jsonargparse"}, done.stderr
+
+
 @pytest.fixture
 def slim(tmp_path: Path) -> Path:
     """The installed packages, but those of the extra ``train``."""

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 
 from rich.progress import track
 
-from lcf_lightning.cli.commands import Command
+from lcf_lightning.cli.commands import COMMANDS
 from lcf_lightning.cli.config import parse, require_limit
 from lcf_lightning.data.sources.source import Split
 from lcf_lightning.errors import SettingError
 from lcf_lightning.link import load_pair
 from lcf_lightning.models.store import PrefillStore
+
+COMMAND = COMMANDS["cache"]
 
 
 @dataclass(frozen=True)
@@ -60,19 +62,3 @@ def cache(args: list[str]) -> None:
     kept, computed = sum(store.hits for store in stores), sum(store.misses for store in stores)
     size = sharer.measure() / 1e9
     sys.stdout.write(f"{settings.folder}: {computed} texts computed, {kept} kept before; {size:.3f} GB in all\n")
-
-
-COMMAND = Command(
-    name="cache",
-    summary="Computes and keeps the prefills of a config's texts, so that fits need make none",
-    options=(
-        ("--config FILE", "a config of fit"),
-        ("--model.prefills.folder FOLDER", "where they are kept"),
-        ("--model.prefills.dtype float16", "half the bytes"),
-        ("--splits [train,validation,test]", "which splits to read"),
-        ("--limit N", "a seeded sample of N examples of each, from every benchmark in proportion"),
-    ),
-    example="--config configs/quickstart.yaml --model.prefills.folder prefills",
-    run=cache,
-    again="the same command goes on where it stopped",
-)

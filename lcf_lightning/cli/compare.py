@@ -12,13 +12,15 @@ from typing import Any
 from rich.console import Console
 
 from lcf_lightning.cli.answers import PREDICTIONS
-from lcf_lightning.cli.commands import Command
+from lcf_lightning.cli.commands import COMMANDS
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.compare import compare_reports
 from lcf_lightning.evaluation.prediction import Prediction
 from lcf_lightning.evaluation.predictions import read_predictions
 from lcf_lightning.evaluation.seeds import summarise_seeds
 from lcf_lightning.evaluation.tables import comparison_table, seeds_table
+
+COMMAND = COMMANDS["compare"]
 
 
 @dataclass(frozen=True)
@@ -67,17 +69,3 @@ def _predictions(folder: str) -> list[Prediction]:
     if not file.is_file():
         raise SettingError(f"folders: {folder!r} must be a folder of an evaluation; it has no {PREDICTIONS}.")
     return read_predictions(file)
-
-
-COMMAND = Command(
-    name="compare",
-    summary="Says which of two evaluations is better, question by question, or what several seeds have in common",
-    options=(
-        ("FIRST SECOND", "folders of two evaluations; is the first better?"),
-        ("--arm ARM", "the arm to compare (default: message)"),
-        ("--seeds", "the folders, two or more, are evaluations under several seeds: mean, each, interval"),
-        ("--json", "JSON instead of a table"),
-    ),
-    example="runs/quickstart_shared_c2c/evaluation runs/quickstart_shared/evaluation",
-    run=compare,
-)

@@ -23,7 +23,7 @@ from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.folder import read_config, record_scores, weights_file
 from lcf_lightning.adapter.hub import is_hub_id
 from lcf_lightning.cli.answers import REPORT, answers_of, file_of, put_together
-from lcf_lightning.cli.commands import Command
+from lcf_lightning.cli.commands import COMMANDS
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
 from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.data.example import Example
@@ -43,6 +43,8 @@ from lcf_lightning.files import write_text
 from lcf_lightning.link import Link
 from lcf_lightning.models.spec import ModelSpec
 from lcf_lightning.writer import Writer
+
+COMMAND = COMMANDS["evaluate"]
 
 _ANYHOW = ("batch_size", "eval_batch_size", "eval_batch_tokens", "group_by_length", "num_workers")  # change no answer
 
@@ -259,19 +261,3 @@ def _held(sharer: ModelSpec, receiver: ModelSpec) -> str:
     """How both models are held in memory."""
     kinds = [model.dtype + (f", {model.quantization}" if model.quantization else "") for model in (sharer, receiver)]
     return " → ".join(dict.fromkeys(kinds))
-
-
-COMMAND = Command(
-    name="evaluate",
-    summary="Answers the test split under every arm, with controls and latencies, and writes a report",
-    options=(
-        ("--config FILE", "the config of the run"),
-        ("--arms [ARM,…]", "arms to run: names, t2t_N, class paths of your own (default: all that apply)"),
-        ("--adapter FOLDER", "another adapter than the run's, or its id on the hub"),
-        ("--limit N", "a seeded sample of N examples, from every benchmark in proportion"),
-        ("--repeats N", "measurements of each arm's latency (default: 10; 0 for none)"),
-    ),
-    example="--config configs/quickstart.yaml",
-    run=evaluate,
-    again="the same command goes on where it stopped",
-)

@@ -12,10 +12,12 @@ import torch
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.checkpoints import read_checkpoint
-from lcf_lightning.cli.commands import Command, new_folder, whole_folder
+from lcf_lightning.cli.commands import COMMANDS, new_folder, whole_folder
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.typed import read_json
+
+COMMAND = COMMANDS["export"]
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -96,18 +98,3 @@ def scores_of(summary: Path, steps: int | None) -> dict[str, Any]:
     if not isinstance(content, dict) or steps is None or content.get("steps") != steps:
         return {}
     return content.get("arms", {})
-
-
-COMMAND = Command(
-    name="export",
-    summary="Writes the adapter of a checkpoint as a folder with its model card, and uploads it where asked to",
-    options=(
-        ("--checkpoint FILE", "a checkpoint that fit wrote"),
-        ("--output FOLDER", "folder to write"),
-        ("--dtype bf16", "half the bytes (default: fp32)"),
-        ("--push_to_hub OWNER/NAME", "upload it too"),
-        ("--modules MODULE", "the module, or [modules], that define its parts, where they are your own"),
-    ),
-    example="--checkpoint runs/quickstart/checkpoints/last.ckpt --output runs/quickstart/bf16 --dtype bf16",
-    run=export,
-)

@@ -8,11 +8,13 @@ from pathlib import Path
 
 from lcf_lightning.adapter.c2c_files import RECIPE, Recipe, read_fuser, read_recipe
 from lcf_lightning.adapter.hub import fetch, is_hub_id
-from lcf_lightning.cli.commands import Command, new_folder, whole_folder
+from lcf_lightning.cli.commands import COMMANDS, new_folder, whole_folder
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.link import identity_of
 from lcf_lightning.models.spec import ModelSpec
+
+COMMAND = COMMANDS["import-c2c"]
 
 
 @dataclass(frozen=True)
@@ -87,18 +89,3 @@ def _prompts(recipe: Recipe) -> PromptSettings:
         sharer_reads="own" if recipe.aligned else "receiver_tokens",
         stop=None,
     )
-
-
-COMMAND = Command(
-    name="import-c2c",
-    summary="Writes a released Cache-to-Cache fuser as an adapter folder",
-    options=(
-        ("SOURCE", "a folder of C2C's checkpoints, or its id on the hub"),
-        ("--output FOLDER", "folder to write"),
-        ("--pair NAME", "which folder of the source, where it holds several"),
-        ("--sharer PATH", "the model whose cache is read (default: the recipe's teacher_model)"),
-        ("--receiver PATH", "the model whose cache is edited (default: the recipe's base_model)"),
-    ),
-    example="nics-efc/C2C_Fuser --pair qwen3_0.6b+qwen2.5_0.5b_Fuser --output runs/c2c_qwen",
-    run=import_c2c,
-)

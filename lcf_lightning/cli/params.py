@@ -7,10 +7,12 @@ import sys
 
 import torch
 
-from lcf_lightning.cli.commands import Command
+from lcf_lightning.cli.commands import COMMANDS
 from lcf_lightning.cli.config import FitConfig, config_parser
 from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.discovery import import_named
+
+COMMAND = COMMANDS["params"]
 
 
 def params(args: list[str]) -> None:
@@ -35,18 +37,3 @@ def params(args: list[str]) -> None:
         f"adapter in bf16       {sizes['megabytes_bf16']:.1f} MB",
     ]
     sys.stdout.write("\n".join(lines) + "\n")
-
-
-COMMAND = Command(
-    name="params",
-    summary="Counts the adapter's parameters, without loading a weight or a data set",
-    options=(
-        ("--config FILE", "a config of fit"),
-        ("--model.adapter.d N", "the bottleneck's width"),
-        ("--model.adapter.layers [N,…]", "receiver layers to edit"),
-        ("--model.adapter.pooler NAME", "span, prefix, carry, null, or your own"),
-        ("--json", "JSON instead of a table"),
-    ),
-    example="--config configs/qwen_openhermes_lcf128.yaml",
-    run=params,
-)

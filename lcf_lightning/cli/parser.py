@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from argparse import RawDescriptionHelpFormatter
-from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
@@ -17,9 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 import lcf_lightning.callbacks
 from lcf_lightning.data.datamodule import PairDataModule
-from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sources import known_sources
-from lcf_lightning.data.sources.source import Source
 from lcf_lightning.discovery import subclasses
 from lcf_lightning.errors import SettingError
 
@@ -53,10 +49,13 @@ class LCFParser(LightningArgumentParser):
         said = r"\S+ is no setting.*?[.?]|[\w.]+(?:=\S+ must be|=\S+ is of a kind| names a class) .*?[.?]"
         inner = re.search(rf"(?:- |: )({said})(?= - |$)", flat)
         if inner:  # of a part, in which this parser has failed before
-            return f"{settings[0]}.{inner[1]}" if settings and " is no setting" not in inner[1] else inner[1]
-        unknown = re.search(r"(?:unrecognized arguments: |does not accept option '|Option ')(?:--)?([\w.+-]+)", flat)
+            where = f"{settings[0]}." if settings else ""
+            return where + inner[1].replace(" is no setting; did you mean ", f" is no setting; did you mean {where}")
+        within = r"Group '([\w.]+)' does not accept option '|unrecognized arguments: |does not accept option '|Option '"
+        unknown = re.search(rf"(?:{within})(?:--)?([\w.+-]+)", flat)
         if unknown:
-            return f"{unknown[1]} is no setting{self._meant(unknown[1])}"
+            key = ".".join(filter(None, unknown.groups()))
+            return f"{key} is no setting{self._meant(key)}"
         setting = settings[-1] if settings else "value"
         name = re.search(r"Expected a dot import path string: (\S+)", flat)
         if name:
@@ -83,7 +82,7 @@ class LCFParser(LightningArgumentParser):
 
     def _meant(self, key: str) -> str:
         """Which setting was meant, where there is one like it."""
-        known = {action.dest for action in self._actions} | _settings_of_data()
+        known = {action.dest for action in self._actions}
         known |= {dest for parser in self._parsers() for dest in (action.dest for action in parser._actions)}
         close = get_close_matches(key, known, 1, 0.75)
         if not close:
@@ -117,11 +116,3 @@ def _unknown_class(setting: str, name: str) -> str:
     close = get_close_matches(name, like, 1)
     meant = f"; did you mean {close[0]}?" if close else "."
     return f"{setting}={name!r} must be one of {', '.join(named)}, or the import path of a {kind}{meant}"
-
-
-def _settings_of_data() -> set[str]:
-    """Settings that only the chosen data module and source have."""
-    names = {f"prompts.{field.name}" for field in fields(PromptSettings)}
-    for kind in (*subclasses(PairDataModule), *subclasses(Source)):
-        names |= set(inspect.signature(kind.__init__).parameters) - {"self"}
-    return names

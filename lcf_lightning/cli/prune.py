@@ -12,7 +12,7 @@ from rich.console import Console
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.subset import keep_layers, open_layers
-from lcf_lightning.cli.commands import Command, new_folder, whole_folder
+from lcf_lightning.cli.commands import COMMANDS, new_folder, whole_folder
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
 from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.errors import SettingError
@@ -23,6 +23,8 @@ from lcf_lightning.evaluation.ranks import dealt
 from lcf_lightning.evaluation.tables import pruning_table
 from lcf_lightning.files import write_text
 from lcf_lightning.writer import Writer
+
+COMMAND = COMMANDS["prune"]
 
 POINTS = 8  # of the curve, beside no layer and the number kept
 
@@ -99,18 +101,3 @@ def _ranked(
         kept=kept,
         curve=curve(link, writer, batches, importance, sorted(steps | {len(kept)}), config.max_new_tokens),
     )
-
-
-COMMAND = Command(
-    name="prune",
-    summary="Writes a smaller adapter that keeps the layers that matter on the validation split",
-    options=(
-        ("--config FILE", "the config of the run"),
-        ("--keep K", "how many layers to keep, at most"),
-        ("--adapter FOLDER", "another adapter than the run's, or its id on the hub"),
-        ("--output FOLDER", "folder to write (default: ADAPTER_pruned_K)"),
-        ("--limit N", "a seeded sample of N examples, from every benchmark in proportion"),
-    ),
-    example="--config configs/quickstart_shared.yaml --keep 2",
-    run=prune,
-)

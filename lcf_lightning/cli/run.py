@@ -19,7 +19,7 @@ from rich.console import Console
 from lcf_lightning.adapter.folder import WEIGHTS_FILE
 from lcf_lightning.callbacks import AdapterExport, CommunicationAccuracy, GateMonitor, LastCheckpoint, Speedup
 from lcf_lightning.checkpoints import AtomicCheckpointIO, last_checkpoint, newest_checkpoint, steps_of
-from lcf_lightning.cli.commands import Command
+from lcf_lightning.cli.commands import COMMANDS
 from lcf_lightning.cli.config import TRAINER_DEFAULTS, add_links, require_accelerator, require_data
 from lcf_lightning.cli.config_files import with_bases
 from lcf_lightning.cli.faults import goes_on
@@ -238,53 +238,6 @@ class LCFCLI(LightningCLI):
 def _listed(given: Any) -> list[Any]:
     """What a setting names that takes one, several or none."""
     return [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
-
-
-def _lightning(name: str, summary: str, *more: tuple[str, str], again: str = Command.again) -> Command:
-    """A command that Lightning's Trainer runs."""
-    config = ("--config FILE", "the config; every setting of it can be given as --setting VALUE")
-    folder = ("--trainer.default_root_dir FOLDER", "the run folder, which holds all that a run writes")
-    example = "--config configs/quickstart.yaml"
-    return Command(name, summary, (config, folder, *more), example, lambda args: LCFCLI([name, *args]), again)
-
-
-_CHECKPOINT = ("--ckpt_path FILE", "another checkpoint than the run's last")
-_QUIET = ("--trainer.enable_progress_bar false", "no progress bar")
-COMMANDS = {
-    command.name: command
-    for command in (
-        _lightning(
-            "fit",
-            "Trains the adapter between two frozen models, and answers the test split",
-            ("--ckpt_path last", "begin, or continue"),
-            ("--trainer.max_steps N", "optimizer steps"),
-            ("--print_config", "show every setting, and end"),
-            again="the same command with --ckpt_path last continues from the last checkpoint",
-        ),
-        _lightning(
-            "validate",
-            "Answers the validation split with a run's adapter",
-            _CHECKPOINT,
-            ("--trainer.limit_val_batches N", "only so many batches"),
-            _QUIET,
-        ),
-        _lightning(
-            "test",
-            "Answers the test split with a run's adapter",
-            _CHECKPOINT,
-            ("--trainer.limit_test_batches N", "only so many batches"),
-            _QUIET,
-        ),
-        _lightning(
-            "predict",
-            "Writes the message arm's answers to the test split as JSON lines",
-            _CHECKPOINT,
-            ("--trainer.limit_predict_batches N", "only so many batches"),
-            _QUIET,
-        ),
-    )
-}
-"""Lightning's own commands."""
 
 
 def _from_checkpoint(file: Path) -> str:
