@@ -21,7 +21,7 @@ from latency import examples
 
 from lcf_lightning import AdapterSettings, Channel, LCFModule, Message, ModelSpec
 from lcf_lightning.data.example import Example
-from lcf_lightning.models.decoding import Decoding
+from lcf_lightning.models.options import Decoding
 
 
 def plain(channel: Channel, row: Example, new_tokens: int) -> float:

@@ -53,7 +53,7 @@ class AdapterExport(pl.Callback):
         return target.with_name(f"{target.name}_best")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "license": self.license}  # the licence is for `export`
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best = state_dict["best"]

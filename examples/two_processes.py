@@ -37,7 +37,8 @@ from lcf_lightning.data.example import Example
 from lcf_lightning.data.parsing import parse_passages
 from lcf_lightning.errors import LCFError, SettingError
 from lcf_lightning.evaluation.text_baseline import reading_prompts, text_prompts, write_texts
-from lcf_lightning.models.decoding import Answer, Decoder, Decoding
+from lcf_lightning.models.decoding import Answer, Decoder
+from lcf_lightning.models.options import Decoding
 from lcf_lightning.stopwatch import Stopwatch
 
 PATHS = {"text": "/text", "latent": "/message"}

@@ -54,7 +54,7 @@ def bound(
         return None
     for setting, name in (("to", to), ("session", session)):
         if name is not None and not is_name(name):
-            raise SettingError(f"{setting}={name!r:.140} must be 1 to 128 printable ASCII characters, or null.")
+            raise SettingError(f"{setting}={name!r:.140} must be 1 to 128 printable ASCII characters, or None.")
     number = isinstance(expires, int | float) and not isinstance(expires, bool)
     if expires is None or not number or not 0 < expires <= LONGEST:
         raise SettingError(
@@ -86,7 +86,7 @@ class Inbox:
 
     def __init__(self, to: str | None = None, most: int = MOST, clock: Clock = time.time) -> None:
         if to is not None and not is_name(to):
-            raise SettingError(f"to={to!r:.140} must be 1 to 128 printable ASCII characters, or null.")
+            raise SettingError(f"to={to!r:.140} must be 1 to 128 printable ASCII characters, or None.")
         if type(most) is not int or most < 1:
             raise SettingError(f"most={most!r:.40} must be a whole number of at least 1.")
         self.to, self._most, self._clock = to, most, clock

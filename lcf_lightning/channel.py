@@ -157,23 +157,24 @@ class Channel:
 
         Raises:
             DataError: If there is nothing to send, a chat cannot be understood, or the passages begin otherwise.
-            SettingError: If this channel has no sharer, ``pooled`` or ``since`` mean nothing for it, or it cannot be
-                bound so.
+            SettingError: If there is no sharer, ``pooled`` or ``since`` mean nothing here, or it cannot be bound so.
         """
-        bound = {"to": to, "session": session, "expires": expires}
-        return sent_messages(self, [passages], [question], pooled, since, **bound)[0]
+        return sent_messages(self, [passages], [question], pooled, since, to=to, session=session, expires=expires)[0]
 
     def send_batch(
         self,
         passages: Sequence[Text],
         questions: Sequence[Question | None] | None = None,
         pooled: bool = False,
-        **binding: Any,
+        *,
+        to: str | None = None,
+        session: str | None = None,
+        expires: float | None = None,
     ) -> list[Message]:
-        """One message for each text and question, or for each text alone; see `send`, for ``binding``, too."""
+        """One message for each text and question, or for each text alone; see `send`."""
         require_lists(texts=passages)
         asked = [None] * len(passages) if questions is None else questions
-        return sent_messages(self, passages, asked, pooled, None, **binding)
+        return sent_messages(self, passages, asked, pooled, None, to=to, session=session, expires=expires)
 
     @overload
     def receive(

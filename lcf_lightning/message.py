@@ -96,15 +96,24 @@ class Message:
         Args:
             dtype: ``float32``, ``bfloat16``, ``float16``; ``int8`` or ``int4``, with a scale for each head's vector of
                 each span; null for the message's own, which loses nothing.
-            key: Authenticates the message (HMAC-SHA256): a secret of at least 16 bytes that both sides hold.
+            key: Authenticates the message (HMAC-SHA256): a secret of at least 16 bytes that both sides hold. A warning
+                says where none is given and the message is bound.
 
         Raises:
             SettingError: If the dtype is unknown or the key too short.
             MessageError: If a value is not finite, or not in this dtype.
         """
+        return self._written(dtype, key)
+
+    def _written(self, dtype: str | None, key: bytes | None) -> bytes:
+        """See `to_bytes`; a warning is of the line that called it, or `save`."""
         dtype = dtype or str(self.keys.dtype).removeprefix("torch.")
         if dtype not in WIRE_DTYPES:
-            raise SettingError(f"dtype={dtype!r} of a message must be one of {', '.join(WIRE_DTYPES)}, or null.")
+            raise SettingError(f"dtype={dtype!r} of a message must be one of {', '.join(WIRE_DTYPES)}, or None.")
+        if key is None and self.binding is not None:
+            warnings.warn(
+                "key=None, but this message is bound: for whom and how long can be changed on its way.", stacklevel=3
+            )
         payload = encode(self.keys[:, 0], self.values[:, 0], dtype)
         header = Header(self.origin, self.binding, dtype, self.spans, self.pooled, self.prompt)
         head = header.to_json(sha256=header.digest(payload))
@@ -142,7 +151,7 @@ class Message:
 
     def save(self, path: str | Path, dtype: str | None = None, key: bytes | None = None) -> None:
         """Write `to_bytes` to a file: aside, then renamed."""
-        data = self.to_bytes(dtype, key)
+        data = self._written(dtype, key)
         write_file(Path(path), lambda aside: aside.write_bytes(data))
 
     @classmethod

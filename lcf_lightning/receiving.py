@@ -20,8 +20,9 @@ from lcf_lightning.host import HostCopy, to_device
 from lcf_lightning.likelihood import Candidate, Score, score_candidates
 from lcf_lightning.message import Message
 from lcf_lightning.models.cache import KVCache
-from lcf_lightning.models.decoding import Decoder, Decoding
+from lcf_lightning.models.decoding import Decoder
 from lcf_lightning.models.geometry import KV
+from lcf_lightning.models.options import Decoding
 from lcf_lightning.sending import digest_of, digests, warn_of_dropped
 from lcf_lightning.stopwatch import Stopwatch
 

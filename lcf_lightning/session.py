@@ -16,7 +16,8 @@ from lcf_lightning.errors import DataError, GeometryError, MessageError
 from lcf_lightning.host import to_device
 from lcf_lightning.message import Message
 from lcf_lightning.models.cache import KVCache
-from lcf_lightning.models.decoding import Answer, Decoder, Decoding, cut
+from lcf_lightning.models.decoding import Answer, Decoder, cut
+from lcf_lightning.models.options import Decoding
 from lcf_lightning.receiving import Received, listen, received_together, require_last, warn_of_unusual
 from lcf_lightning.stopwatch import Stopwatch
 

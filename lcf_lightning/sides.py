@@ -60,7 +60,7 @@ def load_sides(
         GeometryError: If a model is not like the adapter's.
     """
     if quantization not in (None, "none", *QUANTIZATIONS):
-        raise SettingError(f"quantization={quantization!r} must be {', '.join(QUANTIZATIONS)}, none, or null.")
+        raise SettingError(f"quantization={quantization!r} must be {', '.join(QUANTIZATIONS)}, none, or None.")
     sides: dict[Role, ModelSpec | FrozenModel] = {}
     for role, other in given.items():
         spec = spec_of(getattr(config, role))

@@ -161,7 +161,9 @@ def test_an_error_reaches_who_listens(channel: Channel, message: Message) -> Non
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"temprature": 0.5}, r"decoding options \['temprature'\]: .* not used by the model: \['temprature'\]"),
+        ({"temprature": 0.5}, r"^temprature=0\.5 is no decoding option; did you mean temperature\?$"),
+        ({"strem": True}, r"^strem=True is no decoding option; did you mean stream\?$"),
+        ({"position_ids": 3}, r"^position_ids=3 is no decoding option\.$"),  # though the model has it
         ({"streamer": None}, "decoding option streamer is not to be set here"),
         ({"num_return_sequences": 2}, "decoding option num_return_sequences is not to be set here"),
         ({"num_beams": 0}, "num_beams=0 must be a whole number of at least 1"),

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
 
 from lcf_lightning.errors import AdapterFileError, reason
 
@@ -25,8 +26,14 @@ def fetch(repository: str, revision: str | None, files: tuple[str, ...]) -> Path
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(files)))
     except (OSError, ValueError) as error:  # all of the hub's are one or the other
         raise AdapterFileError(
-            f"adapter={repository!r} is no folder here, and cannot be fetched from the hub: {reason(error)}"
+            f"adapter={repository!r} is no folder here, and cannot be fetched from the hub: {_refusal(error)}"
         ) from error
+
+
+def _refusal(error: Exception) -> str:
+    """Why nothing came from the hub, which says what is wrong on the line below its status."""
+    lines = [line for line in str(error).splitlines() if line]
+    return " ".join(lines[:2]) if isinstance(error, HfHubHTTPError) else reason(error)
 
 
 def upload(folder: Path, repository: str, private: bool) -> str:

@@ -31,7 +31,7 @@ class ExportOptions:
         output: Folder to write.
         dtype: ``fp32``, ``bf16`` or ``fp16``.
         push_to_hub: Also upload to this ``owner/name``.
-        license: Licence of the weights, as the hub calls it; null for apache-2.0.
+        license: Licence of the weights, as the hub calls it; null for what the run's `AdapterExport` says.
         private: Whether a repository made for that is private.
         modules: Modules to import first, which define parts of the adapter that are not of this package.
     """
@@ -66,7 +66,7 @@ def export(args: list[str]) -> None:
 
 
 def read_adapter(file: Path) -> CacheAdapter:
-    """The adapter of a Lightning checkpoint, with the test scores of its run where they are this step's.
+    """The adapter of a Lightning checkpoint, with its licence, and its run's test scores where they are this step's.
 
     Raises:
         AdapterFileError: If there is no such file, or it is no checkpoint of an `LCFModule`.
@@ -77,12 +77,21 @@ def read_adapter(file: Path) -> CacheAdapter:
     config = AdapterConfig.from_dict(checkpoint["adapter_config"])
     state = {name.removeprefix("adapter."): tensor for name, tensor in checkpoint["state_dict"].items()}
     scores = scores_of(file.parent.parent / "summary.json", config.metadata.get("steps"))
-    adapter = CacheAdapter.empty(replace(config, metadata=config.metadata | ({"scores": scores} if scores else {})))
+    metadata = config.metadata | _license(checkpoint) | ({"scores": scores} if scores else {})
+    adapter = CacheAdapter.empty(replace(config, metadata=metadata))
     expected = {name: tuple(tensor.shape) for name, tensor in adapter.state_dict().items()}
     if expected != {name: tuple(tensor.shape) for name, tensor in state.items()}:
         raise AdapterFileError(f"checkpoint={str(file)!r} does not hold exactly the adapter's tensors.")
     adapter.load_state_dict({name: tensor.float() for name, tensor in state.items()}, assign=True)
     return adapter.eval()
+
+
+def _license(checkpoint: dict[str, Any]) -> dict[str, str]:
+    """What a run's `AdapterExport` says of the licence; nothing in a checkpoint of before."""
+    match checkpoint.get("callbacks"):
+        case {"AdapterExport": {"license": str(license)}}:
+            return {"license": license}
+    return {}
 
 
 def scores_of(summary: Path, steps: int | None) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,19 +15,8 @@ from transformers import GenerationConfig, StoppingCriteria, TextIteratorStreame
 from lcf_lightning.errors import SettingError, reason
 from lcf_lightning.models.cache import KVCache, cache_argument, from_transformers, to_transformers
 from lcf_lightning.models.loading import FrozenModel
+from lcf_lightning.models.options import Decoding
 from lcf_lightning.stopwatch import Stopwatch
-
-# What a channel decides itself, and what would change how many answers there are, or what they are.
-_RESERVED = {
-    "inputs", "input_ids", "inputs_embeds", "attention_mask", "past_key_values", "cache", "use_cache", "streamer",
-    "generation_config", "num_return_sequences", "return_dict_in_generate", "max_length", "min_length",
-    "eos_token_id", "pad_token_id", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens",
-    "custom_generate", "trust_remote_code", "tokenizer",
-}  # fmt: skip
-
-
-_SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
-"""What `generate` looks at only where it samples."""
 
 
 @dataclass(frozen=True)
@@ -49,59 +37,6 @@ class Answer:
 
     def __str__(self) -> str:
         return self.text
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How an answer is to be decoded.
-
-    Attributes:
-        config: Options of ``generate`` that its config knows.
-        others: The rest of them.
-        names: Those that were asked for.
-        pad_id: What fills the rows of a batch that have ended; no token that ends one.
-        stop: The text that ends an answer; None where nothing but a token does.
-    """
-
-    config: GenerationConfig
-    others: dict[str, Any]
-    names: list[str]
-    pad_id: int
-    stop: str | None = None
-
-    @classmethod
-    def of(cls, reader: FrozenModel, max_new_tokens: int, options: dict[str, Any], stop: str | None = None) -> Decoding:
-        """Decoding options of transformers' ``generate``; greedy where they ask for nothing else.
-
-        A warning, on the line that called the channel, names an option of sampling where ``do_sample`` is not given.
-
-        Raises:
-            SettingError: If an option is reserved or out of range.
-        """
-        for name in sorted(options.keys() & _RESERVED):
-            raise SettingError(f"decoding option {name} is not to be set here.")
-        for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", options.get("num_beams", 1))):
-            if type(value) is not int or value < 1:
-                raise SettingError(f"{name}={value!r} must be a whole number of at least 1.")
-        idle = [name for name in _SAMPLING if options.get(name)]  # a temperature of 0 asks for no sampling
-        if idle and "do_sample" not in options:
-            given = ", ".join(f"{name}={options[name]!r}" for name in idle)
-            warnings.warn(f"{given} has no effect: without do_sample=True answers are greedy.", stacklevel=5)
-        known = vars(GenerationConfig()).keys()
-        tokenizer, stops = reader.tokenizer, reader.stop_ids
-        candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, *range(len(stops) + 1))
-        pad_id = next(token for token in candidates if token is not None and token not in stops)
-        try:
-            config = GenerationConfig(
-                **{"do_sample": False, **{name: value for name, value in options.items() if name in known}},
-                max_new_tokens=max_new_tokens,
-                eos_token_id=list(stops),
-                pad_token_id=pad_id,
-            )
-        except (ValueError, TypeError) as error:
-            raise SettingError(f"decoding options {sorted(options)}: {reason(error)}") from error
-        others = {name: value for name, value in options.items() if name not in known}
-        return cls(config, others, sorted(options), pad_id, stop)
 
 
 class Decoder:

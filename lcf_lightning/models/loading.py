@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
 import torch
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from lcf_lightning.digests import tensor_digest
 from lcf_lightning.errors import ModelError, SettingError, reason
@@ -138,7 +143,8 @@ def load_frozen(spec: ModelSpec, device: torch.device | str = "cpu") -> FrozenMo
     if spec.device_map is not None:
         _require_packages(f"device_map={spec.device_map!r}", "accelerate")
         options["device_map"] = spec.device_map
-    model = from_pretrained(AutoModelForCausalLM, spec, **options)
+    with _bar_for_terminals():
+        model = from_pretrained(AutoModelForCausalLM, spec, **options)
     if "device_map" not in options:
         model.to(device)
     frozen = _frozen(spec, model, load_tokenizer(spec))
@@ -150,6 +156,20 @@ def load_frozen(spec: ModelSpec, device: torch.device | str = "cpu") -> FrozenMo
     return frozen
 
 
+@contextmanager
+def _bar_for_terminals() -> Iterator[None]:
+    """Inside, transformers draws its bar of the weights that it reads on a terminal alone, and in no log."""
+    shown = transformers_logging.is_progress_bar_enabled() and not are_progress_bars_disabled()  # both are switched
+    if not shown or sys.stderr.isatty():
+        yield
+        return
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+
+
 def found_device(device: torch.device | str) -> torch.device:
     """A device of this machine; for ``auto`` its accelerator, or the CPU where there is none.
 
@@ -157,13 +177,22 @@ def found_device(device: torch.device | str) -> torch.device:
         SettingError: If there is no such device here.
     """
     if device == "auto":
-        device = (torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None) or "cpu"
+        device = _accelerator()
     try:
         return torch.empty(0, device=device).device  # torch.device() itself takes the name of any
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:
+        here = dict.fromkeys(("auto", "cpu", _accelerator()))
+        listed = isinstance(error, NotImplementedError) or "expected one of" in str(error).lower()
+        why = "." if listed else f": {reason(error)}"  # no list of all that torch has a name for
         raise SettingError(
-            f"device={str(device)!r} is none that can be used here; take auto, cpu or another: {reason(error)}"
+            f"device={str(device)!r} is none that can be used here; take {' or '.join(here)}{why}"
         ) from error
+
+
+def _accelerator() -> str:
+    """What this machine computes on: ``cuda``, say, or ``cpu`` where it has nothing else."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return "cpu" if found is None else found.type
 
 
 def _frozen(spec: ModelSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> FrozenModel:

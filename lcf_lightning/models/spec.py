@@ -167,4 +167,6 @@ def from_pretrained(auto_class: Any, spec: ModelSpec, **options: Any) -> Any:
     try:
         return auto_class.from_pretrained(**source, trust_remote_code=False, **options)
     except _UNREADABLE as error:
-        raise ModelError(f"path={spec.path!r} (revision={spec.revision!r}) cannot be read: {reason(error)}") from error
+        hub = f"is no folder here, and cannot be read from the hub (revision={spec.revision!r})"
+        where = hub if "revision" in source else "cannot be read"
+        raise ModelError(f"path={spec.path!r} {where}: {reason(error)}") from error

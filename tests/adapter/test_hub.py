@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.card import CARD_FILE
@@ -69,6 +71,20 @@ def test_what_the_hub_has_not_is_named(hub: FolderHub, adapter: Build) -> None:
     (hub.root / "ada/adapter" / WEIGHTS_FILE).write_bytes(b"junk")
     with pytest.raises(AdapterFileError, match="is damaged or no safetensors file"):
         CacheAdapter.from_pretrained("ada/adapter")
+
+
+def test_why_the_hub_refuses_is_said_on_its_second_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        said = "404 Client Error.\n\nRepository Not Found for url: https://hub/runs/none.\nPlease make sure"
+        raise RepositoryNotFoundError(said, response=SimpleNamespace(headers={}, request=None))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("lcf_lightning.adapter.hub.snapshot_download", refuse)
+    with pytest.raises(AdapterFileError) as caught:
+        CacheAdapter.from_pretrained("runs/none")
+    assert str(caught.value) == (
+        "adapter='runs/none' is no folder here, and cannot be fetched from the hub: 404 Client Error. "
+        "Repository Not Found for url: https://hub/runs/none."
+    )
 
 
 def test_a_folder_that_exists_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

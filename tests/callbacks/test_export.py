@@ -10,6 +10,8 @@ from lcf_lightning.callbacks import AdapterExport
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from lcf_lightning import CacheAdapter, ModelSpec
+from lcf_lightning.adapter.folder import read_config
+from lcf_lightning.cli.export import read_adapter
 from lcf_lightning.errors import SettingError
 from tests.pairs import small_data, small_module, small_trainer
 
@@ -26,6 +28,15 @@ def test_the_adapter_of_the_last_step_is_written(spec: Spec, tmp_path: Path) -> 
     assert restored.config.metadata["steps"] == 4
     assert restored.config.metadata["seed"] == 42
     assert restored.config.metadata["prompts"]["question"] == " {question}"
+
+
+def test_the_licence_is_in_the_checkpoint_that_is_exported(spec: Spec, tmp_path: Path) -> None:
+    pair = spec("llama"), spec("qwen3")
+    trainer = small_trainer(tmp_path, AdapterExport(license="mit"))
+    trainer.fit(small_module(*pair), datamodule=small_data(*pair))
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    for metadata in (read_adapter(tmp_path / "a.ckpt").config.metadata, read_config(tmp_path / "adapter")[0].metadata):
+        assert metadata["license"] == "mit"
 
 
 def test_the_folder_can_be_chosen_and_a_dry_run_writes_nothing(spec: Spec, tmp_path: Path) -> None:

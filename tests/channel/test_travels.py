@@ -132,6 +132,9 @@ def test_a_device_that_is_not_there_is_one_sentence(
         with pytest.raises(SettingError, match=f"device='{device}' is none that can be used here; take auto") as caught:
             Channel.from_pretrained(trained, device)  # type: ignore[arg-type]
         assert "\n" not in str(caught.value)
+    for device in ("vulkan", "warp"):  # of which torch would list all that it has a name for
+        with pytest.raises(SettingError, match=rf"^device='{device}' is .* here; take auto or cpu( or \w+)?\.$"):
+            Channel.from_pretrained(trained, device)
     away = AutoModelForCausalLM.from_pretrained(model_folders["qwen3"]).to("meta")
     with pytest.raises(SettingError, match=r"device='cpu' must be 'meta', where the given receiver is\.$"):
         Channel.from_pretrained(trained, "cpu", receiver=(away, loaded(model_folders["qwen3"])[1]))
@@ -159,7 +162,7 @@ WRONG: list[tuple[Callable[[Path], dict[str, Any]], str]] = [
     (lambda folder: {"receiver": (folder, folder)}, r"receiver= of type tuple must be a path .* \(model, tokenizer\)"),
     (lambda folder: {"sharer": ModelSpec("x")}, "sharer= of type ModelSpec must be a path"),
     (lambda folder: {"receiver": folder, "sides": "sharer"}, "receiver= must be left out with sides='sharer'"),
-    (lambda folder: {"quantization": "4bit"}, "quantization='4bit' must be 8bit, nf4, none, or null"),
+    (lambda folder: {"quantization": "4bit"}, "quantization='4bit' must be 8bit, nf4, none, or None"),
     (lambda folder: {"dtype": "half"}, "dtype='half' of model '.*' must be one of float32, bfloat16, float16"),
     (
         lambda folder: {"receiver": (AutoModel.from_pretrained(folder), loaded(folder)[1])},

@@ -80,6 +80,8 @@ def test_a_bound_message_is_refused_with_another_question(channel: Channel) -> N
             with pytest.raises(MessageError, match="is not the one that its message was sent for; a bound message"):
                 channel.receive(message, question, max_new_tokens=1)
         several = channel.send_batch([FACTS, FACTS], ["likes ada"] * 2, **binding)
+        with pytest.raises(TypeError, match="send_batch.* unexpected keyword argument 'expire'"):
+            channel.send_batch([FACTS], ["likes ada"], expire=60)  # type: ignore[call-arg]
     nonces = {each.binding.nonce for each in (bound, *several) if each.binding is not None}
     assert (len(nonces), plain.binding) == (3, None)
     with pytest.raises(SettingError, match="expires=None of a message with a recipient"):

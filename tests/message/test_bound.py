@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,18 @@ def test_a_bound_message_comes_as_it_was_sent(tmp_path: Path) -> None:
     assert Message.load(path, KEY, inbox=Inbox("bob", clock=Clock()), session="s1").binding == one.binding
     alone = sent(None, None)
     assert read(alone.to_bytes(key=KEY), Inbox(clock=Clock()), None).binding == alone.binding
+
+
+def test_a_bound_message_that_is_not_signed_is_warned_of(tmp_path: Path) -> None:
+    one = sent()
+    for write in (one.to_bytes, lambda: one.save(tmp_path / "a.message")):
+        with pytest.warns(UserWarning, match="key=None, but this message is bound: for whom and how lo") as warned:
+            write()
+        assert [warning.filename for warning in warned] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        one.to_bytes(key=KEY)
+        message().to_bytes()
 
 
 def test_what_is_not_bound_travels_as_before() -> None:
@@ -151,7 +164,7 @@ def test_what_cannot_be_bound_is_named(expires: Any) -> None:
         bound("bob", None, expires)
     for name in WRONG_NAMES:
         for settings in ({"to": name}, {"session": name}):
-            with pytest.raises(SettingError, match=r"(to|session)=.* must be 1 to 128 printable ASCII characters"):
+            with pytest.raises(SettingError, match=r"(to|session)=.* must be 1 to 128 .* characters, or None"):
                 bound(**settings, expires=60)
         with pytest.raises(SettingError, match="to=.* must be 1 to 128"):
             Inbox(name)

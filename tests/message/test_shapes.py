@@ -56,7 +56,7 @@ def test_what_a_dtype_cannot_hold_is_not_sent_in_it(value: float, dtype: str) ->
 @pytest.mark.parametrize("dtype", ["F32", "int2"])
 def test_an_unknown_dtype_is_named(dtype: str, tmp_path: Path) -> None:
     for write in (message().to_bytes, lambda asked: message().save(tmp_path / "a.message", asked)):
-        with pytest.raises(SettingError, match=f"dtype='{dtype}' .*float32, bfloat16, float16, int8, int4, or null"):
+        with pytest.raises(SettingError, match=f"dtype='{dtype}' .*float32, bfloat16, float16, int8, int4, or None"):
             write(dtype)
     assert list(tmp_path.iterdir()) == []
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from transformers import AutoConfig
+from transformers.utils.logging import enable_progress_bar, is_progress_bar_enabled
 
 from lcf_lightning import ModelSpec
 from lcf_lightning.errors import GeometryError, ModelError
@@ -97,6 +99,23 @@ def test_a_path_that_leads_nowhere_is_refused(path: str) -> None:
         geometry_of(ModelSpec(path))
     with pytest.raises(ModelError, match="is no model folder"):
         load_frozen(ModelSpec(path))
+
+
+def test_a_path_that_may_be_a_hub_id_is_said_to_be_neither_there_nor_here() -> None:
+    with pytest.raises(ModelError, match=r"^path='runs/none' is no folder here, and cannot be read from the hub \(rev"):
+        geometry_of(ModelSpec("runs/none", revision="main"))
+
+
+def test_a_bar_is_for_a_terminal(
+    spec: Spec, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    enable_progress_bar()
+    load_frozen(spec("llama"))
+    assert capsys.readouterr().err == ""
+    assert is_progress_bar_enabled()  # for whoever else uses transformers
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    load_frozen(spec("llama"))
+    assert "Loading weights" in capsys.readouterr().err
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:

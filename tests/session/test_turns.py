@@ -13,7 +13,8 @@ from lcf_lightning import Channel, Message
 from lcf_lightning.conversation import State, Told
 from lcf_lightning.data.tokens import Encoded
 from lcf_lightning.models.cache import KVCache, extend, prefill
-from lcf_lightning.models.decoding import Decoder, Decoding
+from lcf_lightning.models.decoding import Decoder
+from lcf_lightning.models.options import Decoding
 from lcf_lightning.receiving import Heard, decoder, listen
 from lcf_lightning.stopwatch import Stopwatch
 from tests.conftest import CHAT_TEMPLATE
