@@ -1,4 +1,4 @@
-"""What every command says of itself; nothing is imported that takes a second, or a help would."""
+"""What every command says of itself. Nothing that takes a second is imported here, or a help would take it too."""
 
 from __future__ import annotations
 
