@@ -93,6 +93,6 @@ def test_an_adapter_is_used_without_anything_that_is_for_training(slim: Path, tm
     done = run(USED, "-S", path=(slim, ROOT), cwd=str(tmp_path))
     sentence = r"\w+ is not installed: data, training and evaluation need pip install 'lcf-lightning\[train\]'\.\n"
     assert re.fullmatch(sentence, done.stdout), done.stderr
-    assert re.search(rf"\nerror: {sentence}$", done.stderr)
+    assert re.fullmatch(rf"error: {sentence}", done.stderr)
     assert done.returncode == 2
     assert (tmp_path / "saved" / "README.md").is_file()
