@@ -14,12 +14,12 @@ def main() -> None:
     """The command line. Its imports take seconds, and Ctrl-C ends these too without a traceback."""
     if not getattr(sys.flags, "safe_path", False) and not {"", os.getcwd()}.intersection(sys.path):
         sys.path.insert(0, os.getcwd())  # as `python -m` does: a config may name classes of the user's own files
-    from lcf_lightning.cli.commands import chosen
-
-    command, rest = chosen(sys.argv[1:])  # or the end, where a text is all that is asked for
     waiting = signal.getsignal(signal.SIGINT) == signal.default_int_handler  # else whoever called us ignores it
     if waiting:
         signal.signal(signal.SIGINT, _leave)
+    from lcf_lightning.cli.commands import chosen
+
+    command, rest = chosen(sys.argv[1:])  # or the end, where a text is all that is asked for
     try:
         from lcf_lightning.cli.dispatch import run
     except ModuleNotFoundError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,7 @@ from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
 )
+from xdist.scheduler import LoadFileScheduling
 
 from lcf_lightning import ModelSpec
 
@@ -87,11 +90,21 @@ def byte_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no process is left alone with them at the end; a file's tests share a process."""
+    """The longest first, so that no process of the tests is left alone with them at the end."""
     items.sort(key=lambda item: "test_quickstart" not in item.nodeid)
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+class _FilesAndPages(LoadFileScheduling):
+    """A file's tests share a process, and what they have made; of the commands in the docs those of a page do."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        page = re.match(r"tests/test_docs\.py::test_it_runs\[([\w.]+\.md): ", nodeid)
+        return page[1] if page else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    return _FilesAndPages(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session")

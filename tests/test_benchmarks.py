@@ -251,6 +251,7 @@ def test_a_receiver_is_tuned_where_a_message_would_act(
     (tuned,) = fitted
     ids = torch.tensor([[5, 6, 7]])
     row = Tokens(ids, ids > 0, -torch.ones_like(ids))
+    assert tuned.module.link.read_receiver(row).values[1].requires_grad == (config == "quickstart_shared")
     with torch.no_grad():
         before = tuned.module.link.read_receiver(row).values[1]
         for part in tuned.lora:

@@ -161,9 +161,10 @@ def test_an_error_reaches_who_listens(channel: Channel, message: Message) -> Non
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"temprature": 0.5}, r"^temprature=0\.5 is no decoding option; did you mean temperature\?$"),
-        ({"strem": True}, r"^strem=True is no decoding option; did you mean stream\?$"),
-        ({"position_ids": 3}, r"^position_ids=3 is no decoding option\.$"),  # though the model has it
+        ({"temprature": 0.5}, r"^temprature=0\.5 is no decoding option here; did you mean temperature\?$"),
+        ({"strem": True}, r"^strem=True is no decoding option here; did you mean stream\?$"),
+        ({"position_ids": torch.zeros(1, 99)}, r"^position_ids=tensor[^\n]+ is no decoding option here\.$"),
+        ({"kwargs": 1}, "^kwargs=1 is no decoding option here"),
         ({"streamer": None}, "decoding option streamer is not to be set here"),
         ({"num_return_sequences": 2}, "decoding option num_return_sequences is not to be set here"),
         ({"num_beams": 0}, "num_beams=0 must be a whole number of at least 1"),

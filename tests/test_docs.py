@@ -234,9 +234,7 @@ HOW: list[tuple[str, Callable[..., None]]] = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "item", [pytest.param(item, id=str(item), marks=pytest.mark.xdist_group(item.page)) for item in items()]
-)
+@pytest.mark.parametrize("item", items(), ids=str)
 def test_it_runs(item: Item, desk: Desk) -> None:
     text = item.text
     if item.python:

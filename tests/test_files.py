@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lcf_lightning.cli.commands import whole_folder
+from lcf_lightning.cli.folders import whole_folder
 from lcf_lightning.errors import SettingError
 from lcf_lightning.files import LOCK_FILE, FolderLock, unfinished, write_file, write_text
 from lcf_lightning.loggers import ContinuedCSVLogger

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from lcf_lightning.errors import SettingError
 
 if TYPE_CHECKING:
     from lcf_lightning.cli.parser import LCFParser
@@ -79,23 +73,6 @@ class Command:
         parser.add_class_arguments(kind)
         options: OptionsT = kind(**parser.parse_args(args).as_dict())
         return options
-
-
-def new_folder(output: str | Path) -> Path:
-    """``output`` as the folder that a command is to write; a SettingError if it is there already."""
-    if Path(output).exists():
-        raise SettingError(f"output={str(output)!r} exists; name a folder that does not.")
-    return Path(output)
-
-
-@contextmanager
-def whole_folder(output: Path) -> Iterator[Path]:
-    """Where to write the new folder ``output``, which has its name once all of it is there: a kill leaves none."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as aside:
-        folder = Path(aside) / output.name
-        yield folder
-        os.rename(folder, output)
 
 
 def _lightning(name: str, summary: str, *more: tuple[str, str], again: str = Command.again) -> Command:

@@ -12,7 +12,8 @@ import torch
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.config import AdapterConfig
 from lcf_lightning.checkpoints import read_checkpoint
-from lcf_lightning.cli.commands import COMMANDS, new_folder, whole_folder
+from lcf_lightning.cli.commands import COMMANDS
+from lcf_lightning.cli.folders import new_folder, whole_folder
 from lcf_lightning.discovery import import_named
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.typed import read_json
@@ -31,7 +32,8 @@ class ExportOptions:
         output: Folder to write.
         dtype: ``fp32``, ``bf16`` or ``fp16``.
         push_to_hub: Also upload to this ``owner/name``.
-        license: Licence of the weights, as the hub calls it; null for what the run's `AdapterExport` says.
+        license: Licence of the weights, as the hub calls it; null for what the run's `AdapterExport` says,
+            or apache-2.0.
         private: Whether a repository made for that is private.
         modules: Modules to import first, which define parts of the adapter that are not of this package.
     """
@@ -87,10 +89,11 @@ def read_adapter(file: Path) -> CacheAdapter:
 
 
 def _license(checkpoint: dict[str, Any]) -> dict[str, str]:
-    """What a run's `AdapterExport` says of the licence; nothing in a checkpoint of before."""
-    match checkpoint.get("callbacks"):
-        case {"AdapterExport": {"license": str(license)}}:
-            return {"license": license}
+    """What a run's `AdapterExport`, or a class made of it, says of the licence; nothing in a checkpoint of before."""
+    for state in checkpoint.get("callbacks", {}).values():
+        match state:
+            case {"license": str(license)}:
+                return {"license": license}
     return {}
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from lcf_lightning.adapter.c2c_files import RECIPE, Recipe, read_fuser, read_recipe
 from lcf_lightning.adapter.hub import fetch, is_hub_id
-from lcf_lightning.cli.commands import COMMANDS, new_folder, whole_folder
+from lcf_lightning.cli.commands import COMMANDS
+from lcf_lightning.cli.folders import new_folder, whole_folder
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.errors import AdapterFileError, SettingError
 from lcf_lightning.link import identity_of

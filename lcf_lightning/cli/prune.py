@@ -12,8 +12,9 @@ from rich.console import Console
 
 from lcf_lightning.adapter.adapter import CacheAdapter
 from lcf_lightning.adapter.subset import keep_layers, open_layers
-from lcf_lightning.cli.commands import COMMANDS, new_folder, whole_folder
+from lcf_lightning.cli.commands import COMMANDS
 from lcf_lightning.cli.config import FitConfig, parse, require_limit
+from lcf_lightning.cli.folders import new_folder, whole_folder
 from lcf_lightning.data.datamodule import PairDataModule
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.layer_importance import Pruning, choose, curve, rank_layers

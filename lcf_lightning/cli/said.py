@@ -8,13 +8,12 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
-from transformers.utils import logging as transformers_logging
 
 from lcf_lightning.callbacks.accuracy import required_module
 from lcf_lightning.cli.commands import PROGRAM
+from lcf_lightning.models.loading import show_weight_bars
 
 _TALK = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")  # loggers
 _NOISE = ("Seed set to", "GPU available:", "TPU available:", "💡 Tip:", "`Trainer.fit` stopped:", "`Trainer(")
@@ -27,10 +26,7 @@ def quiet() -> None:
         logging.getLogger(name).addFilter(_matters)
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message)
-    downloads = not are_progress_bars_disabled()
-    transformers_logging.disable_progress_bar()
-    if downloads:  # which that has turned off, too
-        enable_progress_bars()
+    show_weight_bars(False)
 
 
 def _matters(record: logging.LogRecord) -> bool:

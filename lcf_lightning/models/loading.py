@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from huggingface_hub.utils.tqdm import are_progress_bars_disabled
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -159,15 +160,24 @@ def load_frozen(spec: ModelSpec, device: torch.device | str = "cpu") -> FrozenMo
 @contextmanager
 def _bar_for_terminals() -> Iterator[None]:
     """Inside, transformers draws its bar of the weights that it reads on a terminal alone, and in no log."""
-    shown = transformers_logging.is_progress_bar_enabled() and not are_progress_bars_disabled()  # both are switched
-    if not shown or sys.stderr.isatty():
+    if not transformers_logging.is_progress_bar_enabled() or getattr(sys.stderr, "isatty", bool)():
         yield
         return
-    transformers_logging.disable_progress_bar()
+    show_weight_bars(False)
     try:
         yield
     finally:
-        transformers_logging.enable_progress_bar()
+        show_weight_bars(True)
+
+
+def show_weight_bars(shown: bool) -> None:
+    """Switch transformers' bars; those of the hub's downloads, which it switches too, stay as they are."""
+    downloads = not are_progress_bars_disabled()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # where the environment decides on those of the hub
+        switch: Callable[[], None] = getattr(transformers_logging, f"{'enable' if shown else 'disable'}_progress_bar")
+        switch()
+        (enable_progress_bars if downloads else disable_progress_bars)()
 
 
 def found_device(device: torch.device | str) -> torch.device:

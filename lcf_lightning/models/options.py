@@ -20,7 +20,7 @@ _RESERVED = {
     "eos_token_id", "pad_token_id", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens",
     "custom_generate", "trust_remote_code", "tokenizer",
 }  # fmt: skip
-_ARGUMENTS = set(signature(GenerationMixin.generate).parameters)
+_ARGUMENTS = signature(GenerationMixin.generate).parameters.keys() - {"self", "kwargs"}
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """What `generate` looks at only where it samples."""
 
@@ -54,8 +54,8 @@ class Decoding:
         """
         for name in sorted(options.keys() & _RESERVED):
             raise SettingError(f"decoding option {name} is not to be set here.")
-        known = vars(GenerationConfig()).keys()
-        _require_known(options, {*known, *_ARGUMENTS})
+        known = {name for name in vars(GenerationConfig()) if name[0] != "_"} - {"transformers_version"}
+        _require_known(options, known | _ARGUMENTS)
         for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", options.get("num_beams", 1))):
             if type(value) is not int or value < 1:
                 raise SettingError(f"{name}={value!r} must be a whole number of at least 1.")
@@ -82,6 +82,7 @@ class Decoding:
 def _require_known(options: dict[str, Any], known: set[str]) -> None:
     """Raise a SettingError that names an option which `generate` does not have, and the one that was meant."""
     for name in sorted(options.keys() - known):
-        close = get_close_matches(name, {*known, "stream"} - _RESERVED, 1, 0.75)
+        close = get_close_matches(name, {*known, "stream"} - _RESERVED - {name}, 1, 0.75)
         meant = f"; did you mean {close[0]}?" if close else "."
-        raise SettingError(f"{name}={options[name]!r:.60} is no decoding option{meant}")
+        value = " ".join(repr(options[name]).split())
+        raise SettingError(f"{name}={value:.60} is no decoding option here{meant}")

@@ -30,9 +30,13 @@ def test_the_adapter_of_the_last_step_is_written(spec: Spec, tmp_path: Path) -> 
     assert restored.config.metadata["prompts"]["question"] == " {question}"
 
 
+class Mine(AdapterExport):
+    """A user's own."""
+
+
 def test_the_licence_is_in_the_checkpoint_that_is_exported(spec: Spec, tmp_path: Path) -> None:
     pair = spec("llama"), spec("qwen3")
-    trainer = small_trainer(tmp_path, AdapterExport(license="mit"))
+    trainer = small_trainer(tmp_path, Mine(license="mit"))
     trainer.fit(small_module(*pair), datamodule=small_data(*pair))
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     for metadata in (read_adapter(tmp_path / "a.ckpt").config.metadata, read_config(tmp_path / "adapter")[0].metadata):
