@@ -104,7 +104,7 @@ def _read_by(model: PreTrainedModel) -> Callable[[Tokens], KVCache]:
     return lambda row: unwrap(prefill)(model, row.ids, row.mask, largest=row.largest)
 
 
-def _frozen(prefill: Callable[..., Any], layers: Sequence[BaseTunerLayer]) -> Callable[..., Any]:
+def _frozen(reader: Callable[..., Any], layers: Sequence[BaseTunerLayer]) -> Callable[..., Any]:
     @contextmanager
     def off() -> Iterator[None]:
         for layer in layers:
@@ -117,7 +117,7 @@ def _frozen(prefill: Callable[..., Any], layers: Sequence[BaseTunerLayer]) -> Ca
 
     def read(*args: Any) -> Any:
         with off(), torch.no_grad():
-            return prefill(*args)
+            return reader(*args)
 
     return read
 

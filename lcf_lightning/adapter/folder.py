@@ -51,7 +51,7 @@ def local_folder(location: str | Path, revision: str | None = None) -> Path:
     return Path(location)
 
 
-def _names(folder: Path) -> tuple[str, str]:
+def file_names(folder: Path) -> tuple[str, str]:
     """What config and weights are called in a folder."""
     older = (folder / OLDER[0]).is_file() and not (folder / CONFIG_FILE).is_file()
     return OLDER if older else (CONFIG_FILE, WEIGHTS_FILE)
@@ -119,7 +119,7 @@ def record_scores(folder: Path, weights: str | None, scores: dict[str, dict[str,
     finite = {arm: {name: value for name, value in row.items() if value is None or math.isfinite(value)}
               for arm, row in scores.items()}  # fmt: skip
     config = replace(config, metadata=config.metadata | {"scores": finite | kept, "scored_on": of})
-    write_text(folder / _names(folder)[0], _text(config, digest))
+    write_text(folder / file_names(folder)[0], _text(config, digest))
     _write_card(folder)
     return True
 
@@ -160,7 +160,7 @@ def read_config(folder: Path) -> tuple[AdapterConfig, str | None]:
     Raises:
         AdapterFileError: If a file is missing, or the config is damaged or not understood.
     """
-    name = _names(folder)[0]
+    name = file_names(folder)[0]
     if not folder.is_dir():
         raise AdapterFileError(f"adapter={str(folder)!r} is no folder here; it would be {folder.absolute()}.")
     if not (folder / name).is_file():
@@ -185,7 +185,7 @@ def weights_file(folder: Path, digest: str | None) -> Path:
     Raises:
         AdapterFileError: If they are not there.
     """
-    name = _names(folder)[1]
+    name = file_names(folder)[1]
     aside = folder / _aside(name, digest)
     file = aside if digest is not None and aside.is_file() else folder / name
     if not file.is_file():
@@ -221,8 +221,9 @@ def read_tensors(folder: Path, digest: str | None, expected: dict[str, Tensor]) 
         raise AdapterFileError(f"{file} is damaged or no safetensors file: {error}") from error
     if digest is not None and tensors_digest(tensors) != digest:
         raise AdapterFileError(
-            f"{file} does not hold the weights that {_names(folder)[0]} belongs to ({_DIGEST}={digest!r:.80}): a bit "
-            "has flipped, or the files are of two adapters; copy both from where they came, or save the adapter again."
+            f"{file} does not hold the weights that {file_names(folder)[0]} belongs to ({_DIGEST}={digest!r:.80}): a "
+            "bit has flipped, or the files are of two adapters; copy both from where they came, or save the adapter "
+            "again."
         )
     return tensors
 

@@ -173,9 +173,10 @@ def _bar_for_terminals() -> Iterator[None]:
 def show_weight_bars(shown: bool) -> None:
     """Switch transformers' bars; those of the hub's downloads, which it switches too, stay as they are."""
     downloads = not are_progress_bars_disabled()
+    bars = transformers_logging
+    switch: Callable[[], None] = bars.enable_progress_bar if shown else bars.disable_progress_bar
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where the environment decides on those of the hub
-        switch: Callable[[], None] = getattr(transformers_logging, f"{'enable' if shown else 'disable'}_progress_bar")
         switch()
         (enable_progress_bars if downloads else disable_progress_bars)()
 

@@ -20,7 +20,8 @@ _RESERVED = {
     "eos_token_id", "pad_token_id", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens",
     "custom_generate", "trust_remote_code", "tokenizer",
 }  # fmt: skip
-_ARGUMENTS = signature(GenerationMixin.generate).parameters.keys() - {"self", "kwargs"}
+_OF_CONFIG = {name for name in vars(GenerationConfig()) if name[0] != "_"} - {"transformers_version"}
+_KNOWN = _OF_CONFIG | (signature(GenerationMixin.generate).parameters.keys() - {"self", "kwargs"})
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """What `generate` looks at only where it samples."""
 
@@ -54,8 +55,7 @@ class Decoding:
         """
         for name in sorted(options.keys() & _RESERVED):
             raise SettingError(f"decoding option {name} is not to be set here.")
-        known = {name for name in vars(GenerationConfig()) if name[0] != "_"} - {"transformers_version"}
-        _require_known(options, known | _ARGUMENTS)
+        _require_known(options)
         for name, value in (("max_new_tokens", max_new_tokens), ("num_beams", options.get("num_beams", 1))):
             if type(value) is not int or value < 1:
                 raise SettingError(f"{name}={value!r} must be a whole number of at least 1.")
@@ -68,21 +68,21 @@ class Decoding:
         pad_id = next(token for token in candidates if token is not None and token not in stops)
         try:
             config = GenerationConfig(
-                **{"do_sample": False, **{name: value for name, value in options.items() if name in known}},
+                **{"do_sample": False, **{name: value for name, value in options.items() if name in _OF_CONFIG}},
                 max_new_tokens=max_new_tokens,
                 eos_token_id=list(stops),
                 pad_token_id=pad_id,
             )
         except (ValueError, TypeError) as error:
             raise SettingError(f"decoding options {sorted(options)}: {reason(error)}") from error
-        others = {name: value for name, value in options.items() if name not in known}
+        others = {name: value for name, value in options.items() if name not in _OF_CONFIG}
         return cls(config, others, sorted(options), pad_id, stop)
 
 
-def _require_known(options: dict[str, Any], known: set[str]) -> None:
+def _require_known(options: dict[str, Any]) -> None:
     """Raise a SettingError that names an option which `generate` does not have, and the one that was meant."""
-    for name in sorted(options.keys() - known):
-        close = get_close_matches(name, {*known, "stream"} - _RESERVED - {name}, 1, 0.75)
+    for name in sorted(options.keys() - _KNOWN):
+        close = get_close_matches(name, {*_KNOWN, "stream"} - _RESERVED - {name}, 1, 0.75)
         meant = f"; did you mean {close[0]}?" if close else "."
         value = " ".join(repr(options[name]).split())
         raise SettingError(f"{name}={value:.60} is no decoding option here{meant}")

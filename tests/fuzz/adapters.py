@@ -11,7 +11,7 @@ import torch
 
 from lcf_lightning import AdapterConfig, AdapterSettings, CacheAdapter, Channel
 from lcf_lightning.adapter.config import ModelIdentity
-from lcf_lightning.adapter.folder import CONFIG_FILE, OLDER, WEIGHTS_FILE
+from lcf_lightning.adapter.folder import file_names
 from lcf_lightning.models.geometry import Geometry
 from tests.fuzz.structures import bytes_changed, json_changed, safetensors_changed
 
@@ -39,16 +39,11 @@ def seeds(folder: Path) -> list[Path]:
     return kept
 
 
-def names(adapter: Path) -> tuple[str, str]:
-    """What config and weights are called in this folder."""
-    return OLDER if (adapter / OLDER[0]).is_file() else (CONFIG_FILE, WEIGHTS_FILE)
-
-
 def damaged(seed: Path, others: list[Path], folder: Path, random: Random) -> str:
     """Write to ``folder`` what something has made of the adapter ``seed``; returns what."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    config, weights = (folder / name for name in names(seed))
+    config, weights = (folder / name for name in file_names(seed))
     for file in (config, weights):
         shutil.copyfile(seed / file.name, file)
     kind = random.choices(("config", "weights", "both", "another's", "no file"), (10, 6, 3, 1, 1))[0]
@@ -58,7 +53,7 @@ def damaged(seed: Path, others: list[Path], folder: Path, random: Random) -> str
         weights.write_bytes(safetensors_changed(weights.read_bytes(), random))
     if kind == "another's":
         other = random.choice(others)
-        name, file = random.choice(list(zip(names(other), (config, weights), strict=True)))
+        name, file = random.choice(list(zip(file_names(other), (config, weights), strict=True)))
         shutil.copyfile(other / name, file)
     if kind == "no file":
         _without(random.choice((config, weights)), random)
