@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -143,8 +144,8 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _no_leaks() -> Iterator[None]:
-    """A test leaves the environment and torch's gradient mode as they were."""
-    before, gradients = dict(os.environ), torch.is_grad_enabled()
+    """A test leaves the environment, torch's gradient mode and the process's limit of memory as they were."""
+    before, gradients, memory = dict(os.environ), torch.is_grad_enabled(), resource.getrlimit(resource.RLIMIT_AS)
     yield
     # Trainer sets these for its own children; Lightning's own suite lets them pass too. The last is scikit-learn's.
     allowed = {"PL_GLOBAL_SEED", "PL_SEED_WORKERS", "PYTEST_CURRENT_TEST", "TOKENIZERS_PARALLELISM"}
@@ -155,3 +156,4 @@ def _no_leaks() -> Iterator[None]:
     leaked = {key for key in os.environ.keys() ^ before.keys() if key not in allowed}
     assert not leaked, f"environment variables leaked: {leaked}"
     assert torch.is_grad_enabled() == gradients
+    assert resource.getrlimit(resource.RLIMIT_AS) == memory

@@ -143,7 +143,7 @@ def script(module: str | None, name: str, text: str) -> None:
     if module and not file.is_dir():  # a package's __main__
         file = file.with_suffix(".py")
     prepare(f"{file} {text}")
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, mock.patch.dict(os.environ):  # which a program may change for itself
         patch.setattr(sys, "argv", [str(file), *shlex.split(text), *shlex.split(SHORT[name])])
         patch.syspath_prepend("." if module else str(file.parent))  # as python does
         call(runpy.run_path, str(file), run_name="__main__")

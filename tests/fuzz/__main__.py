@@ -24,7 +24,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 from transformers.utils import logging
 
 from tests.fuzz import adapters, checkpoints, others, reports
-from tests.fuzz.watching import Found, limit_memory, watch
+from tests.fuzz.watching import Found, limited_memory, watch
 
 Next = Callable[[Random], tuple[str, Callable[[], object]]]
 """Makes the next input: what it is, and its use."""
@@ -84,8 +84,8 @@ def main() -> None:
     for name, start in kinds.items():
         with tempfile.TemporaryDirectory() as folder:
             make = start(Path(folder))
-            limit_memory()
-            report[name] = fuzz(make, args.seed, args.inputs, args.seconds / len(kinds)).summary()
+            with limited_memory():
+                report[name] = fuzz(make, args.seed, args.inputs, args.seconds / len(kinds)).summary()
     sys.stdout.write(json.dumps({"seed": args.seed, **report}, indent=2) + "\n")
     sys.exit(any(row["foreign"] for row in report.values()))
 

@@ -6,7 +6,8 @@ import re
 import resource
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,9 +48,15 @@ class Found:
         }  # fmt: skip
 
 
-def limit_memory() -> None:
-    """An input that asks for far too much gets an error, and does not end the machine."""
-    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + ROOM, resource.RLIM_INFINITY))
+@contextmanager
+def limited_memory() -> Iterator[None]:
+    """Within it an input that asks for far too much gets an error, and does not end the machine."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") + ROOM, hard))
+    try:
+        yield
+    finally:  # tests run this program within their own process, and what follows needs its memory
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _status(name: str) -> int:
