@@ -10,21 +10,21 @@ requests a second, and the median time to the first token; what comes before a r
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice, product
 from pathlib import Path
 from socket import create_server
 from statistics import median
 from typing import Any
+from urllib.request import Request, urlopen
 
-import httpx
 import torch
 
 from lcf_lightning import AdapterConfig, AdapterSettings, CacheAdapter, Channel, ModelSpec
@@ -103,30 +103,28 @@ def served(model: str, folder: str) -> Iterator[str]:
 
 def _healthy(address: str) -> bool:
     try:
-        return httpx.get(address, timeout=2).status_code == 200
-    except httpx.HTTPError:
+        with urlopen(address, timeout=2) as answer:
+            return answer.status == 200
+    except OSError:
         return False
 
 
-async def load(address: str, bodies: list[dict[str, Any]], concurrency: int) -> dict[str, Any]:
+def load(address: str, bodies: Sequence[dict[str, Any]], concurrency: int) -> dict[str, Any]:
     """All answers, at most so many at a time; requests a second, and the first tokens' times."""
-    turns, firsts = asyncio.Semaphore(concurrency), []
 
-    async def ask(client: httpx.AsyncClient, body: dict[str, Any]) -> str:
-        async with turns:
-            started, text = time.perf_counter(), ""
-            options = {"max_tokens": TOKENS, "temperature": 0, "stream": True}
-            async with client.stream("POST", address, json={**body, **options}) as answer:
-                async for line in answer.aiter_lines():
-                    if line.startswith("data: {"):
-                        if not text:
-                            firsts.append(time.perf_counter() - started)
-                        text += json.loads(line.removeprefix("data: "))["choices"][0]["text"]
-            return text.strip()
+    def ask(body: dict[str, Any]) -> tuple[str, float]:
+        data = json.dumps({**body, "max_tokens": TOKENS, "temperature": 0, "stream": True}).encode()
+        started, first, text = time.perf_counter(), 0.0, ""
+        with urlopen(Request(address, data, {"Content-Type": "application/json"}), timeout=300) as answer:
+            for line in answer:
+                if line.startswith(b"data: {"):
+                    first = first or time.perf_counter() - started
+                    text += json.loads(line.removeprefix(b"data: "))["choices"][0]["text"]
+        return text.strip(), first
 
-    async with httpx.AsyncClient(timeout=300) as client:
+    with ThreadPoolExecutor(concurrency) as clients:
         started = time.perf_counter()
-        answers = await asyncio.gather(*(ask(client, body) for body in bodies))
+        answers, firsts = zip(*clients.map(ask, bodies), strict=True)
         seconds = time.perf_counter() - started
     return {
         "answers": answers, "requests a second": round(len(bodies) / seconds, 2),
@@ -143,10 +141,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         by_message, by_text, expected, took = zip(*requests(channel_of(args.model), args.requests, folder), strict=True)
         with served(args.model, folder) as address:
-            asyncio.run(load(address, list(by_text[:8]), args.concurrency))  # the first requests compile
+            load(address, by_text[:8], args.concurrency)  # the first requests compile
             found = {
-                "message": asyncio.run(load(address, list(by_message), args.concurrency)),
-                "text": asyncio.run(load(address, list(by_text), args.concurrency)),
+                "message": load(address, by_message, args.concurrency),
+                "text": load(address, by_text, args.concurrency),
             }
     said = found["message"].pop("answers")
     differ = [(own, other) for own, other in zip(expected, said, strict=True) if own != other]
