@@ -18,7 +18,7 @@ from lcf_lightning.data.checks import require_at_least, require_ids, require_rea
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.limited import Rows, TokenBatches
 from lcf_lightning.data.loader import GroupedSampler, ResumableLoader, ResumableSampler, examples_taken
-from lcf_lightning.data.partition import mismatched_partners, shared_text, shuffled
+from lcf_lightning.data.partition import mismatched_partners, sent_text, shared_text, shuffled
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.data.sample import sample
 from lcf_lightning.data.shared import SharedCollator, read_alike
@@ -38,6 +38,7 @@ class PairDataModule(pl.LightningDataModule):
         batch_size: Examples per training step and data-parallel rank.
         eval_batch_size: Examples per evaluation step and data-parallel rank.
         prompts: How examples become prompts.
+        benchmarks: By name, the sources whose test splits together are the test split; by default that of ``source``.
         seed: Decides the splits, who reads what, the training order and the mismatched partners.
         num_workers: Processes that encode batches; 0 encodes in the training process.
         group_by_length: Whether training batches hold examples of like length (`GroupedSampler`). What a fit takes is
@@ -57,6 +58,7 @@ class PairDataModule(pl.LightningDataModule):
         batch_size: int = 64,
         eval_batch_size: int = 128,
         prompts: PromptSettings = PromptSettings(),  # noqa: B008 - frozen
+        benchmarks: dict[str, Source] | None = None,
         seed: int = 42,
         num_workers: int = 0,
         group_by_length: bool = False,
@@ -67,7 +69,10 @@ class PairDataModule(pl.LightningDataModule):
         require_at_least(0, num_workers=num_workers)
         if eval_batch_tokens is not None and eval_batch_tokens < 1:
             raise SettingError(f"eval_batch_tokens={eval_batch_tokens} must be at least 1, or null for no limit.")
+        for each in (source, *(benchmarks or {}).values()):
+            self._check(each)
         self.source, self.sharer, self.receiver = source, sharer, receiver
+        self.benchmarks = benchmarks or {}
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size
         self.prompts, self.seed, self.num_workers = prompts, seed, num_workers
         self.group_by_length, self.eval_batch_tokens = group_by_length, eval_batch_tokens
@@ -78,7 +83,10 @@ class PairDataModule(pl.LightningDataModule):
     @property
     def tested_on(self) -> str:
         """What the test split is of."""
-        return str(self.source)
+        return ", ".join(self.benchmarks) or str(self.source)
+
+    def _check(self, source: Source) -> None:
+        """Raise a SettingError if a source is not for this module."""
 
     @abstractmethod
     def _make_collator(self, sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> Collator:
@@ -86,8 +94,21 @@ class PairDataModule(pl.LightningDataModule):
 
     def _read(self, split: Split, collator: Collator) -> Sequence[Example]:
         """The examples of a split; those of the training split as tokens too, where batches are grouped."""
-        examples = self.source.examples(split, self.seed)
-        return self._write(split, examples, collator) if split == "train" and self.group_by_length else examples
+        if split == "test" and self.benchmarks:
+            return [
+                replace(example, id=f"{name}/{example.id}", benchmark=name)
+                for name, source in self.benchmarks.items()
+                for example in self._examples_of(source, "test")
+            ]
+        examples = self._examples_of(self.source, split)
+        return self._write(split, examples, collator) if self._is_written(split) else examples
+
+    def _examples_of(self, source: Source, split: Split) -> Sequence[Example]:
+        return source.examples(split, self.seed)
+
+    def _is_written(self, split: Split) -> bool:
+        """Whether a split's examples are written as tokens before it is read."""
+        return split == "train" and self.group_by_length
 
     def _write(self, split: Split, examples: Sequence[Example], collator: Collator) -> Sequence[Example]:
         """Those of a split's examples that fit, which are kept as tokens; of grouped ones as many as a fit takes."""
@@ -101,7 +122,7 @@ class PairDataModule(pl.LightningDataModule):
 
     def _partners(self, split: Split, examples: Sequence[Example], collator: Collator) -> list[int]:
         """For every example the one whose message is the wrong one for it."""
-        return mismatched_partners(examples, self._sharer_tokens(split, examples, collator), self.seed)
+        return mismatched_partners(examples, self._sharer_tokens(split, examples, collator), self.seed, sent_text)
 
     def _sharer_tokens(self, split: Split, examples: Sequence[Example], collator: Collator) -> Sequence[int]:
         if split in self._written:
@@ -221,76 +242,38 @@ class PairDataModule(pl.LightningDataModule):
 
 
 class ContextMismatchDataModule(PairDataModule):
-    """Questions whose sharer and receiver have read different passages (LCF-X); arguments as `PairDataModule`."""
+    """Questions whose sharer and receiver have read different passages (LCF-X); arguments as `PairDataModule`.
+
+    Who shares a question but has read no passage shares what it makes of the question.
+    """
 
     def _make_collator(self, sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> Collator:
         return Collator.of(self.prompts, sharer, receiver)
 
 
 class SharedContextDataModule(PairDataModule):
-    """Chats and questions that sharer and receiver both read (LCF, C2C).
+    """Chats and questions that sharer and receiver both read (LCF, C2C); arguments as `PairDataModule`.
 
-    Args:
-        source: What is trained and validated on.
-        sharer: The sharer; linked to ``model.sharer`` on the command line.
-        receiver: The receiver; linked to ``model.receiver`` on the command line.
-        batch_size: Examples per training step and data-parallel rank.
-        eval_batch_size: Examples per evaluation step and data-parallel rank.
-        prompts: How examples become prompts. Training and validation leave out examples that exceed a token limit.
-        benchmarks: By name, the sources whose test splits together are the test split; by default that of ``source``.
-        seed: Decides the splits, the training order and the mismatched partners.
-        num_workers: As in `PairDataModule`, like what follows.
-        group_by_length: Batches of like length.
-        eval_batch_tokens: A limit of evaluation batches.
-
-    Raises:
-        SettingError: If a setting is out of range.
+    Training and validation leave out examples that exceed a token limit of ``prompts``.
     """
 
-    def __init__(
-        self,
-        source: Source,
-        sharer: ModelSpec,
-        receiver: ModelSpec,
-        batch_size: int = 64,
-        eval_batch_size: int = 128,
-        prompts: PromptSettings = PromptSettings(),  # noqa: B008 - frozen
-        benchmarks: dict[str, Source] | None = None,
-        seed: int = 42,
-        num_workers: int = 0,
-        group_by_length: bool = False,
-        eval_batch_tokens: int | None = None,
-    ) -> None:
+    def _check(self, source: Source) -> None:
         if source.mismatched:
             raise SettingError(
                 f"source={source} is for ContextMismatchDataModule only: here both models read what the sharer reads."
             )
-        super().__init__(
-            source, sharer, receiver, batch_size, eval_batch_size, prompts, seed, num_workers, group_by_length,
-            eval_batch_tokens,
-        )  # fmt: skip
-        self.benchmarks = benchmarks or {}
-
-    @property
-    def tested_on(self) -> str:
-        return ", ".join(self.benchmarks) or super().tested_on
 
     def _make_collator(self, sharer: PreTrainedTokenizerBase, receiver: PreTrainedTokenizerBase) -> Collator:
         collator = SharedCollator.of(self.prompts, sharer, receiver)
         return SharedCollator(collator.sharer, collator.receiver, keeps=True)
 
-    def _read(self, split: Split, collator: Collator) -> Sequence[Example]:
-        if split == "test" and self.benchmarks:
-            return [
-                replace(example, id=f"{name}/{example.id}", benchmark=name)
-                for name, source in self.benchmarks.items()
-                for example in require_read_by_both(source, source.examples("test", self.seed))
-            ]
-        examples = self.source.examples(split, self.seed)
+    def _is_written(self, split: Split) -> bool:
         limits = any(getattr(self.prompts, f"max_{of}_tokens") is not None for of in ("sharer", "receiver", "total"))
-        if split != "test" and (limits or (split == "train" and self.group_by_length)):
-            return self._write(split, examples, collator)
-        return require_read_by_both(self.source, examples)
+        return split != "test" and (limits or super()._is_written(split))
+
+    def _examples_of(self, source: Source, split: Split) -> Sequence[Example]:
+        examples = super()._examples_of(source, split)
+        return examples if self._is_written(split) else require_read_by_both(source, examples)
 
     def _partners(self, split: Split, examples: Sequence[Example], collator: Collator) -> list[int]:
         assert isinstance(collator, SharedCollator)

@@ -81,6 +81,11 @@ def sharer_text(example: Example) -> tuple[str, ...]:
     return tuple(sentence for passage in example.sharer_reads for sentence in passage)
 
 
+def sent_text(example: Example) -> tuple[str, ...]:
+    """What a message is about: what the sharer reads or, if that is no passage, the question."""
+    return sharer_text(example) or (example.question,)
+
+
 def shared_text(example: Example) -> tuple[str, ...]:
     """What both models read where they read the same."""
     return (*chain(*example.history), *sharer_text(example), example.question)

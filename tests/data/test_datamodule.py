@@ -268,3 +268,24 @@ def test_passages_of_both_stand_before_each_sides_own(make: Make) -> None:
     assert sharer.startswith("Both.\nOnly the sharer.\n")
     assert receiver.startswith("Both.\nOnly the receiver.\n")
     assert batch.index.max() == 2  # two passages and the question
+
+
+def test_who_has_read_no_passage_sends_what_it_makes_of_the_question(make: Make) -> None:
+    rows = [Example(f"{n}", "Where is Mary? " * n, ("ada",)) for n in (1, 2, 9)]
+    data = make("test", source=Listed(*rows))
+    batch = next(iter(data.test_dataloader()))
+    assert {row.id: partner.id for row, partner in zip(batch.examples, batch.partners, strict=True)}["1"] == "2"
+    assert batch.sharer.spans.max() == 0
+    assert data.tested_on == str(data.source)
+    same = make("test", source=Listed(*(replace(rows[0], id=id) for id in "xy")))
+    with pytest.raises(DataError, match="one and the same text in all of its 2 examples"):
+        same.test_dataloader()
+
+
+def test_several_benchmarks_are_the_test_split_where_contexts_differ_too(make: Make) -> None:
+    small = World(**SIZES)
+    data = make("test", benchmarks={"one": small, "two": World(**{**SIZES, "test_size": 2})})
+    examples = [example for batch in data.test_dataloader() for example in batch.examples]
+    assert [row.benchmark for row in examples] == ["one"] * 5 + ["two"] * 2
+    assert [row.id for row in examples[:5]] == [f"one/{row.id}" for row in small.examples("test", data.seed)]
+    assert data.tested_on == "one, two"
