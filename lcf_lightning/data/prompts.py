@@ -72,7 +72,7 @@ class PromptEncoder:
         """The prompt of an example that both models read alike, without a limit, and where its tokens stand."""
         segments = self._segments(example.shared, example.question)
         encoded, places = self._encoded(segments, example.history)
-        return encoded, Layout(*np.array(places, dtype=np.int64).reshape(-1, 3).T)
+        return self.unlimited()._limited(encoded), Layout(*np.array(places, dtype=np.int64).reshape(-1, 3).T)
 
     def fits(self, prompt: Encoded, answer: str, limit: int | None) -> bool:
         """Whether a prompt has at most ``limit`` tokens and, with its answer, `max_total_tokens`."""

@@ -11,13 +11,15 @@ from torch.utils.data import DataLoader
 
 from lcf_lightning import Channel, Message
 from lcf_lightning.data.batch import Batch
+from lcf_lightning.data.example import Example
 from lcf_lightning.data.tokens import pad_left
 from lcf_lightning.errors import SettingError
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.prediction import run_arms
 from lcf_lightning.fitting import fit_pooler
 from lcf_lightning.models.store import PrefillSettings
-from tests.pairs import prefills_counted, small_data, small_module, small_trainer
+from tests.data.conftest import Listed
+from tests.pairs import channel_of, prefills_counted, small_data, small_module, small_trainer
 from tests.prefix.conftest import FACTS, Spec, fused
 
 SETTINGS = {"pooler": "carry", "gate_noise": "none", "dropout": 0.0}
@@ -98,6 +100,22 @@ def test_the_map_predicts_what_the_receiver_would_have_cached(spec: Spec) -> Non
             errors[side] += (mapped - wanted[:, :, :, 1:]).square().sum()
             spreads[side] += (wanted[:, :, :, 1:] - pooler.mean[:, side]).square().sum()
     assert (errors < 0.5 * spreads).all(), errors / spreads
+
+
+def test_a_question_is_carried_where_there_is_no_passage(spec: Spec) -> None:
+    """Its tokens are what the map is fitted on, too."""
+    pair = spec("llama"), spec("qwen3")
+    module = small_module(*pair, **SETTINGS)
+    module.configure_model()
+    module.eval()
+    rows = [Example(f"{n}", f"What did {name} see?", ("ada",)) for n, name in enumerate(("ada", "bob", "cleo"))]
+    data = small_data(*pair, source=Listed(*rows))
+    data.setup("fit")
+    fit_pooler(module.link, data.read_by_both(3))
+    assert not module.adapter.pooler.unfitted
+    channel = channel_of(module)
+    prompt = channel.writer.encoder(channel.prompts, "sharer").prompt([], "What did ada see?")
+    assert channel.send([], "What did ada see?").spans == prompt.spans.count(0) == len(prompt.ids)
 
 
 def test_kept_prefills_serve_the_fit_too(spec: Spec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
