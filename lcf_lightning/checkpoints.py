@@ -12,6 +12,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
@@ -42,6 +43,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     raise (refused or error) from None
 
         write_file(Path(path), write)
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+        """As Lightning does it; an AdapterFileError where a part of the file is longer or shorter than its tensor."""
+        try:
+            checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **options)
+        except RuntimeError as error:
+            raise AdapterFileError(_NOT_OURS.format(path, reason(error))) from error
+        return checkpoint
 
 
 def _oserror_behind(error: BaseException | None) -> OSError | None:
@@ -89,6 +98,8 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             _require_content(checkpoint)
         except MemoryError:
             raise
+        except UnpicklingError as error:  # torch would advise how to read it all the same
+            raise AdapterFileError(_NOT_OURS.format(file, "it holds more than values and tensors.")) from error
         except Exception as error:  # of a foreign pickle: its reader stumbles in any way
             raise AdapterFileError(_NOT_OURS.format(file, reason(error))) from error
     return checkpoint
@@ -126,6 +137,9 @@ def _require_content(checkpoint: Any) -> None:
     foreign = [name for name, tensor in content.state_dict.items() if not _plain(tensor)]
     if foreign:
         raise SettingError(f"state_dict holds {foreign!r:.80}, which are no tensors of floating point.")
+    broken = [name for name, tensor in content.state_dict.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise SettingError(f"state_dict holds {broken!r:.80}, which are not finite.")
     if content.seal is not None and content.seal != _digest(checkpoint):
         raise SettingError("it was changed after it had been written; go on from one that was not.")
 

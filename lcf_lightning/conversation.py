@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import stat
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +16,7 @@ from lcf_lightning.data.controls import Said
 from lcf_lightning.data.prompts import Earlier
 from lcf_lightning.digests import tensors_digest
 from lcf_lightning.errors import DataError, MessageError, SessionError, SettingError, reason
-from lcf_lightning.files import write_file
+from lcf_lightning.files import require_regular, write_file
 from lcf_lightning.message import Message
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.spec import DTYPES
@@ -152,20 +151,19 @@ def read_state(channel: Channel, path: Path) -> State:
     except MessageError as error:
         raise SessionError(f"session file {str(path)!r}: {error}") from error
     except SessionError as error:
-        raise SessionError(f"session file {str(path)!r} {error}.") from error
+        raise SessionError(f"session file {str(path)!r} {str(error).removesuffix('.')}.") from error
 
 
 def _read(path: Path) -> tuple[_File, dict[str, Tensor]]:
     """What a file holds, if it is whole."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # to open a pipe would wait for a writer
-            raise SessionError("is no regular file")
+        require_regular(path)
         with safe_open(path, framework="pt") as stored:
             notes = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:  # a path may be none
         raise SessionError(f"cannot be read: {getattr(error, 'strerror', None) or reason(error)}") from error
-    if not notes.keys() >= {"session", "digest"}:
+    if not (notes.get("session") and "digest" in notes):
         raise SessionError("is none that a session has written")
     if _digest(tensors, notes["session"]) != notes["digest"]:
         raise SessionError("is damaged: its digest is another")

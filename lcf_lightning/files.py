@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -42,6 +44,12 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
             error.filename = str(path)
         aside.unlink(missing_ok=True)
         raise
+
+
+def require_regular(path: Path) -> None:
+    """Raise an OSError unless a path is a regular file: to open a pipe would wait for who writes into it."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 def unfinished(folder: Path, names: Iterable[str]) -> list[Path]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lcf_lightning.binding import Binding, Inbox
 from lcf_lightning.errors import MessageError, SettingError, reason
-from lcf_lightning.files import write_file
+from lcf_lightning.files import require_regular, write_file
 from lcf_lightning.header import Header
 from lcf_lightning.models.spec import DTYPES
 from lcf_lightning.origin import Origin
@@ -172,6 +172,7 @@ class Message:
         """
         _require_limit(max_bytes)
         try:
+            require_regular(Path(path))
             with Path(path).open("rb") as file:
                 data = _blocks(file, max_bytes + 1)  # one more, so that a longer file is refused
         except (OSError, ValueError) as error:  # a path may be none

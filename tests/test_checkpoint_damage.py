@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import ZipFile, ZipInfo
 
 import pytest
 import torch
@@ -46,6 +47,27 @@ def test_a_flipped_bit_of_any_part_is_refused(file: Path, content: bytes) -> Non
         file.write_bytes(flipped)
         with pytest.raises(AdapterFileError, match=r"last.ckpt' is damaged or not one of this package"):
             steps_of(file)
+
+
+def test_a_part_of_another_length_is_refused_by_a_fit(file: Path) -> None:
+    """Whoever makes it knows the checksums; the seal is of what the tensors should be."""
+    with ZipFile(file) as archive:
+        parts = {part.filename: archive.read(part) for part in archive.infolist()}
+    name = max((name for name in parts if "/data/" in name), key=lambda name: len(parts[name]))
+    with ZipFile(file, "w") as archive:
+        for each, content in parts.items():
+            archive.writestr(ZipInfo(each), content[: len(content) // (1 + (each == name))])
+    with pytest.raises(AdapterFileError, match=r"last.ckpt' is damaged or not one of this package: record size"):
+        AtomicCheckpointIO().load_checkpoint(file, weights_only=True)
+
+
+def test_what_is_not_finite_is_not_gone_on_from(file: Path) -> None:
+    checkpoint = torch.load(file, weights_only=True)
+    name, tensor = next(iter(checkpoint["state_dict"].items()))
+    tensor.view(-1)[0] = torch.nan
+    torch.save(checkpoint, file)
+    with pytest.raises(AdapterFileError, match=re.escape(f"state_dict holds ['{name}'], which are not finite")):
+        read_adapter(file)
 
 
 def loops_further(checkpoint: dict[str, Any]) -> None:
@@ -101,8 +123,9 @@ def test_a_checkpoint_without_a_seal_is_read_as_before_and_its_fields_are_checke
 def test_a_pickle_that_would_run_code_or_is_none_is_refused(file: Path) -> None:
     for content in (print, 3, {"state_dict": {}}, [torch.zeros(2)]):
         torch.save(content, file)
-        with pytest.raises(AdapterFileError, match="is damaged or not one of this package"):
+        with pytest.raises(AdapterFileError, match="is damaged or not one of this package") as refused:
             read_checkpoint(file)
+        assert "This file can still be loaded" not in str(refused.value), "which is torch's advice"
 
 
 def test_what_has_no_order_is_the_same_in_every_process() -> None:

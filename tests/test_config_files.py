@@ -57,3 +57,14 @@ def test_a_base_that_is_not_there_is_named(
         main(["fit", "--config", "a.yaml"])
     assert stopped.value.code == 2
     assert f"base='b.yaml' must name another config file in {tmp_path}." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 3000, "seed_everything: 1".encode("utf-16"), "# gr\u00fcn".encode("latin-1")]
+)
+def test_a_config_that_is_no_yaml_is_named(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a.yaml").write_bytes(content)
+    with pytest.raises(SystemExit) as stopped:
+        main(["params", "--config", str(tmp_path / "a.yaml")])
+    assert stopped.value.code == 2
+    assert f"config={str(tmp_path / 'a.yaml')!r} is not valid YAML: " in capsys.readouterr().err

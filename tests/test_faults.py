@@ -20,7 +20,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lcf_lightning.cli import main
 from lcf_lightning.cli.config import require_accelerator
 from lcf_lightning.cli.faults import explain
-from lcf_lightning.errors import Stopped
+from lcf_lightning.errors import Stopped, shown
 from tests.survival import ARGUMENTS, outcome
 from tests.test_cli import QUICK, rows
 
@@ -173,6 +173,10 @@ def test_out_of_memory_names_the_settings_to_lower(tmp_path: Path, capsys: pytes
     assert stopped.value.code == 1
     assert error.startswith("error: out of memory (")
     assert all(setting in error for setting in ("data.batch_size", "accumulate_grad_batches", "max_sharer_tokens"))
+
+
+def test_a_sentence_does_not_change_the_terminal() -> None:
+    assert shown("checkpoint='\x1b[31m' is damaged: \0é\n") == "checkpoint='\\x1b[31m' is damaged: \\x00é\n"
 
 
 def test_other_errors_keep_their_traceback_and_a_stopped_fit_its_code() -> None:

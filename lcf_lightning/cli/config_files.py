@@ -27,8 +27,8 @@ def bases(file: Path) -> list[Path]:
     chain: list[Path] = []
     while file.is_file():
         try:
-            content = yaml.safe_load(file.read_text())
-        except yaml.YAMLError as error:
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # it may be written in another encoding
             raise SettingError(f"config={str(file)!r} is not valid YAML: {' '.join(str(error).split())}") from error
         base = content.get("base") if isinstance(content, dict) else None
         if base is None:

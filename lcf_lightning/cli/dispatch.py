@@ -20,7 +20,7 @@ from lcf_lightning.cli.params import params
 from lcf_lightning.cli.prune import prune
 from lcf_lightning.cli.run import LCFCLI
 from lcf_lightning.cli.said import quiet
-from lcf_lightning.errors import Stopped
+from lcf_lightning.errors import Stopped, shown
 from lcf_lightning.slurm import requeue_between_steps
 
 _OTHERS = {
@@ -49,7 +49,7 @@ def run(name: str, args: Sequence[str]) -> None:
         if isinstance(error, Stopped):
             atexit.register(_leave_group)
         sentence, code = explained
-        sys.stderr.write(f"{sentence}\n")
+        sys.stderr.write(f"{shown(sentence)}\n")
         raise SystemExit(code) from error
     atexit.register(_leave_group)
 

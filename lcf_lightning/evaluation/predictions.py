@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from itertools import product
@@ -14,7 +15,7 @@ from lcf_lightning.errors import DataError, reason
 from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.prediction import Prediction, digest, run_arms
-from lcf_lightning.files import write_file
+from lcf_lightning.files import require_regular, write_file
 from lcf_lightning.link import Link
 from lcf_lightning.typed import from_table
 from lcf_lightning.writer import Writer
@@ -26,10 +27,14 @@ def read_predictions(file: Path) -> list[Prediction]:
     A last line that was cut off while being written, within a character too, is taken out of the file.
 
     Raises:
-        DataError: If any other line is not an answer.
+        DataError: If any other line is not an answer, or it is no file.
     """
-    if not file.is_file():
+    if not os.path.lexists(file):
         return []
+    try:
+        require_regular(file)
+    except OSError as error:
+        raise DataError(f"{file} cannot be read: {error.strerror}.") from error
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:

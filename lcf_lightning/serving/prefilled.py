@@ -6,15 +6,15 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lcf_lightning.errors import MessageError
-from lcf_lightning.files import write_file
+from lcf_lightning.errors import MessageError, reason
+from lcf_lightning.files import require_regular, write_file
 
 if TYPE_CHECKING:
     from lcf_lightning.channel import Channel
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 PARAMETER = "lcf_prefilled"
 """The name among an engine's ``kv_transfer_params`` under which a request says which file it goes on from."""
+_BLOCK_BYTES = 1 << 20
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -97,16 +98,27 @@ class Prefilled:
             raise MessageError(f"{PARAMETER}={digest!r:.80} must be 64 hexadecimal digits, a file's digest.")
         file = Path(folder) / f"{digest}.safetensors"
         try:
-            written = file.read_bytes()
-        except OSError as error:
-            raise MessageError(f"prefilled prompt {file} cannot be read: {error.strerror}.") from error
-        if hashlib.sha256(written).hexdigest() != digest:
+            require_regular(file)
+            with file.open("rb") as stored:
+                found = _sha256(stored)  # in blocks: only what was written there is worth the memory
+                written = stored.read() if found == digest and not stored.seek(0) else b""
+        except (OSError, ValueError) as error:  # a path may be none
+            why = getattr(error, "strerror", None) or reason(error)
+            raise MessageError(f"prefilled prompt {str(file)!r} cannot be read: {why}.") from error
+        if found != digest:
             raise MessageError(f"prefilled prompt {file} does not hold what was written there.")
         try:
             tensors = load(written)
             return cls(tensors["ids"], tensors["keys"], tensors["values"])
         except (SafetensorError, KeyError) as error:
             raise MessageError(f"prefilled prompt {file} is no such file.") from error
+
+
+def _sha256(file: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK_BYTES):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def prefill(channel: Channel, message: Received, question: Question, passages: Text = ()) -> Prefilled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -49,6 +50,16 @@ def test_an_answer_is_read_for_its_own_example_only(module: LCFModule, batch: Ba
     assert again[1:] == first[1:]
     assert len(read_predictions(file)) == len(batch) + 1
     assert answered(batch) == first  # both stay
+
+
+def test_what_is_no_file_holds_no_answers_and_is_named(tmp_path: Path) -> None:
+    assert read_predictions(tmp_path / "none") == []
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, why in (("loop", "symbolic links"), ("pipe", "no regular file"), ("folder", "no regular file")):
+        with pytest.raises(DataError, match=f"{name} cannot be read: .*{why}"):
+            read_predictions(tmp_path / name)
 
 
 def test_what_a_file_holds_is_not_written_again_and_the_last_answer_counts(tmp_path: Path) -> None:

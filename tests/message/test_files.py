@@ -35,6 +35,7 @@ def test_no_more_of_a_file_is_read_than_may_be(limit: int, tmp_path: Path, monke
             read.append(size)
             return bytes(size)
 
+    (tmp_path / "a.message").touch()
     monkeypatch.setattr(message_module.Path, "open", lambda *_: Endless())
     with refuses(f"exceeds max_bytes={limit}"):
         Message.load(tmp_path / "a.message", max_bytes=limit)
@@ -61,16 +62,18 @@ def test_what_is_refused_from_bytes_is_refused_from_a_file(dtype: str, tmp_path:
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
+    os.mkfifo(tmp_path / "pipe")
     for path, why in (
         (tmp_path / "missing", "No such file or directory"),
-        (tmp_path, "Is a directory"),
+        (tmp_path, "it is no regular file"),
+        (tmp_path / "pipe", "it is no regular file"),
         (tmp_path / "file" / "a.message", "Not a directory"),
         (tmp_path / ("long" * 100), "File name too long"),
     ):
         for given in (path, str(path)):
             with refuses(f"message file {str(path)!r} cannot be read: {why}"):
                 Message.load(given, KEY)
-    assert os.listdir(tmp_path) == ["file"]
+    assert sorted(os.listdir(tmp_path)) == ["file", "pipe"]
 
 
 def test_a_file_is_written_aside_then_renamed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

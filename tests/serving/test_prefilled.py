@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,9 +71,25 @@ def test_what_was_not_saved_is_refused(prefilled: Prefilled, tmp_path: Path) -> 
     file.unlink()
     with pytest.raises(MessageError, match="cannot be read: No such file"):
         Prefilled.load(tmp_path, digest)
+    os.mkfifo(file)
+    with pytest.raises(MessageError, match="cannot be read: it is no regular file"):
+        Prefilled.load(tmp_path, digest)
+    with pytest.raises(MessageError, match="cannot be read"):
+        Prefilled.load("a\0b", digest)
     for name in (f"../{digest}", digest.upper(), "", 7, None):
         with pytest.raises(MessageError, match="64 hexadecimal digits"):
             Prefilled.load(tmp_path, name)  # type: ignore[arg-type]
+
+
+def test_a_file_of_any_size_is_compared_before_it_is_held(tmp_path: Path) -> None:
+    with (tmp_path / f"{'0' * 64}.safetensors").open("wb") as file:
+        file.truncate(200 << 20)
+    tracemalloc.start()
+    with pytest.raises(MessageError, match="does not hold what was written"):
+        Prefilled.load(tmp_path, "0" * 64)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 8 << 20
 
 
 def test_tensors_that_do_not_fit_are_refused(prefilled: Prefilled) -> None:

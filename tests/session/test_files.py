@@ -72,11 +72,13 @@ def test_damage_is_found(channel: Channel, kept: tuple[Session, Path]) -> None:
 def test_another_file_is_refused(channel: Channel, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     save_file({"keys": torch.ones(1)}, tmp_path / "other.safetensors")
+    save_file({"keys": torch.ones(1)}, tmp_path / "empty.safetensors", {"session": "", "digest": "0"})
     for name, why in (
         ("none", "cannot be read: No such file"),
-        ("pipe", "is no regular file"),
+        ("pipe", r"cannot be read: it is no regular file\.$"),
         ("a\0b", "cannot be read"),
         ("other.safetensors", "is none that a session has written"),
+        ("empty.safetensors", "is none that a session has written"),
     ):
         with pytest.raises(SessionError, match=why):
             channel.load_session(tmp_path / name)

@@ -269,7 +269,14 @@ class RowSource(Source):
             names = datasets.get_dataset_config_names(location)
             return datasets.concatenate_datasets([datasets.load_dataset(location, n, split=hub_split) for n in names])
         except (OSError, EOFError, StopIteration, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise DataError(f"{setting}={location!r} cannot be read: {reason(error)}") from error
+            raise DataError(f"{setting}={location!r} cannot be read: {reason(_first(error))}") from error
+
+
+def _first(error: BaseException) -> BaseException:
+    """What an error comes from: `datasets` says only that there was one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
 
 def row_id(row: dict[str, Any], *content: Any) -> str:
