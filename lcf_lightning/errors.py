@@ -8,6 +8,13 @@ def reason(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def first_cause(error: BaseException) -> BaseException:
+    """What an error comes from; some libraries say only that there was one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def shown(text: str) -> str:
     """A text for a terminal: what would move its cursor or change its colours is spelled out."""
     return "".join(sign if sign.isprintable() or sign in "\n\t" else repr(sign)[1:-1] for sign in text)

@@ -195,6 +195,9 @@ class Message:
             raise SettingError("inbox= must come with key=: without one anybody can write what a message is bound to.")
         if session is not None and inbox is None:
             raise SettingError(f"session={session!r:.140} must come with inbox=, which compares it.")
+        for name, value, kind in (("origin", origin, Origin), ("inbox", inbox, Inbox)):
+            if value is not None and not isinstance(value, kind):
+                raise SettingError(f"{name}= must be an {kind.__name__}, not {type(value).__name__}.")
         header, payload = _unframed(data, key, max_bytes)
         if origin is not None:
             header.origin.require(origin)

@@ -206,7 +206,10 @@ def received_together(channel: Channel, given: Received) -> list[Message]:
     if not several:
         raise DataError("receive needs at least one message for each question, or None for the receiver alone.")
     if not all(isinstance(message, Message) for message in several):
-        raise MessageError("receive takes a Message, or several; `Message.from_bytes` reads what has travelled.")
+        raise MessageError(
+            f"message= must be a Message, or several, not {type(given).__name__}; `Message.from_bytes` reads what has "
+            "travelled."
+        )
     if len(several) > 1 and any(message.pooled for message in several):
         raise MessageError("a pooled message stands alone; of several sharers each must send with pooled=false.")
     for message in several:

@@ -163,6 +163,9 @@ def test_an_error_reaches_who_listens(channel: Channel, message: Message) -> Non
     [
         ({"temprature": 0.5}, r"^temprature=0\.5 is no decoding option here; did you mean temperature\?$"),
         ({"strem": True}, r"^strem=True is no decoding option here; did you mean stream\?$"),
+        ({"stop": "."}, r"^stop='\.' is no decoding option here; did you mean stop_strings\?$"),
+        ({"logprobs": 5}, r"^logprobs=5 is no decoding option here; did you mean Channel\.score\?$"),
+        ({"output_logits": True}, "^decoding option output_logits is not to be set here"),
         ({"position_ids": torch.zeros(1, 99)}, r"^position_ids=tensor[^\n]+ is no decoding option here\.$"),
         ({"kwargs": 1}, "^kwargs=1 is no decoding option here"),
         ({"streamer": None}, "decoding option streamer is not to be set here"),

@@ -17,7 +17,7 @@ from lcf_lightning.models.loading import show_weight_bars
 
 _TALK = ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed")  # loggers
 _NOISE = ("Seed set to", "GPU available:", "TPU available:", "💡 Tip:", "`Trainer.fit` stopped:", "`Trainer(")
-_WARNINGS = (r".*LeafSpec.*", r".*does not have many workers.*")
+_WARNINGS = (r".*LeafSpec.*", r".*does not have many workers.*", r".*`srun` command is available.*")
 
 
 def quiet() -> None:

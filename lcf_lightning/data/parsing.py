@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lcf_lightning.data.example import Passage
 from lcf_lightning.data.prompts import History
 from lcf_lightning.errors import DataError
 
-Turn = Mapping[str, str]
+Turn = Mapping[str, Any]
+"""As OpenAI's chats have it: ``role``, and as ``content`` a text, or parts such as ``{"type": "text", "text": …}``."""
 Text = str | Sequence[str] | Sequence[Turn]
 """A text whose lines are passages, the passages themselves, or a chat whose turns are passages."""
+_SYSTEM = ("system", "developer")
 Question = str | Sequence[Turn]
 """A question, or a chat that ends with it."""
 
@@ -44,7 +47,7 @@ def spaced(sentences: Sequence[str]) -> Passage:
 def parse_question(question: Question) -> tuple[History, str]:
     """Earlier turns, and the question itself.
 
-    What the system says stands before the first user turn, as in training (`Chat`).
+    What the system, or the developer, says stands before the first user turn, as in training (`Chat`).
 
     Raises:
         DataError: If a chat's turns are not ``role`` and ``content``, or do not alternate from user to user.
@@ -54,11 +57,14 @@ def parse_question(question: Question) -> tuple[History, str]:
     if isinstance(question, Mapping | bytes) or not isinstance(question, Sequence):
         raise DataError(f"question={question!r:.60} must be a text, or a chat that ends with it.")
     turns = [_turn(turn) for turn in question]
-    system = "".join(f"{text.strip()}\n\n" for role, text in turns if role == "system" and text.strip())
-    turns = [turn for turn in turns if turn[0] != "system"]
+    system = "".join(f"{text.strip()}\n\n" for role, text in turns if role in _SYSTEM and text.strip())
+    turns = [turn for turn in turns if turn[0] not in _SYSTEM]
     roles = [role for role, _ in turns]
     if len(turns) % 2 == 0 or roles != ["user", "assistant"] * (len(turns) // 2) + ["user"]:
-        raise DataError(f"chat roles {roles} must alternate, from a user's turn to a user's turn.")
+        raise DataError(
+            f"chat roles {roles} must be user and assistant by turns, from a user's turn to a user's turn; system "
+            "turns may stand between."
+        )
     said = [system + turns[0][1], *(text for _, text in turns[1:])]
     return tuple(zip(said[:-1:2], said[1:-1:2], strict=True)), said[-1]
 
@@ -66,9 +72,21 @@ def parse_question(question: Question) -> tuple[History, str]:
 def _turn(turn: object) -> tuple[str, str]:
     if isinstance(turn, Mapping):
         role, content = turn.get("role"), turn.get("content")
-        if isinstance(role, str) and isinstance(content, str):
-            return role, _checked(content)
-    raise DataError(f"{turn!r:.60} must be a text, or a chat's turn with role and content.")
+        parts = [content] if isinstance(content, str) else _parts(content)
+        if isinstance(role, str) and parts is not None:
+            return role, "\n".join(map(_checked, parts))
+    raise DataError(
+        f"{turn!r:.100} must be a text, or a chat's turn with a role and, as content, a text or parts of type text."
+    )
+
+
+def _parts(content: object) -> list[str] | None:
+    """The texts of a content in parts; None if it is none, or a part is no text."""
+    if not isinstance(content, list | tuple):
+        return None
+    texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in content]
+    said = [text for text in texts if isinstance(text, str)]
+    return said if len(said) == len(content) else None
 
 
 def _checked(text: str) -> str:

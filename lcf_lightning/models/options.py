@@ -18,10 +18,13 @@ _RESERVED = {
     "inputs", "input_ids", "inputs_embeds", "attention_mask", "past_key_values", "cache", "use_cache", "streamer",
     "generation_config", "num_return_sequences", "return_dict_in_generate", "max_length", "min_length",
     "eos_token_id", "pad_token_id", "cache_implementation", "assistant_model", "prompt_lookup_num_tokens",
-    "custom_generate", "trust_remote_code", "tokenizer",
+    "custom_generate", "trust_remote_code", "tokenizer", "output_logits", "output_scores", "output_attentions",
+    "output_hidden_states",
 }  # fmt: skip
 _OF_CONFIG = {name for name in vars(GenerationConfig()) if name[0] != "_"} - {"transformers_version"}
 _KNOWN = _OF_CONFIG | (signature(GenerationMixin.generate).parameters.keys() - {"self", "kwargs"})
+_ELSEWHERE = {"stop": "stop_strings", "logprobs": "Channel.score"}
+"""What servers call an option."""
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """What `generate` looks at only where it samples."""
 
@@ -83,6 +86,7 @@ def _require_known(options: dict[str, Any]) -> None:
     """Raise a SettingError that names an option which `generate` does not have, and the one that was meant."""
     for name in sorted(options.keys() - _KNOWN):
         close = get_close_matches(name, {*_KNOWN, "stream"} - _RESERVED - {name}, 1, 0.75)
+        close = [_ELSEWHERE[name]] if name in _ELSEWHERE else close
         meant = f"; did you mean {close[0]}?" if close else "."
         value = " ".join(repr(options[name]).split())
         raise SettingError(f"{name}={value:.60} is no decoding option here{meant}")

@@ -86,6 +86,10 @@ def test_texts_passages_and_chats_are_ways_to_say_the_same(channel: Channel) -> 
     longer = channel.receive(channel.send(FACTS, talk), talk)
     assert longer.prompt_tokens > asked.prompt_tokens + 10
     assert channel.send(FACTS, talk).to_bytes() != sent[0]
+    parts = [{"type": "text", "text": text} for text in ("likes", "ada")]
+    developer = [{"role": "developer", "content": "Be brief."}, *talk[1:3], {"role": "user", "content": parts}]
+    lines = [*talk[:3], {"role": "user", "content": "likes\nada"}]
+    assert channel.send(FACTS, developer).to_bytes() == channel.send(FACTS, lines).to_bytes()
 
 
 def test_spans_of_a_message_are_those_of_training(trained: Path) -> None:

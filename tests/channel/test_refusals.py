@@ -7,6 +7,7 @@ import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,16 +40,21 @@ def test_a_question_other_than_in_training_is_warned_of(trained: Path) -> None:
 @pytest.mark.parametrize(
     ("chat", "problem"),
     [
-        ([{"role": "assistant", "content": "Hi"}], r"chat roles \['assistant'\] must alternate"),
-        ([{"role": "user", "content": "a"}, {"role": "user", "content": "b"}], "must alternate, from a user's turn"),
-        ([], r"chat roles \[\] must alternate"),
-        ([{"role": "user"}], r"\{'role': 'user'\} must be a text, or a chat's turn with role and content"),
+        ([{"role": "assistant", "content": "Hi"}], r"chat roles \['assistant'\] must be user and assistant by turns"),
+        (
+            [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}],
+            "from a user's turn to a user's",
+        ),
+        ([], r"chat roles \[\] must be user"),
+        ([{"role": "user"}], r"\{'role': 'user'\} must be a text, or a chat's turn with a role and"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "a text or parts of type text"),
+        ([{"role": "user", "content": ["text"]}], "a text or parts of type text"),
         ([{"role": "user", "content": None}], "must be a text, or a chat's turn"),
         ("half a \ud800", "is no text: surrogates not allowed"),
     ],
 )
 def test_a_chat_that_cannot_be_understood_is_refused(
-    channel: Channel, chat: list[dict[str, str]], problem: str
+    channel: Channel, chat: list[dict[str, Any]], problem: str
 ) -> None:
     with pytest.raises(DataError, match=problem):
         channel.receive(channel.send(FACTS), chat)
@@ -140,7 +146,7 @@ def test_what_cannot_be_sent_or_received_is_refused(channel: Channel) -> None:
             channel.send_batch(*batch)  # type: ignore[arg-type]
     assert channel.send_batch([], []) == channel.receive_batch([], []) == []
     for nothing in (5, message.to_bytes(), [message, None], [None]):
-        with pytest.raises(MessageError, match="receive takes a Message, or several; `Message.from_bytes` reads what"):
+        with pytest.raises(MessageError, match="message= must be a Message, or several, not .*; `Message.from_bytes`"):
             channel.receive(nothing, "likes ada")  # type: ignore[arg-type]
     for text in (None, 5, {"role": "user", "content": "tea"}, b"tea"):
         with pytest.raises(DataError, match="must be a text, a list of passages, or a chat|question=.* must be a text"):

@@ -112,7 +112,7 @@ def test_what_cannot_be_scored_is_refused(channel: Channel, trained: Path) -> No
         channel.score_batch([None], ["a"], [["b"], ["c"]])
     with pytest.raises(DataError, match="candidates of a batch must be a list, not str"):
         channel.score_batch([None], ["a"], ["b"])
-    with pytest.raises(MessageError, match="receive takes a Message, or several"):
+    with pytest.raises(MessageError, match="message= must be a Message, or several"):
         channel.score(5, "likes ada", ["tea"])  # type: ignore[arg-type]
     with pytest.raises(SettingError, match="this channel has no receiver"):
         Channel.from_pretrained(trained, sides="sharer").score(None, "likes ada", ["tea"])

@@ -205,3 +205,13 @@ def test_no_tensor_and_no_nonce_is_shown() -> None:
     assert repr(one) == "Message(3 spans, 3 layers × 2 heads × 4, float32, adapter a0a0a0a0, to 'bob')"
     assert one.binding is not None
     assert one.binding.nonce not in repr(inbox)
+
+
+def test_what_checks_a_message_must_be_what_can() -> None:
+    data = sent().to_bytes(key=KEY)
+    for given, why in (
+        ({"origin": "channel"}, "origin= must be an Origin, not str"),
+        ({"inbox": "bob"}, "an Inbox, not"),
+    ):
+        with pytest.raises(SettingError, match=why):
+            Message.from_bytes(data, KEY, **given)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.made_once import code_digest, digest_of, made_once
 from lcf_lightning.data.partition import shuffled
-from lcf_lightning.errors import DataError, SettingError, reason
+from lcf_lightning.errors import DataError, SettingError, first_cause, reason
 
 if TYPE_CHECKING:
     import datasets
@@ -269,14 +269,7 @@ class RowSource(Source):
             names = datasets.get_dataset_config_names(location)
             return datasets.concatenate_datasets([datasets.load_dataset(location, n, split=hub_split) for n in names])
         except (OSError, EOFError, StopIteration, ValueError, datasets.exceptions.DatasetsError) as error:
-            raise DataError(f"{setting}={location!r} cannot be read: {reason(_first(error))}") from error
-
-
-def _first(error: BaseException) -> BaseException:
-    """What an error comes from: `datasets` says only that there was one."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+            raise DataError(f"{setting}={location!r} cannot be read: {reason(first_cause(error))}") from error
 
 
 def row_id(row: dict[str, Any], *content: Any) -> str:
