@@ -52,6 +52,7 @@ SHORT = {
     "benchmarks/kept_prefills.py": "--steps 1 --batch 1 --d 8",
     "benchmarks/latency.py": "--repeats 1 --tokens 8 --max_new_tokens 2 --d 8",
     "benchmarks/leak.py": "--train 8 --limit 8",
+    "benchmarks/leak_carry.py": "--texts 2",
     "benchmarks/many_sharers.py": "--sharers 2 --limit 2",
     "benchmarks/memory.py": "--configs configs/quickstart.yaml --prompt 16 --answer 4",
     "benchmarks/message.py": f"{FEW} --limit 2",

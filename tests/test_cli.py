@@ -231,6 +231,7 @@ BAD_INPUT = [
     (["--model.adapter.pooler", "null"], "pooler=null must name a pooler"),
     (["--data", "SharedContextDataModule", "--data.source", "Knowledge"], "pooler='span' must be null where both"),
     (["--data.prompts.alignment", "last"], "alignment='last' must be one of first, longest"),
+    (["--trainer.logger", "CometLogger"], "is not installed: pip install 'comet-ml>="),
     (["--data.prompts.chat", "true"], "chat=true needs a tokenizer with a chat template"),
     (["--trainer.callbacks+", "CommunicationAccuracy", "--trainer.callbacks.arms", "[x]"], "arms=['x'] must be one"),
 ]

@@ -29,6 +29,7 @@ _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _MONITOR = re.compile(r"conditioned on metric `(\S+)` which is not available.* any of the following: (.*)", re.DOTALL)
+_LACKING = re.compile(r"Requirement '(\S+?)' not met")  # Lightning's, of a logger or a plugin
 _PEER = re.compile(r"connection (closed|reset)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
 
 
@@ -87,6 +88,9 @@ def explain(error: BaseException, again: str) -> tuple[str, int] | None:
         close = get_close_matches(monitor[1], re.findall(r"`(\S+?)`", monitor[2]), 1, 0.5)
         meant = f"; did you mean {close[0]}?" if close else "."
         return f"error: monitor={monitor[1]!r} must be one of {monitor[2].replace('`', '').strip()}{meant}", 2
+    lacking = _LACKING.search(str(error))
+    if lacking:
+        return f"error: {lacking[1]} is not installed: pip install '{lacking[1]}'.", 2
     if known is not None:
         return f"error: {known}", 1 if isinstance(known, DivergedError) else 2
     if isinstance(error, OSError) and error.errno in _DISK:

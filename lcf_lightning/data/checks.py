@@ -10,6 +10,13 @@ from lcf_lightning.data.example import Example
 from lcf_lightning.errors import DataError, SettingError
 
 
+def require_examples(source: object, examples: Sequence[Example]) -> Sequence[Example]:
+    """``examples``, if the first is an `Example`; else a DataError that names ``source``."""
+    if len(examples) and not isinstance(examples[0], Example):
+        raise DataError(f"source={source} gives {type(examples[0]).__name__}, and must give Example.")
+    return examples
+
+
 def require_read_by_both(source: object, examples: Sequence[Example]) -> Sequence[Example]:
     """``examples``, if none has passages that only one of the two reads; else a DataError that names ``source``."""
     dealt = next((example for example in examples if example.sharer or example.receiver), None)

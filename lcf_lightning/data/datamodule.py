@@ -14,7 +14,13 @@ from torch.utils.data import DataLoader, Subset
 from transformers import PreTrainedTokenizerBase
 
 from lcf_lightning.data.batch import Batch, Collator
-from lcf_lightning.data.checks import require_at_least, require_ids, require_read_by_both, require_same_batches
+from lcf_lightning.data.checks import (
+    require_at_least,
+    require_examples,
+    require_ids,
+    require_read_by_both,
+    require_same_batches,
+)
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.limited import Rows, TokenBatches
 from lcf_lightning.data.loader import GroupedSampler, ResumableLoader, ResumableSampler, examples_taken
@@ -104,7 +110,7 @@ class PairDataModule(pl.LightningDataModule):
         return self._write(split, examples, collator) if self._is_written(split) else examples
 
     def _examples_of(self, source: Source, split: Split) -> Sequence[Example]:
-        return source.examples(split, self.seed)
+        return require_examples(source, source.examples(split, self.seed))
 
     def _is_written(self, split: Split) -> bool:
         """Whether a split's examples are written as tokens before it is read."""

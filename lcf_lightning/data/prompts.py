@@ -47,7 +47,8 @@ class PromptEncoder:
     def __post_init__(self) -> None:
         for name in ("chat", "text_chat") if self.limit == "max_sharer_tokens" else ("chat",):  # the sharer is asked
             if getattr(self.settings, name) and not self.tokenizer.chat_template:
-                raise SettingError(f"{name}=true needs a tokenizer with a chat template; this one has none.")
+                whose = self.tokenizer.name_or_path
+                raise SettingError(f"{name}=true needs a tokenizer with a chat template; that of {whose} has none.")
 
     @property
     def pad_id(self) -> int:

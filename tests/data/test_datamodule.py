@@ -282,6 +282,11 @@ def test_who_has_read_no_passage_sends_what_it_makes_of_the_question(make: Make)
         same.test_dataloader()
 
 
+def test_a_source_that_gives_no_examples_is_named(make: Make) -> None:
+    with pytest.raises(DataError, match="source=Listed gives dict, and must give Example"):
+        make(source=Listed({"question": "who"}))  # type: ignore[arg-type]
+
+
 def test_several_benchmarks_are_the_test_split_where_contexts_differ_too(make: Make) -> None:
     small = World(**SIZES)
     data = make("test", benchmarks={"one": small, "two": World(**{**SIZES, "test_size": 2})})
