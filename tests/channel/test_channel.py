@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -235,3 +236,13 @@ def test_pooled_messages_stand_alone(channel: Channel) -> None:
     for several in ([whole, pooled], [pooled, pooled]):
         with pytest.raises(MessageError, match="a pooled message stands alone; of several sharers each must send with"):
             channel.receive(several, "likes ada")
+
+
+def test_threads_share_a_channel(channel: Channel) -> None:
+    asked = [(FACTS, "likes ada"), (FACTS[:1], "who"), (FACTS, "owns bob")] * 8
+
+    def answer(asks: tuple[list[str], str]) -> str:
+        return "".join(channel.receive(channel.send(*asks), asks[1], max_new_tokens=4, stream=True))
+
+    with ThreadPoolExecutor(4) as threads:
+        assert [*threads.map(answer, asked)] == [*map(answer, asked)]
