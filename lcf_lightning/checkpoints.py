@@ -20,7 +20,7 @@ import torch
 from lightning.fabric.plugins import TorchCheckpointIO
 from torch import Tensor
 
-from lcf_lightning.errors import AdapterFileError, SettingError, reason
+from lcf_lightning.errors import AdapterFileError, SettingError, out_of_memory, reason
 from lcf_lightning.files import write_file
 from lcf_lightning.typed import from_known
 
@@ -49,6 +49,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         try:
             checkpoint: dict[str, Any] = super().load_checkpoint(path, *args, **options)
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise
             raise AdapterFileError(_NOT_OURS.format(path, reason(error))) from error
         return checkpoint
 
@@ -96,11 +98,12 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             _require_checksums(stored)
             checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
             _require_content(checkpoint)
-        except MemoryError:
-            raise
         except UnpicklingError as error:  # torch would advise how to read it all the same
-            raise AdapterFileError(_NOT_OURS.format(file, "it holds more than values and tensors.")) from error
+            why = "it is no plain table of values and tensors."
+            raise AdapterFileError(_NOT_OURS.format(file, why)) from error
         except Exception as error:  # of a foreign pickle: its reader stumbles in any way
+            if out_of_memory(error):
+                raise
             raise AdapterFileError(_NOT_OURS.format(file, reason(error))) from error
     return checkpoint
 

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
 
 def reason(error: BaseException) -> str:
     """The first line of what an error says, or its name where it says nothing."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory, which torch says in a RuntimeError."""
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_MEMORY.search(str(error))))
 
 
 def first_cause(error: BaseException) -> BaseException:

@@ -144,7 +144,8 @@ class Message:
             session: The session that the receiver is at; for ``inbox``.
 
         Raises:
-            SettingError: If a key is too short, the limit is no number, or ``inbox`` comes without a key.
+            SettingError: If a key is too short, the limit is no number, ``inbox`` comes without a key, or it or
+                ``origin`` is of another kind.
             MessageError: If anything is wrong with ``data``. No tensor has been made then.
         """
         return cls._read(data, key, origin, max_bytes, inbox, session)

@@ -61,6 +61,16 @@ def test_a_part_of_another_length_is_refused_by_a_fit(file: Path) -> None:
         AtomicCheckpointIO().load_checkpoint(file, weights_only=True)
 
 
+def test_too_little_memory_is_no_damage(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "load", full)
+    for read in (read_checkpoint, AtomicCheckpointIO().load_checkpoint):
+        with pytest.raises(RuntimeError, match="can't allocate memory"):
+            read(file)
+
+
 def test_what_is_not_finite_is_not_gone_on_from(file: Path) -> None:
     checkpoint = torch.load(file, weights_only=True)
     name, tensor = next(iter(checkpoint["state_dict"].items()))

@@ -131,6 +131,13 @@ def test_a_misspelt_part_of_a_module_is_named(folder: Path, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         main(["params", "--config", "my_run.yaml", "--model.adapter.fuser", "my_fuser.Linar"])
     assert capsys.readouterr().err.endswith("module my_fuser has no Fuser Linar; did you mean my_fuser.Linear?\n")
+    (folder / "half.py").write_text(
+        "from lcf_lightning.adapter.parts import Fuser\n\n\nclass Half(Fuser): ...\n\n\nclass Other: ...\n"
+    )
+    for name, why in (("Half", "Half: it lacks "), ("Other", "Other: it is no subclass of Fuser.\n")):
+        with pytest.raises(SystemExit):
+            main(["params", "--config", "my_run.yaml", "--modules", "half", "--model.adapter.fuser", f"half.{name}"])
+        assert f"module half has no Fuser {why}" in capsys.readouterr().err
 
 
 def test_an_adapter_never_imports_what_it_names(adapter: Path, folder: Path, tmp_path: Path) -> None:

@@ -210,7 +210,8 @@ def test_compare_pairs_two_evaluations(run: Path, tmp_path: Path, capsys: pytest
     assert "arm='zero' must be one that both evaluations have: message" in refused(
         capsys, "compare", one, two, "--arm", "zero"
     )
-    assert "must be a folder of an evaluation; it has no predictions.jsonl" in refused(capsys, "compare", one, "/none")
+    assert "must be a folder of an evaluation; it has no predictions.jsonl." in refused(capsys, "compare", one, "/none")
+    assert f"; did you mean {one}?" in refused(capsys, "compare", str(Path(one).parent), one)
     evaluate(run, tmp_path / "few", "--arms", "[message]", "--limit", "5")
     assert "did not answer the same questions: 9 only in the first, 0 only in" in refused(
         capsys, "compare", one, str(tmp_path / "few")

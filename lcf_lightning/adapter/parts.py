@@ -206,6 +206,17 @@ def _alias(part: type[Pooler] | type[Fuser]) -> str | None:
     return part.alias if in_package(part) else None
 
 
+def _why(base: type, path: str) -> str | None:
+    """Why a class that is there is no part; None where it is not there."""
+    module, _, name = path.rpartition(".")
+    found = vars(sys.modules[module]).get(name)  # to ask the module for it could import something
+    if not isinstance(found, type):
+        return None
+    if not issubclass(found, base):
+        return f": it is no subclass of {base.__name__}."
+    return f": it lacks {', '.join(sorted(getattr(found, '__abstractmethods__', ())))}."
+
+
 def part_class(base: type[PartT], part: PartName) -> type[PartT]:
     """The class of a part, if it has been imported. Nothing is imported here: an adapter may come from anywhere.
 
@@ -218,7 +229,8 @@ def part_class(base: type[PartT], part: PartName) -> type[PartT]:
     if path not in parts and module in sys.modules:
         close = get_close_matches(path, parts, 1)
         meant = f"; did you mean {close[0]}?" if close else "."
-        raise SettingError(f"{setting}={path!r}: module {module} has no {base.__name__} {name}{meant}")
+        why = _why(base, path) or meant
+        raise SettingError(f"{setting}={path!r}: module {module} has no {base.__name__} {name}{why}")
     if path not in parts:
         aliases = ", ".join(sorted(name for name in parts if "." not in name))
         raise SettingError(

@@ -67,5 +67,7 @@ def compare(args: list[str]) -> None:
 def _predictions(folder: str) -> list[Prediction]:
     file = Path(folder) / PREDICTIONS
     if not file.is_file():
-        raise SettingError(f"folders: {folder!r} must be a folder of an evaluation; it has no {PREDICTIONS}.")
+        inside = [str(found.parent) for found in sorted(Path(folder).glob(f"*/{PREDICTIONS}"))]
+        meant = f"; did you mean {' or '.join(inside)}?" if inside else "."
+        raise SettingError(f"folders: {folder!r} must be a folder of an evaluation; it has no {PREDICTIONS}{meant}")
     return read_predictions(file)

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from lcf_lightning.errors import DivergedError, LCFError, Stopped, reason
+from lcf_lightning.errors import DivergedError, LCFError, Stopped, out_of_memory, reason
 
 _LESS_MEMORY = (
     "lower data.batch_size (trainer.accumulate_grad_batches keeps the global batch), data.eval_batch_size, "
@@ -27,7 +27,6 @@ _LESS_MEMORY = (
 )
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _PERMISSION = {errno.EACCES, errno.EPERM, errno.EROFS}
-_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 _MONITOR = re.compile(r"conditioned on metric `(\S+)` which is not available.* any of the following: (.*)", re.DOTALL)
 _LACKING = re.compile(r"Requirement '(\S+?)' not met")  # Lightning's, of a logger or a plugin
 _PEER = re.compile(r"connection (closed|reset)|broken pipe|gloo|nccl|socket", re.IGNORECASE)
@@ -97,7 +96,7 @@ def explain(error: BaseException, again: str) -> tuple[str, int] | None:
         return f"error: {error}; nothing written before is lost, and {again}.", 1
     if isinstance(error, OSError) and error.errno in _PERMISSION:
         return f"error: {error}", 2
-    if isinstance(error, RuntimeError | MemoryError) and (isinstance(error, MemoryError) or _MEMORY.search(str(error))):
+    if out_of_memory(error):
         return f"error: out of memory ({reason(error)}); {_LESS_MEMORY}. Then {again}.", 1
     if isinstance(error, RuntimeError) and dist.is_initialized() and _PEER.search(str(error)):
         lost = f"rank {dist.get_rank()} has lost another rank, whose message, if it left one, says why"

@@ -11,12 +11,13 @@ from lcf_lightning.data.prompts import History
 from lcf_lightning.errors import DataError
 
 Turn = Mapping[str, Any]
-"""As OpenAI's chats have it: ``role``, and as ``content`` a text, or parts such as ``{"type": "text", "text": …}``."""
+"""As OpenAI's chats have it: ``role``, and as ``content`` a text, or parts such as ``{"type": "text", "text": …}``,
+which are lines of one text."""
 Text = str | Sequence[str] | Sequence[Turn]
 """A text whose lines are passages, the passages themselves, or a chat whose turns are passages."""
-_SYSTEM = ("system", "developer")
 Question = str | Sequence[Turn]
 """A question, or a chat that ends with it."""
+_SYSTEM = ("system", "developer")
 
 
 def parse_passages(text: Text) -> tuple[Passage, ...]:
@@ -82,7 +83,7 @@ def _turn(turn: object) -> tuple[str, str]:
 
 def _parts(content: object) -> list[str] | None:
     """The texts of a content in parts; None if it is none, or a part is no text."""
-    if not isinstance(content, list | tuple):
+    if not isinstance(content, list | tuple) or not content:
         return None
     texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in content]
     said = [text for text in texts if isinstance(text, str)]

@@ -73,7 +73,7 @@ class PromptEncoder:
         """The prompt of an example that both models read alike, without a limit, and where its tokens stand."""
         segments = self._segments(example.shared, example.question)
         encoded, places = self._encoded(segments, example.history)
-        return self.unlimited()._limited(encoded), Layout(*np.array(places, dtype=np.int64).reshape(-1, 3).T)
+        return _numbered(encoded), Layout(*np.array(places, dtype=np.int64).reshape(-1, 3).T)
 
     def fits(self, prompt: Encoded, answer: str, limit: int | None) -> bool:
         """Whether a prompt has at most ``limit`` tokens and, with its answer, `max_total_tokens`."""
@@ -225,8 +225,14 @@ class PromptEncoder:
                 )
             kept = [(token, span) for token, span in kept if span != last]
             last, dropped = last - 1, dropped + 1
-        numbered = [last + 1 if span == _QUESTION else span for _, span in kept]
-        return Encoded([token for token, _ in kept], numbered, dropped, prompt.begun)
+        ids, spans = ([each[side] for each in kept] for side in (0, 1))
+        return _numbered(Encoded(ids, spans, dropped, prompt.begun))
+
+
+def _numbered(prompt: Encoded) -> Encoded:
+    """A prompt whose question is its last span."""
+    question = max([*prompt.spans, _NONE]) + 1
+    return replace(prompt, spans=[question if span == _QUESTION else span for span in prompt.spans])
 
 
 def _said(

@@ -34,7 +34,11 @@ def arms_table(summary: Summary, title: str, caption: str | None = None) -> Tabl
 
 def comparison_table(comparisons: dict[str, Corrected], first: str, second: str, arm: str) -> Table:
     """Two evaluations against each other, as one table for the terminal."""
-    caption = f"McNemar: exact, one-sided; is the first better? Holm over {count_tests(comparisons.values())} tests"
+    counted = count_tests(comparisons.values())
+    caption = (
+        "questions that need the sharer; McNemar: exact, one-sided; is the first better? "
+        f"Holm over {counted} tests, those of F1 or loss too"
+    )
     table = Table(title=as_it_is(f"{arm}: {first} against {second}"), caption=caption)
     for column in ("questions", "n", "difference", "only first right", "only second right", "McNemar p", "Holm"):
         table.add_column(column, justify="left" if column == "questions" else "right")

@@ -12,8 +12,8 @@ from lcf_lightning.evaluation.statistics import Estimate, format_estimate
 VERDICTS = {
     "communicates": "this example's message helps, another example's does not help as much",
     "tunes only": "a message helps, and this example's is not shown to help more than another's",
-    "cannot read": "no message helps, and neither does more to read: these questions cannot show communication",
-    "does not communicate": "no message helps",
+    "cannot read": "no message is shown to help, nor more to read: these questions cannot show communication",
+    "does not communicate": "no message is shown to help",
 }
 """By verdict, what it means."""
 _TOLD = ("full_context", "full_context_form", "sharer_alone")  # what answers that knows all there is to be told

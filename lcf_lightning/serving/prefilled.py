@@ -27,7 +27,7 @@ _BLOCK_BYTES = 1 << 20
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prefilled:
     """What a receiver has read of its prompt, and heard: all tokens but the last, which the engine reads.
 
@@ -76,7 +76,8 @@ class Prefilled:
 
         Returns:
             ``prompt``, ``kv_transfer_params`` and, where there is one, ``stop``, as vLLM's OpenAI-compatible
-            ``/v1/completions`` takes them. The file may be deleted when the engine has answered.
+            ``/v1/completions`` takes them. The file may be deleted when no request that names it is open; two of the
+            same content name the same.
 
         Raises:
             OSError: If the disk refuses.
@@ -89,7 +90,7 @@ class Prefilled:
 
     @classmethod
     def load(cls, folder: str | Path, digest: str) -> Prefilled:
-        """What `save` wrote.
+        """What `save` wrote; ``stop`` stands in the request alone.
 
         Raises:
             MessageError: If there is no such file, or its bytes are not those that were written.
@@ -100,12 +101,13 @@ class Prefilled:
         try:
             require_regular(file)
             with file.open("rb") as stored:
-                found = _sha256(stored)  # in blocks: only what was written there is worth the memory
-                written = stored.read() if found == digest and not stored.seek(0) else b""
+                size = _size(stored, digest)  # in blocks: only what was written there is worth the memory
+                stored.seek(0)
+                written = stored.read(size)
         except (OSError, ValueError) as error:  # a path may be none
             why = getattr(error, "strerror", None) or reason(error)
             raise MessageError(f"prefilled prompt {str(file)!r} cannot be read: {why}.") from error
-        if found != digest:
+        if hashlib.sha256(written).hexdigest() != digest:
             raise MessageError(f"prefilled prompt {file} does not hold what was written there.")
         try:
             tensors = load(written)
@@ -114,11 +116,13 @@ class Prefilled:
             raise MessageError(f"prefilled prompt {file} is no such file.") from error
 
 
-def _sha256(file: BinaryIO) -> str:
-    digest = hashlib.sha256()
+def _size(file: BinaryIO, digest: str) -> int:
+    """How many bytes a file holds, if they are those of a digest; else 0."""
+    found, size = hashlib.sha256(), 0
     while block := file.read(_BLOCK_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
+        found.update(block)
+        size += len(block)
+    return size if found.hexdigest() == digest else 0
 
 
 def prefill(channel: Channel, message: Received, question: Question, passages: Text = ()) -> Prefilled:

@@ -5,6 +5,7 @@ Made for the connector interface of vLLM 0.32 (``KVConnectorBase_V1``, which its
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,11 +72,12 @@ class LCFConnector(KVConnectorBase_V1):  # type: ignore[misc]
         if parallel.tensor_parallel_size > 1 or parallel.pipeline_parallel_size > 1:
             raise SettingError("LCFConnector serves a model on one device: parallel sizes must be 1.")
         groups = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
-        if len(groups) != 1 or not isinstance(groups[0], FullAttentionSpec):
+        whole = [type(each) is FullAttentionSpec and each.sliding_window is None for each in groups]
+        if whole != [True] or groups[0].attention_chunk_size is not None:
             raise SettingError("LCFConnector serves models whose layers all see the whole text.")
         if self._kv_transfer_config.kv_load_failure_policy != "fail":
             raise SettingError("kv_load_failure_policy must be 'fail': else a message that is refused is left out.")
-        self._block_size = int(vllm_config.cache_config.block_size)
+        self._block_size = int(groups[0].block_size)
         self._secret = secrets.token_hex(16)
         self._asked: dict[str, Load] = {}
         self._refused: set[int] = set()
@@ -83,17 +85,21 @@ class LCFConnector(KVConnectorBase_V1):  # type: ignore[misc]
     # The scheduler's side.
 
     def on_new_request(self, request: Any) -> None:
-        """Keeps its tokens apart in the engine's prefix cache.
+        """Keeps its tokens apart in the engine's prefix cache, and has them loaded whatever it asks for.
 
         Two messages' tokens may have the same ids: without a salt the cache would take one's for the other's, and
-        the message would silently be ignored. With this one only requests of the same file share them, which others
-        cannot fill beforehand: nobody knows the secret.
+        the message would silently be ignored. With this one only requests of the same file and prompt share them, which
+        others cannot fill beforehand: nobody knows the secret.
         """
         if PARAMETER in (request.kv_transfer_params or {}):
             digest = request.kv_transfer_params[PARAMETER]
-            request.cache_salt = f"{self._secret} {digest} {request.cache_salt or ''}"
+            prompt = hashlib.sha256(repr(request.prompt_token_ids).encode()).hexdigest()
+            request.cache_salt = f"{self._secret} {digest} {prompt} {request.cache_salt or ''}"
             request.block_hashes.clear()
             request.update_block_hashes()
+            request.skip_reading_prefix_cache = False  # else vLLM would read the prompt itself, without the message
+            if request.sampling_params is not None:
+                request.sampling_params.prompt_logprobs = None  # of tokens that are loaded there are none
 
     def get_num_new_matched_tokens(self, request: Any, num_computed_tokens: int) -> tuple[int | None, bool]:
         """All prompt tokens but the last, less those that the engine has; none where no message is meant."""
@@ -106,7 +112,7 @@ class LCFConnector(KVConnectorBase_V1):  # type: ignore[misc]
         if num_external_tokens:
             end = request.num_prompt_tokens - 1
             self._asked[request.request_id] = Load(
-                request.request_id, list(request.prompt_token_ids), request.kv_transfer_params[PARAMETER],
+                request.request_id, list(request.prompt_token_ids or ()), request.kv_transfer_params[PARAMETER],
                 list(blocks.get_block_ids()[0]), end - num_external_tokens, end,
             )  # fmt: skip
 

@@ -71,6 +71,7 @@ def ask(model: FrozenModel, folder: Path) -> Ask:
             options = [
                 vllm.SamplingParams(
                     temperature=0, max_tokens=TOKENS, stop=request["stop"],
+                    prompt_logprobs=request.get("prompt_logprobs"),
                     extra_args={name: request[name] for name in ("kv_transfer_params",) if name in request},
                 )
                 for request in requests
@@ -113,6 +114,31 @@ def test_messages_whose_tokens_have_the_same_ids_are_told_apart(
     assert "Oslo" in oslo
     assert "Lima" in lima
     assert nothing not in (oslo, lima)
+
+
+def test_nothing_that_a_request_asks_for_leaves_its_message_out(
+    make: Make, model: FrozenModel, ask: Ask, folder: Path
+) -> None:
+    """vLLM reads the whole prompt itself where it is asked for its tokens' probabilities."""
+    channel = make(model, "carry")
+    question, text = FACTS[0]
+    message = channel.send([text], question)
+    request = prefill(channel, message, question).save(folder)
+    expected = str(channel.receive(message, question, max_new_tokens=TOKENS))
+    assert ask([{**request, "prompt_logprobs": 1}])[0][0] == expected
+    missing = {**request, "kv_transfer_params": {PARAMETER: "0" * 64}, "prompt_logprobs": 1}
+    assert ask([missing])[0][1] == "error"
+
+
+def test_a_part_of_a_prompt_is_not_answered_from_what_the_whole_has_left(
+    make: Make, model: FrozenModel, ask: Ask, folder: Path
+) -> None:
+    channel = make(model, "carry")
+    question, text = FACTS[1]
+    request = prefill(channel, channel.send([text], question), question).save(folder)
+    assert ask([request])[0][1] != "error"
+    for part in (request["prompt"][:33], [*request["prompt"][:32], 7]):  # one block of 32, and a token to read
+        assert ask([{**request, "prompt": part}])[0][1] == "error"
 
 
 def test_a_refused_prompt_fails_its_own_request_alone(make: Make, model: FrozenModel, ask: Ask, folder: Path) -> None:

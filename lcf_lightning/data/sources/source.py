@@ -129,7 +129,8 @@ class RowSource(Source):
             places = places[held_out:][: self.train_limit] if split == "train" else places[:held_out]
             places = places[: self.test_limit] if split == "test" else places
         if not places:
-            raise DataError(f"{split} split of {type(self).__name__} is empty; give more rows.")
+            which = f"validation_size={self.validation_size} of {len(kept)} rows" if kept else "it has no rows"
+            raise DataError(f"{split} split of {type(self).__name__} is empty: {which}; give more.")
         if split == "train":
             return RowExamples(table, self, seed, places)
         distinct = self._distinct(table, places, seed)

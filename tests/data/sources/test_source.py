@@ -102,9 +102,9 @@ def test_an_empty_file_is_refused(tmp_path: Path) -> None:
 
 def test_an_empty_split_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "rows.jsonl", [hotpot_row(index) for index in range(4)])
-    with pytest.raises(DataError, match="test split of HotpotQA is empty; give more rows"):
+    with pytest.raises(DataError, match="test split of HotpotQA is empty: it has no rows; give more"):
         HotpotQA(file, file, question_type="comparison").examples("test", 0)
-    with pytest.raises(DataError, match="train split of HotpotQA is empty"):
+    with pytest.raises(DataError, match="train split of HotpotQA is empty: validation_size=4 of 4 rows"):
         HotpotQA(file, file, validation_size=4).examples("train", 0)
     assert len(HotpotQA(file, file, validation_size=3).examples("train", 0)) == 1
 
