@@ -7,12 +7,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from lcf_lightning import ModelSpec
+from lcf_lightning.errors import SettingError
 from lcf_lightning.models.loading import FrozenModel, load_frozen
 from lcf_lightning.serving import Prefilled, prefill
 from lcf_lightning.serving.prefilled import PARAMETER
@@ -20,6 +22,8 @@ from tests.serving.conftest import Make
 
 pytestmark = pytest.mark.slow
 vllm = pytest.importorskip("vllm", reason="vLLM is not installed: tests/serving/run")
+cache_interface = pytest.importorskip("vllm.v1.kv_cache_interface")
+connector = pytest.importorskip("lcf_lightning.serving.vllm")
 
 TOKENS = 20
 FACTS = [
@@ -158,3 +162,28 @@ def test_a_refused_prompt_fails_its_own_request_alone(make: Make, model: FrozenM
     shutil.move(folder / "aside", file)  # and nothing is left of it
     expected = str(channel.receive(channel.send([f"{text} And more."], question), question, max_new_tokens=TOKENS))
     assert ask([missing])[0][0] == expected
+
+
+def test_what_is_not_served_is_refused_when_the_server_starts() -> None:
+    whole = cache_interface.FullAttentionSpec(block_size=32, num_kv_heads=3, head_size=64, dtype=torch.float32)
+
+    def start(groups: list[Any], folder: str | None = "prefilled", parallel: int = 1, policy: str = "fail") -> Any:
+        transfer = SimpleNamespace(
+            get_from_extra_config=lambda name, default: folder or default, kv_load_failure_policy=policy
+        )
+        sizes = SimpleNamespace(tensor_parallel_size=parallel, pipeline_parallel_size=1)
+        config = SimpleNamespace(kv_transfer_config=transfer, parallel_config=sizes)
+        cache = SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=spec) for spec in groups])
+        return connector.LCFConnector(config, connector.KVConnectorRole.WORKER, cache)
+
+    start([whole])
+    for groups, settings, why in (
+        ([whole], {"folder": None}, "folder"),
+        ([whole], {"parallel": 2}, "parallel sizes must be 1"),
+        ([whole], {"policy": "recompute"}, "kv_load_failure_policy must be 'fail'"),
+        ([whole, whole], {}, "layers all see the whole text"),
+        ([replace(whole, sliding_window=512)], {}, "layers all see the whole text"),  # as vLLM holds Gemma 3's
+        ([replace(whole, attention_chunk_size=512)], {}, "layers all see the whole text"),
+    ):
+        with pytest.raises(SettingError, match=why):
+            start(groups, **settings)
