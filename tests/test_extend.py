@@ -133,8 +133,13 @@ def test_a_misspelt_part_of_a_module_is_named(folder: Path, capsys: pytest.Captu
     assert capsys.readouterr().err.endswith("module my_fuser has no Fuser Linar; did you mean my_fuser.Linear?\n")
     (folder / "half.py").write_text(
         "from lcf_lightning.adapter.parts import Fuser\n\n\nclass Half(Fuser): ...\n\n\nclass Other: ...\n"
+        "from lcf_lightning.adapter.fusers.lcf import LCFFuser\n"
     )
-    for name, why in (("Half", "Half: it lacks "), ("Other", "Other: it is no subclass of Fuser.\n")):
+    for name, why in (
+        ("Half", "Half: it lacks "),
+        ("Other", "Other: it is no subclass of Fuser.\n"),
+        ("LCFFuser", "LCFFuser; did you mean lcf_lightning.adapter.fusers"),
+    ):
         with pytest.raises(SystemExit):
             main(["params", "--config", "my_run.yaml", "--modules", "half", "--model.adapter.fuser", f"half.{name}"])
         assert f"module half has no Fuser {why}" in capsys.readouterr().err

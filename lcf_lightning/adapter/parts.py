@@ -214,7 +214,8 @@ def _why(base: type, path: str) -> str | None:
         return None
     if not issubclass(found, base):
         return f": it is no subclass of {base.__name__}."
-    return f": it lacks {', '.join(sorted(getattr(found, '__abstractmethods__', ())))}."
+    lacking = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+    return f": it lacks {lacking}." if lacking else f"; did you mean {class_path(found)}?"
 
 
 def part_class(base: type[PartT], part: PartName) -> type[PartT]:
