@@ -211,7 +211,7 @@ def test_compare_pairs_two_evaluations(run: Path, tmp_path: Path, capsys: pytest
         capsys, "compare", one, two, "--arm", "zero"
     )
     assert "must be a folder of an evaluation; it has no predictions.jsonl." in refused(capsys, "compare", one, "/none")
-    assert f"; did you mean {other}?" in refused(capsys, "compare", str(tmp_path), one)
+    assert f"; did you mean {other} or {two}?" in refused(capsys, "compare", str(tmp_path), one)
     evaluate(run, tmp_path / "few", "--arms", "[message]", "--limit", "5")
     assert "did not answer the same questions: 9 only in the first, 0 only in" in refused(
         capsys, "compare", one, str(tmp_path / "few")
