@@ -168,7 +168,7 @@ def _arms(arms: Mapping[str, ArmFigures], audit: Audit | None = None) -> str:
 def _benchmarks(report: Report) -> str:
     """Exact match of every arm on every benchmark and on all, and of optimal routing."""
     groups = {"all": report["arms"], **report["benchmarks"]}
-    counted = [f"{name} (n = {max(row['n'] for row in arms.values())})" for name, arms in groups.items()]
+    counted = [f"{name} (n = {max((row['n'] for row in arms.values()), default=0)})" for name, arms in groups.items()]
     rows = [
         [
             find_arm(arm).label,

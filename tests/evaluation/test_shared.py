@@ -175,6 +175,8 @@ def test_benchmarks_and_optimal_routing() -> None:
     assert "| arm | all (n = 4) | arc (n = 3) | mmlu (n = 1) |" in page
     assert "| optimal routing | 0.750 [" in page
     assert build_report([row for row in rows if row.arm != "sharer_alone"], None, {})["optimal_routing"] == {}
+    own = [answer("own/0", arm, 1.0, benchmark="own", needs_sharer=False) for arm in ("sharer_alone", "own_context")]
+    assert "| mmlu (n = 1) | own (n = 0) |" in to_markdown(build_report([*rows, *own], None, {}))
 
 
 # Pruning
