@@ -140,15 +140,19 @@ def _require_content(checkpoint: Any) -> None:
     foreign = [name for name, tensor in content.state_dict.items() if not _plain(tensor)]
     if foreign:
         raise SettingError(f"state_dict holds {foreign!r:.80}, which are no tensors of floating point.")
+    if content.seal is not None and content.seal != _digest(checkpoint):
+        raise SettingError("it was changed after it had been written; go on from one that was not.")
     broken = [name for name, tensor in content.state_dict.items() if not bool(tensor.isfinite().all())]
     if broken:
         raise SettingError(f"state_dict holds {broken!r:.80}, which are not finite.")
-    if content.seal is not None and content.seal != _digest(checkpoint):
-        raise SettingError("it was changed after it had been written; go on from one that was not.")
 
 
 def _plain(tensor: object) -> bool:
-    return isinstance(tensor, Tensor) and tensor.is_floating_point() and str(tensor.layout) == "torch.strided"
+    """Whether it is a tensor of floating point that holds each of its numbers itself: one that repeats a few can be of
+    any size."""
+    if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or str(tensor.layout) != "torch.strided":
+        return False
+    return tensor.is_meta or tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def _digest(checkpoint: Mapping[str, Any]) -> str:
