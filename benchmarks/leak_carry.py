@@ -5,7 +5,7 @@
 MODEL is a hub id, folder or .gguf file, on both sides. In a model's first layer a token's key and value depend on no
 other token; so they are looked up among those of the whole vocabulary, and the nearest gives the token. That needs the
 sharer's weights, which are public, and the message as it travels: no key, no adapter. Each text holds four digits that
-nobody can guess. Prints how many tokens, and how many whole texts, are read back from each dtype on the wire.
+nobody can guess. Prints how many whole texts are read back from each dtype on the wire.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from torch import Tensor
 from lcf_lightning.data.controls import Said
 from lcf_lightning.data.prompts import Earlier
 from lcf_lightning.digests import tensors_digest
-from lcf_lightning.errors import DataError, MessageError, SessionError, SettingError, reason
+from lcf_lightning.errors import DataError, MessageError, SessionError, SettingError, unread
 from lcf_lightning.files import require_regular, write_file
 from lcf_lightning.message import Message
 from lcf_lightning.models.cache import KVCache
@@ -162,7 +162,7 @@ def _read(path: Path) -> tuple[_File, dict[str, Tensor]]:
             notes = stored.metadata() or {}
             tensors = {name: stored.get_tensor(name).clone() for name in stored.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:  # a path may be none
-        raise SessionError(f"cannot be read: {getattr(error, 'strerror', None) or reason(error)}") from error
+        raise SessionError(f"cannot be read: {unread(error)}") from error
     if not (notes.get("session") and "digest" in notes):
         raise SessionError("is none that a session has written")
     if _digest(tensors, notes["session"]) != notes["digest"]:

@@ -10,6 +10,11 @@ def reason(error: BaseException) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
+def unread(error: BaseException) -> str:
+    """Why a file cannot be read: what the system says, without its number and the path, or else the `reason`."""
+    return getattr(error, "strerror", None) or reason(error)
+
+
 _MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
 
 

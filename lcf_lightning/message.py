@@ -18,7 +18,7 @@ from typing import BinaryIO
 from torch import Tensor
 
 from lcf_lightning.binding import Binding, Inbox
-from lcf_lightning.errors import MessageError, SettingError, reason
+from lcf_lightning.errors import MessageError, SettingError, unread
 from lcf_lightning.files import require_regular, write_file
 from lcf_lightning.header import Header
 from lcf_lightning.models.spec import DTYPES
@@ -177,8 +177,7 @@ class Message:
             with Path(path).open("rb") as file:
                 data = _blocks(file, max_bytes + 1)  # one more, so that a longer file is refused
         except (OSError, ValueError) as error:  # a path may be none
-            why = getattr(error, "strerror", None) or reason(error)
-            raise MessageError(f"message file {str(path)!r} cannot be read: {why}.") from error
+            raise MessageError(f"message file {str(path)!r} cannot be read: {unread(error)}.") from error
         return cls._read(data, key, origin, max_bytes, inbox, session)
 
     @classmethod

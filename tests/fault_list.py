@@ -128,7 +128,7 @@ FAULTS = [
         ("sharer = set(gold[0::2])", "sharer = set(gold[1::2])"),
         ("missing = max(0, (len(passages) + 1) // 2 - len(sharer))", "missing = max(0, len(passages) // 2 - len(sharer))"),
         ("return [span if span < 0 else next(counter) // size for span in spans]", "return [span if span < 0 else (next(counter) + 1) // size for span in spans]"),
-        ("question = max([*prompt.spans, _NONE]) + 1", "question = max([*prompt.spans, _NONE])"),
+        ("_numbered([span for _, span in kept], last + 1)", "_numbered([span for _, span in kept], last)"),
         ("kept = [(token, span) for token, span in kept if span != last]", "kept = [(token, span) for token, span in kept if span not in (last, _QUESTION)]"),
         ("mask=torch.arange(width) >= width - lengths[:, None],", "mask=torch.arange(width) > width - lengths[:, None],"),
         ("return ids, torch.arange(width) < lengths[:, None]", "return ids, torch.arange(width) <= lengths[:, None]"),

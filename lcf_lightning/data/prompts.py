@@ -73,7 +73,8 @@ class PromptEncoder:
         """The prompt of an example that both models read alike, without a limit, and where its tokens stand."""
         segments = self._segments(example.shared, example.question)
         encoded, places = self._encoded(segments, example.history)
-        return _numbered(encoded), Layout(*np.array(places, dtype=np.int64).reshape(-1, 3).T)
+        numbered = replace(encoded, spans=_numbered(encoded.spans, max([*encoded.spans, _NONE]) + 1))
+        return numbered, Layout(*np.array(places, dtype=np.int64).reshape(-1, 3).T)
 
     def fits(self, prompt: Encoded, answer: str, limit: int | None) -> bool:
         """Whether a prompt has at most ``limit`` tokens and, with its answer, `max_total_tokens`."""
@@ -225,14 +226,13 @@ class PromptEncoder:
                 )
             kept = [(token, span) for token, span in kept if span != last]
             last, dropped = last - 1, dropped + 1
-        ids, spans = ([each[side] for each in kept] for side in (0, 1))
-        return _numbered(Encoded(ids, spans, dropped, prompt.begun))
+        spans = _numbered([span for _, span in kept], last + 1)
+        return Encoded([token for token, _ in kept], spans, dropped, prompt.begun)
 
 
-def _numbered(prompt: Encoded) -> Encoded:
-    """A prompt whose question is its last span."""
-    question = max([*prompt.spans, _NONE]) + 1
-    return replace(prompt, spans=[question if span == _QUESTION else span for span in prompt.spans])
+def _numbered(spans: list[int], question: int) -> list[int]:
+    """Spans of which the question has its number."""
+    return [question if span == _QUESTION else span for span in spans]
 
 
 def _said(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lcf_lightning.data.batch import Batch
-from lcf_lightning.errors import DataError, reason
+from lcf_lightning.errors import DataError, reason, unread
 from lcf_lightning.evaluation.arms import find_arm
 from lcf_lightning.evaluation.caches import ArmCaches
 from lcf_lightning.evaluation.prediction import Prediction, digest, run_arms
@@ -34,7 +34,7 @@ def read_predictions(file: Path) -> list[Prediction]:
     try:
         require_regular(file)
     except OSError as error:
-        raise DataError(f"{file} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{file} cannot be read: {unread(error)}.") from error
     content = file.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:

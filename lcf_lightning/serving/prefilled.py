@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from lcf_lightning.errors import MessageError, reason
+from lcf_lightning.errors import MessageError, unread
 from lcf_lightning.files import require_regular, write_file
 
 if TYPE_CHECKING:
@@ -105,8 +105,7 @@ class Prefilled:
                 stored.seek(0)
                 written = stored.read(size)
         except (OSError, ValueError) as error:  # a path may be none
-            why = getattr(error, "strerror", None) or reason(error)
-            raise MessageError(f"prefilled prompt {str(file)!r} cannot be read: {why}.") from error
+            raise MessageError(f"prefilled prompt {str(file)!r} cannot be read: {unread(error)}.") from error
         if hashlib.sha256(written).hexdigest() != digest:
             raise MessageError(f"prefilled prompt {file} does not hold what was written there.")
         try:
