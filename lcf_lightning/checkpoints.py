@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any
@@ -95,8 +96,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """
     with file.open("rb") as stored:  # what the system refuses is no damage
         try:
-            _require_checksums(stored)
+            parts = _parts(stored)
             checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            _require_whole(checkpoint, parts)
             _require_content(checkpoint)
         except UnpicklingError as error:  # torch would advise how to read it all the same
             why = "it is no plain table of values and tensors."
@@ -108,11 +110,29 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _require_checksums(file: IO[bytes]) -> None:
+def _parts(file: IO[bytes]) -> list[int]:
+    """Bytes of each part that holds a tensor's numbers, after all checksums are compared."""
     with ZipFile(file) as archive:
         damaged = archive.testzip()
-    if damaged is not None:
-        raise BadZipFile(f"{damaged} does not have its checksum.")
+        if damaged is not None:
+            raise BadZipFile(f"{damaged} does not have its checksum.")
+        return [part.file_size for part in archive.infolist() if "/data/" in part.filename]
+
+
+def _require_whole(checkpoint: object, parts: list[int]) -> None:
+    """Raise unless each tensor has its part whole: a mapped one would go on into what follows in the file."""
+    read = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(checkpoint)}
+    if sorted(filter(None, read.values())) != sorted(filter(None, parts)):
+        raise BadZipFile("a part of it is longer or shorter than its tensor.")
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    if isinstance(value, Tensor) and not value.is_meta:
+        yield value
+    elif isinstance(value, Mapping):
+        yield from chain.from_iterable(map(_tensors, value.values()))
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from chain.from_iterable(map(_tensors, value))
 
 
 @dataclass(frozen=True)

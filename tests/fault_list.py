@@ -257,7 +257,7 @@ FAULTS = [
     *faults(
         "siege", "tests/models/test_store_damage.py",
         ("if file.parent.is_symlink() or not _OWN.fullmatch(file.stem):", "if file.parent.is_symlink():"),
-        ("if not self.writes or file.parent.is_symlink() or not self._room(size):", "if not self.writes or not self._room(size):"),
+        ("if not self.writes or file.parent.is_symlink() or file.is_dir() or not", "if not self.writes or not"),
     ),
     *faults(
         "siege", "tests/data/test_grouped.py",

@@ -49,7 +49,7 @@ def test_a_flipped_bit_of_any_part_is_refused(file: Path, content: bytes) -> Non
             steps_of(file)
 
 
-def test_a_part_of_another_length_is_refused_by_a_fit(file: Path) -> None:
+def test_a_part_of_another_length_is_refused(file: Path) -> None:
     """Whoever makes it knows the checksums; the seal is of what the tensors should be."""
     with ZipFile(file) as archive:
         parts = {part.filename: archive.read(part) for part in archive.infolist()}
@@ -59,6 +59,8 @@ def test_a_part_of_another_length_is_refused_by_a_fit(file: Path) -> None:
             archive.writestr(ZipInfo(each), content[: len(content) // (1 + (each == name))])
     with pytest.raises(AdapterFileError, match=r"last.ckpt' is damaged or not one of this package: record size"):
         AtomicCheckpointIO().load_checkpoint(file, weights_only=True)
+    with pytest.raises(AdapterFileError, match="a part of it is longer or shorter than its tensor"):
+        read_adapter(file)
 
 
 def test_too_little_memory_is_no_damage(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

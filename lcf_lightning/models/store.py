@@ -160,7 +160,7 @@ class PrefillStore:
     def _keep(self, file: Path, keys: Tensor, values: Tensor) -> None:
         """Write one text's prefill, if there is room. A full disk ends the keeping, not the run."""
         size = 2 * keys.numel() * keys.element_size()
-        if not self.writes or file.parent.is_symlink() or not self._room(size):
+        if not self.writes or file.parent.is_symlink() or file.is_dir() or not self._room(size):
             return
         tensors = {"keys": keys.cpu().contiguous(), "values": values.cpu().contiguous()}
         content = save(tensors, {"crc32": _checksum(*tensors.values()), "name": file.stem})

@@ -69,6 +69,20 @@ def test_a_damaged_file_is_computed_again_and_mended(
     assert store.hits == hits + 3
 
 
+def test_a_folder_in_a_files_place_is_left_and_the_others_are_kept(model: FrozenModel, tmp_path: Path) -> None:
+    store = PrefillStore(PrefillSettings(str(tmp_path)), model)
+    store.read(*prompts())
+    place, other, _ = files(tmp_path)
+    place.unlink()
+    other.unlink()
+    place.mkdir()
+    with pytest.warns(UserWarning, match=r"is damaged \(no regular file\); it is computed again"):
+        store.read(*prompts())
+    assert store.writes
+    assert other.is_file()
+    assert place.is_dir()
+
+
 def test_a_whole_file_of_another_text_of_that_length_is_not_taken(model: FrozenModel, tmp_path: Path) -> None:
     expected = prefill(model.model, *prompts(seed=1))
     store = PrefillStore(PrefillSettings(str(tmp_path)), model)
