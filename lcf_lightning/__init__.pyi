@@ -6,6 +6,7 @@ from lcf_lightning.binding import Inbox as Inbox
 from lcf_lightning.channel import Channel as Channel
 from lcf_lightning.data.datamodule import ContextMismatchDataModule as ContextMismatchDataModule
 from lcf_lightning.data.datamodule import SharedContextDataModule as SharedContextDataModule
+from lcf_lightning.data.prompt_settings import PromptSettings as PromptSettings
 from lcf_lightning.errors import LCFError as LCFError
 from lcf_lightning.errors import MessageError as MessageError
 from lcf_lightning.likelihood import Score as Score

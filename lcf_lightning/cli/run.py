@@ -211,8 +211,9 @@ class LCFCLI(LightningCLI):
         rows = gathered([row for batch in self.trainer.predict(**kwargs) or [] for row in batch])
         distinct = {row["id"]: row for row in rows}.values()
         if self.trainer.is_global_zero:
-            text = "".join(f"{json.dumps(row)}\n" for row in distinct)
-            write_text(self.run_folder / "predictions.jsonl", text)
+            file = self.run_folder / "predictions.jsonl"
+            write_text(file, "".join(f"{json.dumps(row)}\n" for row in distinct))
+            sys.stdout.write(f"{file}: {len(distinct)} answers\n")
 
     @property
     def _accuracy(self) -> CommunicationAccuracy:

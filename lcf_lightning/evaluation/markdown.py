@@ -62,7 +62,10 @@ def conclusions(report: Report) -> str:
         lines.append(_followed(audit["follow"], audit["follow_holm"]))
     if audit["listening_gain"] is not None:
         gained = format_estimate(audit["listening_gain"], signed=True)
-        lines.append(f"Listening: the message moves the first token {gained} nats farther than another example's does.")
+        lines.append(
+            f"Listening: by the message the distribution of the first token changes {gained} nats more than by another "
+            "example's (Jensen–Shannon divergence from that under own context)."
+        )
     lines += [_guessed(name, found) for name, found in report["guesses"].items()]
     if latency is not None:
         lines.append(_sooner(latency))
@@ -95,12 +98,11 @@ def _gain(row: Corrected) -> str:
 
 
 def _followed(follow: Follow, p: float | None) -> str:
-    alone = "" if follow["own_context"] is None else f", {format_estimate(follow['own_context'])} under own context"
+    alone = "" if follow["own_context"] is None else f"under own context {format_estimate(follow['own_context'])}; "
     return (
-        "Follow rate: under another example's message the receiver gives that example's answer in "
-        f"{format_estimate(follow['rate'])} of {follow['n']} questions whose own answer is another and whose partner's "
-        f"needs the sharer{alone}; {format_estimate(follow['permuted'])} where these answers are dealt at random "
-        f"({PERMUTATIONS:,} deals; permutation p = {format_p(p)}, corrected)."
+        "Follow rate: under another example's message its answer, where it is a different one, is given to "
+        f"{format_estimate(follow['rate'])} of {follow['n']} questions ({alone}with answers dealt at random "
+        f"{format_estimate(follow['permuted'])}, p = {format_p(p)}, {PERMUTATIONS:,} deals)."
     )
 
 
