@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -24,7 +25,7 @@ from lcf_lightning.receiving import Received, decoder, scores
 from lcf_lightning.sending import messages as sent_messages
 from lcf_lightning.sending import origin_of, require_lists
 from lcf_lightning.session import Session
-from lcf_lightning.sides import Given, by_role, load_sides, prompts_of, warn_of_unchecked
+from lcf_lightning.sides import Given, by_role, load_sides, prompts_of, require_beside, warn_of_unchecked
 from lcf_lightning.writer import Writer
 
 
@@ -54,6 +55,7 @@ class Channel:
     def __init__(self, sharer: FrozenModel | None, receiver: FrozenModel | None, adapter: CacheAdapter) -> None:
         self.link = Link(sharer, receiver, adapter)
         self.writer = Writer.of(self.link)
+        self.others: tuple[Channel, ...] = ()  # see `beside`
 
     def __repr__(self) -> str:
         """One line: the pair, as far as it is loaded, and the adapter."""
@@ -116,6 +118,21 @@ class Channel:
         warn_of_unchecked(adapter.config, given, models)
         return channel
 
+    def beside(self, *others: Channel) -> Channel:
+        """This channel, which hears messages of other adapters too: of other sharers, to the same receiver.
+
+        `receive`, `score` and `session` then take messages of any of them, together too. Those that become tokens
+        (``pooler: prefix``, ``carry``) stand one behind the other, in the order of the channels; `send` stays this
+        one's.
+
+        Raises:
+            SettingError: If another's receiver is not this very model, or reads other prompts.
+        """
+        both = copy(self)
+        both.others = (*self.others, *others)
+        require_beside(both)
+        return both
+
     @cached_property
     def origin(self) -> Origin:
         """What tells this channel's messages from others. Found once: its adapter is taken to learn no more."""
@@ -128,7 +145,7 @@ class Channel:
 
     @property
     def takes_question(self) -> bool:
-        """Whether `send` uses a question: the sharer was shown it in training, or reads the receiver's own text."""
+        """Whether `send` uses a question."""
         return self.link.shared or self.prompts.share_question
 
     def send(
@@ -178,26 +195,15 @@ class Channel:
 
     @overload
     def receive(
-        self,
-        message: Received,
-        question: Question,
-        passages: Text = ...,
-        max_new_tokens: int = ...,
-        stream: Literal[False] = ...,
-        **options: Any,
-    ) -> Answer: ...
+        self, message: Received, question: Question, passages: Text = ..., max_new_tokens: int = ...,
+        stream: Literal[False] = ..., **options: Any,
+    ) -> Answer: ...  # fmt: skip
 
     @overload
     def receive(
-        self,
-        message: Received,
-        question: Question,
-        passages: Text = ...,
-        max_new_tokens: int = ...,
-        *,
-        stream: Literal[True],
-        **options: Any,
-    ) -> Generator[str, None, Answer]: ...
+        self, message: Received, question: Question, passages: Text = ..., max_new_tokens: int = ...,
+        *, stream: Literal[True], **options: Any,
+    ) -> Generator[str, None, Answer]: ...  # fmt: skip
 
     def receive(
         self,
@@ -260,10 +266,8 @@ class Channel:
             it. Divide by ``len(candidate.encode())`` to compare candidates as `evaluate` does.
 
         Raises:
-            MessageError: As `receive`.
-            GeometryError: As `receive`.
+            MessageError, GeometryError, SettingError: As `receive`.
             DataError: If a chat cannot be understood, or a candidate is no text of at least one token.
-            SettingError: If this channel has no receiver.
         """
         require_lists(candidates=candidates)
         return scores(self, [message], [question], [passages], [candidates])[0]
@@ -292,9 +296,5 @@ class Channel:
 
     @cached_property
     def prompts(self) -> PromptSettings:
-        """How prompts were written in training.
-
-        Raises:
-            AdapterFileError: If the adapter's metadata cannot be understood.
-        """
+        """How prompts were written in training; an AdapterFileError if the adapter's metadata cannot be understood."""
         return prompts_of(self.adapter)

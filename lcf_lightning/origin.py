@@ -32,13 +32,17 @@ class Origin:
 
         A model whose fingerprint ``expected`` does not know may be any; one that it knows may not be unknown here.
         """
-        differing = [
-            f"{field.name}={getattr(self, field.name)!r}, expected {getattr(expected, field.name)!r}"
-            for field in fields(self)
-            if not _agree(field.name, getattr(self, field.name), getattr(expected, field.name))
-        ]
+        differing = [f"{name}={mine!r}, expected {theirs!r}" for name, mine, theirs in self._differing(expected)]
         if differing:
             raise MessageError(f"message of another adapter or pair: {'; '.join(differing)}.")
+
+    def fits(self, expected: Origin) -> bool:
+        """Whether `require` would let it pass."""
+        return not self._differing(expected)
+
+    def _differing(self, expected: Origin) -> list[tuple[str, str | int | None, str | int | None]]:
+        pairs = [(field.name, getattr(self, field.name), getattr(expected, field.name)) for field in fields(self)]
+        return [each for each in pairs if not _agree(*each)]
 
 
 def _agree(name: str, found: str | int | None, expected: str | int | None) -> bool:

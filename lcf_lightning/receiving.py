@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
 from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.data.tokens import Encoded, Tokens, split_last
 from lcf_lightning.errors import DataError, MessageError
+from lcf_lightning.hearing import hear, heard_by, hearings
 from lcf_lightning.host import HostCopy, to_device
 from lcf_lightning.likelihood import Candidate, Score, score_candidates
 from lcf_lightning.message import Message
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.decoding import Decoder
-from lcf_lightning.models.geometry import KV
 from lcf_lightning.models.options import Decoding
 from lcf_lightning.sending import digest_of, digests, warn_of_dropped
 from lcf_lightning.stopwatch import Stopwatch
@@ -44,18 +41,18 @@ class Heard(NamedTuple):
         tokens: These prompt tokens.
         last: ``[batch, 1]``, int64: the last prompt tokens.
         watch: What the stages took.
-        finite: Whether the messages have left only finite values there; null where none was heard.
+        finite: Whether the messages have left only finite values there, of each adapter that has heard one.
     """
 
     cache: KVCache
     tokens: Tokens
     last: Tensor
     watch: Stopwatch
-    finite: HostCopy | None
+    finite: tuple[HostCopy, ...]
 
     def check(self) -> None:
         """Raise a MessageError unless what was heard is finite; waits for that alone."""
-        if self.finite is not None and not self.finite.read().numpy().all():
+        if not all(each.read().numpy().all() for each in self.finite):
             raise MessageError("this message edits the receiver's cache to values that are not finite.")
 
 
@@ -122,50 +119,29 @@ def listen(
     if channel.link.shared:
         _require_same_text(received, ahead)
     ahead, question, last = ahead.to(device), question.to(device), to_device(last, device)
-    rereads, finite = bool(question.ids.shape[1]), None
+    rereads = bool(question.ids.shape[1])
     tokens = split_last(prompts, encoder.pad_id, device)[0] if rereads else ahead
     watch = Stopwatch(device, waits=False)
-    told = [row for row, several in enumerate(received) if several]
-    behind = past is not None and channel.adapter.prepends and bool(told)
-    if past is not None and behind:
-        with watch("fuse"):  # the message's tokens come first; as in a first turn, what is read ahead does not see them
-            past, finite = _fused(channel, received, past, tokens, start)
+    edits, ahead_of_own = hearings(channel, received)
+    finite: list[HostCopy] = []
+    later = [*edits, *ahead_of_own]
+    if past is not None and ahead_of_own:
+        with watch("fuse"):  # tokens of messages come first; as in a first turn, what is read ahead does not see them
+            past = hear(ahead_of_own, past, tokens, start, finite)
+        later = edits
     with watch("receiver_prefill"):
         if past is None:
             cache = channel.link.read_receiver(ahead)
         else:
             cache = channel.link.read_on(past, ahead, hidden=past.mask.shape[1] - start)
-    if not behind:
+            start = past.mask.shape[1]
+    if later or not finite:
         with watch("fuse"):
-            if len(told) == len(received):
-                cache, finite = _fused(channel, received, cache, question, start)
-            elif told:
-                rows = to_device(torch.tensor(told), device)
-                heard, finite = _fused(channel, [received[row] for row in told], cache.rows(rows), question.rows(rows))
-                cache = cache.with_rows(rows, heard)
+            cache = hear(later, cache, question, start, finite)
     if rereads:
         with watch("question"):
             cache = channel.link.read_on(cache, question)
-    return Heard(cache, tokens, last, watch, finite)
-
-
-def _fused(
-    channel: Channel, received: Sequence[Sequence[Message]], cache: KVCache, question: Tokens, start: int = 0
-) -> tuple[KVCache, HostCopy]:
-    """The receiver's caches, each edited by its messages, of which there is one at least; and whether that is finite.
-
-    What is not is zero in the cache, so that nothing has to wait for the answer before decoding begins: no sampling
-    sees it, and `Heard.check` refuses the message before anybody sees what was decoded.
-    """
-    link = channel.link
-    keys, values, present = together(received, channel.adapter.gates.logits)
-    message = link.merge(Summaries(KV(keys, values), present))
-    edited = link.fuse(cache, message, question=question, opened=channel.opened, start=start)
-    layers = channel.adapter.config.receiver_layers
-    sides = (edited.keys, edited.values)
-    finite = torch.stack([torch.stack([side[layer] for layer in layers]).isfinite().all() for side in sides]).all()
-    safe = [tuple(torch.where(finite, torch.stack(side), 0)) for side in sides]
-    return replace(edited, keys=safe[0], values=safe[1]), HostCopy(finite)
+    return Heard(cache, tokens, last, watch, tuple(finite))
 
 
 def _require_same_text(received: Sequence[Sequence[Message]], tokens: Tokens) -> None:
@@ -213,7 +189,7 @@ def received_together(channel: Channel, given: Received) -> list[Message]:
     if len(several) > 1 and any(message.pooled for message in several):
         raise MessageError("a pooled message stands alone; of several sharers each must send with pooled=false.")
     for message in several:
-        message.origin.require(channel.origin)
+        heard_by(channel, message.origin)
     return several
 
 
@@ -241,23 +217,3 @@ def _candidate(encoder: PromptEncoder, text: str) -> list[int]:
     if not isinstance(text, str) or not (ids := encoder.candidate(text)):
         raise DataError(f"candidate {text!r:.60} must be a text of at least one token.")
     return ids
-
-
-def together(received: Sequence[Sequence[Message]], like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The spans of each row's messages, padded on the left with zeros, in the dtype and on the device of ``like``.
-
-    Returns:
-        Keys and values, ``[layers, batch, heads, spans, head_dim]``, and ``[batch, spans]``, bool, False on padding.
-    """
-    counts = [sum(message.spans for message in messages) for messages in received]
-    width, device = max(counts), like.device
-    present = to_device(torch.arange(width) >= width - torch.tensor(counts)[:, None], device)
-
-    def padded(side: str) -> Tensor:
-        rows = [
-            torch.cat([to_device(getattr(message, side), device).to(like.dtype) for message in messages], 3)
-            for messages in received
-        ]
-        return torch.cat([pad(row, (0, 0, width - row.shape[3], 0)) for row in rows], 1)
-
-    return padded("keys"), padded("values"), present

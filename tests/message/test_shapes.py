@@ -9,7 +9,7 @@ import torch
 
 from lcf_lightning import Message
 from lcf_lightning.errors import MessageError, SettingError
-from lcf_lightning.receiving import together
+from lcf_lightning.hearing import together
 from tests.message.making import (
     equal,
     message,

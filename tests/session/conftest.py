@@ -14,9 +14,9 @@ from lcf_lightning import Channel, Message, ModelSpec
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.conversation import State
 from lcf_lightning.data.prompt_settings import PromptSettings
+from lcf_lightning.hearing import together
 from lcf_lightning.models.cache import KVCache, cache_argument, from_transformers
 from lcf_lightning.models.geometry import KV
-from lcf_lightning.receiving import together
 from tests.pairs import channel_of, small_module
 
 Spec = Callable[[str], ModelSpec]
