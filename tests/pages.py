@@ -54,6 +54,7 @@ SHORT = {
     "benchmarks/leak.py": "--train 8 --limit 8",
     "benchmarks/leak_carry.py": "--texts 2",
     "benchmarks/many_sharers.py": "--sharers 2 --limit 2",
+    "benchmarks/mixed_sharers.py": "--limit 2",
     "benchmarks/memory.py": "--configs configs/quickstart.yaml --prompt 16 --answer 4",
     "benchmarks/message.py": f"{FEW} --limit 2",
     "benchmarks/paper_scale.py": "--tiny --repeats 1 --only 'LCF-X, step'",
