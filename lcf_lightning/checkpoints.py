@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import struct
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile
 
 import torch
 from lightning.fabric.plugins import TorchCheckpointIO
@@ -110,20 +111,38 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _parts(file: IO[bytes]) -> list[int]:
-    """Bytes of each part that holds a tensor's numbers, after all checksums are compared."""
+def _parts(file: IO[bytes]) -> list[tuple[int, int]]:
+    """Where each part stands that holds a tensor's numbers, and its bytes; after all checksums are compared.
+
+    Raises:
+        BadZipFile: If a checksum is another, or a part is compressed, which torch would take for numbers.
+    """
     with ZipFile(file) as archive:
         damaged = archive.testzip()
         if damaged is not None:
             raise BadZipFile(f"{damaged} does not have its checksum.")
-        return [part.file_size for part in archive.infolist() if "/data/" in part.filename]
+        infos = archive.infolist()
+    if any(info.compress_type != ZIP_STORED for info in infos):
+        raise BadZipFile("a part of it is compressed.")
+    parts = []
+    for info in (info for info in infos if "/data/" in info.filename and info.file_size):
+        file.seek(info.header_offset + 26)  # the local header says how long name and padding are
+        parts.append((info.header_offset + 30 + sum(struct.unpack("<HH", file.read(4))), info.file_size))
+    return parts
 
 
-def _require_whole(checkpoint: object, parts: list[int]) -> None:
-    """Raise unless each tensor has its part whole: a mapped one would go on into what follows in the file."""
-    read = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in _tensors(checkpoint)}
-    if sorted(filter(None, read.values())) != sorted(filter(None, parts)):
+def _require_whole(checkpoint: object, parts: list[tuple[int, int]]) -> None:
+    """Raise unless each tensor has its part, and that whole: a mapped one would go on into what follows in the file."""
+    storages = (tensor.untyped_storage() for tensor in _tensors(checkpoint))
+    mapped = {storage.data_ptr(): storage.nbytes() for storage in storages if storage.nbytes()}
+    if _from_first(mapped.items()) != _from_first(parts):
         raise BadZipFile("a part of it is longer or shorter than its tensor.")
+
+
+def _from_first(places: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Places and lengths, the places counted from the first one."""
+    ordered = sorted(places)
+    return [(place - ordered[0][0], length) for place, length in ordered]
 
 
 def _tensors(value: object) -> Iterator[Tensor]:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile, ZipInfo
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 import pytest
 import torch
@@ -49,17 +49,44 @@ def test_a_flipped_bit_of_any_part_is_refused(file: Path, content: bytes) -> Non
             steps_of(file)
 
 
-def test_a_part_of_another_length_is_refused(file: Path) -> None:
-    """Whoever makes it knows the checksums; the seal is of what the tensors should be."""
+def cut(parts: dict[str, bytes], numbers: list[str]) -> None:
+    parts[numbers[0]] = parts[numbers[0]][:-4]
+
+
+def lengthen(parts: dict[str, bytes], numbers: list[str]) -> None:
+    parts[numbers[0]] += bytes(4)
+
+
+def exchange(parts: dict[str, bytes], numbers: list[str]) -> None:
+    parts[numbers[0]], parts[numbers[-1]] = parts[numbers[-1]], parts[numbers[0]]
+
+
+def rewritten(file: Path, compressed: str = "", change: Callable[..., None] = lambda *_: None) -> None:
+    """By somebody who makes its checksums again."""
     with ZipFile(file) as archive:
         parts = {part.filename: archive.read(part) for part in archive.infolist()}
-    name = max((name for name in parts if "/data/" in name), key=lambda name: len(parts[name]))
+    change(parts, sorted((name for name in parts if "/data/" in name), key=lambda name: -len(parts[name])))
     with ZipFile(file, "w") as archive:
-        for each, content in parts.items():
-            archive.writestr(ZipInfo(each), content[: len(content) // (1 + (each == name))])
+        for name, content in parts.items():
+            archive.writestr(ZipInfo(name), content, ZIP_DEFLATED if name.endswith(compressed or "\0") else ZIP_STORED)
+
+
+@pytest.mark.parametrize("change", [cut, lengthen, exchange])
+def test_a_part_of_another_length_is_refused(file: Path, change: Callable[..., None]) -> None:
+    """The seal is of what the tensors should be, and not of what stands in their places."""
+    rewritten(file)
+    assert steps_of(file) == 2
+    rewritten(file, change=change)
     with pytest.raises(AdapterFileError, match=r"last.ckpt' is damaged or not one of this package: record size"):
         AtomicCheckpointIO().load_checkpoint(file, weights_only=True)
     with pytest.raises(AdapterFileError, match="a part of it is longer or shorter than its tensor"):
+        read_adapter(file)
+
+
+@pytest.mark.parametrize("name", ["/data/4", "/data.pkl"])
+def test_a_part_that_is_compressed_is_refused(file: Path, name: str) -> None:
+    rewritten(file, compressed=name)
+    with pytest.raises(AdapterFileError, match="a part of it is compressed"):
         read_adapter(file)
 
 
