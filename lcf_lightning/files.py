@@ -126,7 +126,12 @@ class FolderLock:
 
     def _taken(self) -> IO[str]:
         self.folder.mkdir(parents=True, exist_ok=True)
-        file = (self.folder / LOCK_FILE).open("a+")  # NFS asks a shared lock for a file that can be read
+        place = self.folder / LOCK_FILE
+        if place.exists() and not place.is_file():
+            raise SettingError(
+                f"{self.setting}={str(self.folder)!r} holds {LOCK_FILE}, which is no file of this package."
+            )
+        file = place.open("a+")  # NFS asks a shared lock for a file that can be read
         _HELD.add(file)
         self._lock(file)
         return file

@@ -48,15 +48,19 @@ def test_a_key_that_is_no_setting_is_named_with_its_whole_path(
     assert capsys.readouterr().err == f"error: {wrong} is no setting; did you mean {meant}?\n"
 
 
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [("b.yaml", "base='b.yaml' must name another config file in "), ("[b.yaml]", "base=['b.yaml'] ")],
+)
 def test_a_base_that_is_not_there_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], base: str, message: str
 ) -> None:
-    (tmp_path / "a.yaml").write_text("base: b.yaml\n")
+    (tmp_path / "a.yaml").write_text(f"base: {base}\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config", "a.yaml"])
     assert stopped.value.code == 2
-    assert f"base='b.yaml' must name another config file in {tmp_path}." in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -81,6 +82,16 @@ def test_a_folder_is_one_processs_until_that_ends(tmp_path: Path) -> None:
             pass
         other.kill()
     with FolderLock(tmp_path, "output"):
+        pass
+
+
+@pytest.mark.parametrize("place", [os.mkfifo, os.mkdir])
+def test_what_is_no_file_in_the_place_of_a_lock_is_refused(tmp_path: Path, place: Callable[[Path], None]) -> None:
+    place(tmp_path / LOCK_FILE)
+    with (
+        pytest.raises(SettingError, match=r"output='.*' holds \.lock, which is no file"),
+        FolderLock(tmp_path, "output"),
+    ):
         pass
 
 

@@ -33,6 +33,8 @@ def bases(file: Path) -> list[Path]:
         base = content.get("base") if isinstance(content, dict) else None
         if base is None:
             break
+        if not isinstance(base, str):
+            raise SettingError(f"base={base!r:.80} must name another config file.")
         file = file.parent / base
         if file in chain or not file.is_file():
             raise SettingError(f"base={base!r} must name another config file in {file.parent.absolute()}.")

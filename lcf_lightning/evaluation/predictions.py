@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
-from itertools import product
+from itertools import count, product
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from lcf_lightning.files import require_regular, write_file
 from lcf_lightning.link import Link
 from lcf_lightning.typed import from_table
 from lcf_lightning.writer import Writer
+
+_LONGEST = 2**24  # bytes of a line; what is longer is no answer
 
 
 def read_predictions(file: Path) -> list[Prediction]:
@@ -35,19 +37,29 @@ def read_predictions(file: Path) -> list[Prediction]:
         require_regular(file)
     except OSError as error:
         raise DataError(f"{file} cannot be read: {unread(error)}.") from error
-    content = file.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        write_file(file, lambda aside: aside.write_bytes(whole))
-    answers = []
-    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
-        try:
-            data = json.loads(line.decode())
-            json.dumps(data, ensure_ascii=False).encode()  # what no text file can hold is refused here
-            answers.append(from_table(Prediction, data, "answer"))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{file}, line {number} is not an answer of this version: {reason(error)}") from error
+    answers, whole, rest = [], 0, b""
+    with file.open("rb") as lines:
+        for number in count(1):
+            line = lines.readline(_LONGEST)
+            if not line.endswith(b"\n"):
+                rest = line
+                break
+            answers.append(_answer(file, number, line))
+            whole += len(line)
+    if rest:
+        if not rest.startswith(b"{") or b"\r" in rest or len(rest) == _LONGEST:  # none that was being written
+            raise DataError(f"{file}, line {number} is not an answer of this version.")
+        write_file(file, lambda aside: aside.write_bytes(file.read_bytes()[:whole]))
     return answers
+
+
+def _answer(file: Path, number: int, line: bytes) -> Prediction:
+    try:
+        data = json.loads(line.decode())
+        json.dumps(data, ensure_ascii=False).encode()  # what no text file can hold is refused here
+        return from_table(Prediction, data, "answer")
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{file}, line {number} is not an answer of this version: {reason(error)}") from error
 
 
 def predict_all(

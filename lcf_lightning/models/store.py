@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import stat
@@ -47,8 +48,8 @@ class PrefillSettings:
     def __post_init__(self) -> None:
         if self.dtype not in (None, *DTYPES):
             raise SettingError(f"dtype={self.dtype!r} of prefills must be one of {', '.join(DTYPES)}, or null.")
-        if self.max_gb <= 0:
-            raise SettingError(f"max_gb={self.max_gb} of prefills must be above 0.")
+        if not 0 < self.max_gb < math.inf:
+            raise SettingError(f"max_gb={self.max_gb} of prefills must be above 0, and finite.")
 
 
 class PrefillStore:

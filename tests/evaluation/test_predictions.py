@@ -153,6 +153,19 @@ def test_a_line_that_was_cut_within_a_character_is_taken_out(tmp_path: Path) -> 
         read_predictions(file)
 
 
+@pytest.mark.parametrize("kind", ["utf-16", "carriage returns", "one array", "zeros", "too long"])
+def test_a_file_that_is_no_evaluations_is_refused_and_left_as_it_was(tmp_path: Path, kind: str) -> None:
+    file, line = tmp_path / "predictions.jsonl", json.dumps(asdict(answer("a", "message", 1.0)))
+    content = {
+        "utf-16": f"{line}\n{line}\n".encode("utf-16-le"), "carriage returns": f"{line}\r{line}\r".encode(),
+        "one array": f"[{line}]".encode(), "zeros": bytes(1_000), "too long": b"{" + b" " * 2**25,
+    }[kind]  # fmt: skip
+    file.write_bytes(content)
+    with pytest.raises(DataError, match="predictions.jsonl, line 1 is not an answer of this version"):
+        read_predictions(file)
+    assert file.read_bytes() == content
+
+
 @pytest.mark.parametrize("torn", [b"", b'{"adapter": "ab', b'\xff\xfe{"adapter": 1}', b"[" * 100_000])
 def test_torn_settings_are_moved_aside_with_the_answers_they_were_of(
     torn: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import multiprocessing
 import os
 import time
@@ -246,7 +247,13 @@ def test_many_writers_share_a_folder(spec: Spec, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"), [({"dtype": "int8"}, "dtype='int8' of prefills"), ({"max_gb": 0.0}, "max_gb=0.0 of")]
+    ("settings", "message"),
+    [
+        ({"dtype": "int8"}, "dtype='int8' of prefills"),
+        ({"max_gb": 0.0}, "max_gb=0.0 of"),
+        ({"max_gb": math.inf}, "max_gb=inf of"),
+        ({"max_gb": math.nan}, "max_gb=nan of"),
+    ],
 )
 def test_bad_settings_are_named(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(SettingError, match=message):

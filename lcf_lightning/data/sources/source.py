@@ -18,13 +18,14 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lcf_lightning.data.example import Example
 from lcf_lightning.data.made_once import code_digest, digest_of, made_once
 from lcf_lightning.data.partition import shuffled
+from lcf_lightning.data.tables import hub_table, local_table
 from lcf_lightning.errors import DataError, SettingError, first_cause, reason
 
 if TYPE_CHECKING:
     import datasets
 
 Split = Literal["train", "validation", "test"]
-_MALFORMED = (KeyError, TypeError, IndexError, ValueError)
+_MALFORMED = (AttributeError, KeyError, TypeError, IndexError, ValueError)
 _LARGE = 20_000  # rows; what a smaller table holds is found out anew in a second
 _NAMED = 3  # rows that are left out and named
 
@@ -260,16 +261,12 @@ class RowSource(Source):
             raise DataError(
                 f"{setting}={location!r} must be a hub id (owner/name) or a {', '.join(self.loaders)} file."
             )
+        broken = (OSError, EOFError, StopIteration, ValueError, RecursionError, datasets.exceptions.DatasetsError)
         try:
             if suffix is not None:
-                # A local file is one split, whatever it holds; only a slice of one is meant as such.
-                part = "".join(hub_split.partition("[")[1:])
-                return datasets.load_dataset(self.loaders[suffix], data_files=location, split=f"train{part}")
-            if self.hub_config != "*":
-                return datasets.load_dataset(location, self.hub_config, split=hub_split, **self.hub_options(location))
-            names = datasets.get_dataset_config_names(location)
-            return datasets.concatenate_datasets([datasets.load_dataset(location, n, split=hub_split) for n in names])
-        except (OSError, EOFError, StopIteration, ValueError, datasets.exceptions.DatasetsError) as error:
+                return local_table(Path(location), self.loaders[suffix], hub_split)
+            return hub_table(location, self.hub_config, hub_split, **self.hub_options(location))
+        except broken as error:
             raise DataError(f"{setting}={location!r} cannot be read: {reason(first_cause(error))}") from error
 
 

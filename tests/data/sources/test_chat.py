@@ -60,6 +60,8 @@ def test_the_first_rows_are_taken_before_the_split(tmp_path: Path) -> None:
         (hermes(("human", "Hello")), "no assistant turn"),
         (hermes(("robot", "Hello"), ("gpt", "Hi")), "KeyError 'robot'"),
         ({"question": "Hello"}, "KeyError 'instruction'"),
+        ({"instruction": "Say", "input": 5, "output": "It."}, "AttributeError"),
+        ({"conversations": ["a", "b"]}, "AttributeError"),
     ],
 )
 def test_rows_that_are_no_chat_are_named(tmp_path: Path, row: dict[str, Any], match: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -90,6 +91,18 @@ def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
     file.write_bytes(file.read_bytes()[:-40])
     with pytest.raises(DataError, match=rf"^test='.*{name}' cannot be read: "):
         HotpotQA(str(file), str(file)).examples("test", 0)
+
+
+@pytest.mark.parametrize("depth", [3_000, 30_000])
+@pytest.mark.parametrize("name", ["deep.jsonl", "deep.jsonl.gz", "deep.json"])
+def test_a_line_that_is_nested_too_deep_is_refused_before_a_reader_falls_over_it(
+    tmp_path: Path, name: str, depth: int
+) -> None:
+    """The one that `datasets` uses ends the process, from about 20,000 levels on."""
+    content = f'{{"x": {"[" * depth}{"]" * depth}}}'.encode()
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    with pytest.raises(DataError, match="^test=.* cannot be read: line 1 is nested too deep"):
+        HotpotQA(str(tmp_path / name), str(tmp_path / name)).examples("test", 0)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
