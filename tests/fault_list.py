@@ -190,7 +190,7 @@ FAULTS = [
     *faults(
         "evaluation", "tests/evaluation/test_predictions.py",
         ('known[arm, row].partner not in ("", partners.get(row))', "False"),
-        ("whole = content[: content.rfind", "whole = content[: 1 + content.rfind"),
+        ("aside.write_bytes(file.read_bytes()[:whole])", "aside.write_bytes(file.read_bytes())"),
         ("return {(answer.arm, answer.example): answer", "return {(answer.arm, answer.id): answer"),
         ("if key not in held or _line(held[key]) != _line(row)]", "if key not in held]"),
         ("batches_of(loader)[rank() :: dist.get_world_size()]", "batches_of(loader)[rank() :: 2]"),
