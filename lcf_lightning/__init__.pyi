@@ -14,5 +14,4 @@ from lcf_lightning.message import Message as Message
 from lcf_lightning.models.decoding import Answer as Answer
 from lcf_lightning.models.spec import ModelSpec as ModelSpec
 from lcf_lightning.module import LCFModule as LCFModule
-from lcf_lightning.relaying import relay as relay
 from lcf_lightning.session import Session as Session

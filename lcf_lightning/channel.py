@@ -15,6 +15,7 @@ from lcf_lightning.adapter.subset import without_closed_layers
 from lcf_lightning.data.parsing import Question, Text
 from lcf_lightning.data.prompt_settings import PromptSettings
 from lcf_lightning.discovery import import_named
+from lcf_lightning.hearing import require_beside
 from lcf_lightning.likelihood import Score
 from lcf_lightning.link import Link, Role
 from lcf_lightning.message import Message
@@ -25,7 +26,7 @@ from lcf_lightning.receiving import Received, decoder, scores
 from lcf_lightning.sending import messages as sent_messages
 from lcf_lightning.sending import origin_of, require_lists
 from lcf_lightning.session import Session
-from lcf_lightning.sides import Given, by_role, load_sides, prompts_of, require_beside, warn_of_unchecked
+from lcf_lightning.sides import Given, by_role, load_sides, prompts_of, warn_of_unchecked
 from lcf_lightning.writer import Writer
 
 
@@ -121,12 +122,11 @@ class Channel:
     def beside(self, *others: Channel) -> Channel:
         """This channel, which hears messages of other adapters too: of other sharers, to the same receiver.
 
-        `receive`, `score` and `session` then take messages of any of them, together too. Those that become tokens
-        (``pooler: prefix``, ``carry``) stand one behind the other, in the order of the channels; `send` stays this
-        one's.
+        `receive` and `score` then take messages of any of them, together too; `send` stays this one's. Messages that
+        become tokens (``pooler: prefix``, ``carry``) stand one behind the other, in the order of the channels.
 
         Raises:
-            SettingError: If another's receiver is not this very model, or reads other prompts.
+            SettingError: If one receiver cannot hear them all: see docs/message.md.
         """
         both = copy(self)
         both.others = (*self.others, *others)

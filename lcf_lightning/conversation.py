@@ -17,7 +17,6 @@ from lcf_lightning.data.prompts import Earlier
 from lcf_lightning.digests import tensors_digest
 from lcf_lightning.errors import DataError, MessageError, SessionError, SettingError, unread
 from lcf_lightning.files import require_regular, write_file
-from lcf_lightning.hearing import heard_by
 from lcf_lightning.message import Message
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.models.spec import DTYPES
@@ -97,7 +96,6 @@ class _Turn:
 class _Sent:
     pooled: bool
     prompt: str | None
-    origin: Origin | None = None  # of another adapter than the session's
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def write_state(channel: Channel, state: State, path: Path) -> None:
     """Write a conversation to a file: aside, then renamed; see `Session.save`."""
     if state.cache is None:
         raise DataError("this session has no turn yet that could be saved.")
-    told = [_Heard(*each[:3], tuple(_sent(channel, message) for _, message in each.messages)) for each in state.told]
+    told = [_Heard(*each[:3], tuple(_Sent(m.pooled, m.prompt) for _, m in each.messages)) for each in state.told]
     turns = tuple(_as_facts(*turn) for turn in state.turns)
     facts = _File(FORMAT_VERSION, channel.origin, channel.link.receiver.fingerprint, turns, tuple(told))
     text = json.dumps(asdict(facts))
@@ -202,21 +200,13 @@ def _restored(channel: Channel, facts: _File, tensors: dict[str, Tensor]) -> Sta
         pairs = [(tensors[f"told.{turn}.{place}.keys"], tensors[f"told.{turn}.{place}.values"])
                  for place in range(len(each.messages))]  # fmt: skip
         sent = [
-            Message(*pair, note.origin or origin, note.pooled, note.prompt)
-            for pair, note in zip(pairs, each.messages, strict=True)
+            Message(*pair, origin, note.pooled, note.prompt) for pair, note in zip(pairs, each.messages, strict=True)
         ]
-        for message in sent:
-            heard_by(channel, message.origin)
         told.append(Told(each.at, each.own, each.slots, tuple((known_by(message), message) for message in sent)))
     turns = tuple((_said(turn) if turn.question is None else turn.question, turn.answer) for turn in facts.turns)
     cached = [tuple(side.unsqueeze(1).to(receiver.device)) for side in (keys, values)]
     mask = torch.ones(1, tokens, dtype=torch.bool, device=receiver.device)
     return State(turns, tuple(ids.tolist()), tuple(told), KVCache(cached[0], cached[1], mask))
-
-
-def _sent(channel: Channel, message: Message) -> _Sent:
-    own = message.origin.fits(channel.origin)
-    return _Sent(message.pooled, message.prompt, None if own else message.origin)
 
 
 def _as_facts(said: str | tuple[str, ...], answer: str) -> _Turn:

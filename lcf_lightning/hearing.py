@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from lcf_lightning.adapter.parts import Summaries
 from lcf_lightning.data.tokens import Tokens
+from lcf_lightning.errors import SettingError
 from lcf_lightning.host import HostCopy, to_device
 from lcf_lightning.message import Message
 from lcf_lightning.models.cache import KVCache
@@ -22,51 +23,80 @@ if TYPE_CHECKING:
     from lcf_lightning.channel import Channel
 
 
+_READ = ("context", "separator", "question", "answer", "answer_prefix", "chat", "reread", "stop", "max_receiver_tokens")
+
+
+def require_beside(channel: Channel) -> None:
+    """Raise a SettingError unless a channel's receiver can hear messages of all its adapters; see `Channel.beside`."""
+    channels = (channel, *channel.others)
+    for other in channel.others:
+        if not isinstance(other, type(channel)):
+            raise SettingError(f"beside= takes channels, one after the other, not {type(other).__name__}.")
+        if other.others:
+            raise SettingError("beside= takes channels of one adapter each; name them all at once.")
+        if channel.link.shared or other.link.shared:
+            raise SettingError("beside= is for adapters of pairs that read different texts (pooler=null reads one).")
+        if other.link.receiver is not channel.link.receiver:
+            raise SettingError(
+                "beside= needs one receiver for all: load the others with "
+                "Channel.from_pretrained(…, receiver=channel.link.receiver)."
+            )
+        for name in _READ:
+            mine, theirs = getattr(channel.prompts, name), getattr(other.prompts, name)
+            if mine != theirs:
+                raise SettingError(f"beside= needs prompts alike in training: {name} is {mine!r} and {theirs!r}.")
+    if len({each.origin.adapter for each in channels}) < len(channels):
+        raise SettingError("beside= names an adapter twice.")
+    if sum(not each.adapter.prepends for each in channels) > 1:
+        raise SettingError(
+            "beside= takes one adapter at most that edits what the receiver has read: what a second did would depend "
+            "on the first; the others need pooler=prefix or carry."
+        )
+
+
 def heard_by(channel: Channel, origin: Origin) -> Channel:
     """Whose adapter makes messages of that origin heard: this channel, or another of those `Channel.beside` it.
 
     Raises:
         MessageError: If it is none of them.
     """
-    for each in (channel, *channel.others):
-        if origin.fits(each.origin):
-            return each
-    origin.require(channel.origin)
-    raise AssertionError(origin)
+    found = next((each for each in channel.others if origin.fits(each.origin)), channel)
+    origin.require(found.origin)
+    return found
 
 
-class Hearing(NamedTuple):
-    """The messages to each prompt that one adapter makes heard."""
+def hear(
+    channel: Channel, received: Sequence[Sequence[Message]], cache: KVCache, question: Tokens, start: int = 0
+) -> tuple[KVCache, tuple[HostCopy, ...]]:
+    """The receiver's caches, each edited by its messages, if there are any.
 
-    channel: Channel
-    received: list[list[Message]]
+    An adapter that edits what the receiver has read comes first, then those that put tokens before it, the first of
+    them last, so that its tokens come first.
 
+    Args:
+        channel: Whose receiver.
+        received: The messages to each row.
+        cache: Of what it has read.
+        question: What it will read next, but the last prompt token.
+        start: See `Link.fuse`; of a single row.
 
-def hearings(channel: Channel, received: Sequence[Sequence[Message]]) -> tuple[list[Hearing], list[Hearing]]:
-    """The adapters that have something to say, in the order in which they are used: those that edit what the receiver
-    has read, and those that put tokens before it, the first of them last, so that its tokens come first."""
-    all_of_them = [
-        Hearing(each, [[message for message in several if message.origin.fits(each.origin)] for several in received])
-        for each in (channel, *channel.others)
-    ]
-    heard = [each for each in all_of_them if any(each.received)]
-    edits = [each for each in heard if not each.channel.adapter.prepends]
-    return edits, [each for each in reversed(heard) if each.channel.adapter.prepends]
-
-
-def hear(hearings: Sequence[Hearing], cache: KVCache, question: Tokens, start: int, finite: list[HostCopy]) -> KVCache:
-    """The receiver's caches, where there is a message edited by one adapter after the other; adds to ``finite``."""
-    for channel, received in hearings:
-        told = [row for row, several in enumerate(received) if several]
-        if len(told) == len(received):
-            cache, found = _fused(channel, received, cache, question, start)
-        else:
+    Returns:
+        The caches, and of each adapter that was used whether it has left only finite values.
+    """
+    finite = []
+    last_first = [*channel.others[::-1], channel]
+    for hearer in sorted(last_first, key=lambda each: each.adapter.prepends):
+        mine = [[each for each in several if heard_by(channel, each.origin) is hearer] for several in received]
+        told = [row for row, several in enumerate(mine) if several]
+        if len(told) == len(mine):
+            cache, found = _fused(hearer, mine, cache, question, start)
+        elif told:
             rows = to_device(torch.tensor(told), cache.mask.device)
-            messages = [received[row] for row in told]
-            heard, found = _fused(channel, messages, cache.rows(rows), question.rows(rows))
+            heard, found = _fused(hearer, [mine[row] for row in told], cache.rows(rows), question.rows(rows))
             cache = cache.with_rows(rows, heard)
-        finite.append(found)
-    return cache
+        if told:
+            finite.append(found)
+    return cache, tuple(finite)
 
 
 def _fused(

@@ -13,7 +13,7 @@ from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_que
 from lcf_lightning.data.prompts import PromptEncoder
 from lcf_lightning.data.tokens import Encoded, Tokens, split_last
 from lcf_lightning.errors import DataError, MessageError
-from lcf_lightning.hearing import hear, heard_by, hearings
+from lcf_lightning.hearing import hear, heard_by
 from lcf_lightning.host import HostCopy, to_device
 from lcf_lightning.likelihood import Candidate, Score, score_candidates
 from lcf_lightning.message import Message
@@ -122,26 +122,23 @@ def listen(
     rereads = bool(question.ids.shape[1])
     tokens = split_last(prompts, encoder.pad_id, device)[0] if rereads else ahead
     watch = Stopwatch(device, waits=False)
-    edits, ahead_of_own = hearings(channel, received)
-    finite: list[HostCopy] = []
-    later = [*edits, *ahead_of_own]
-    if past is not None and ahead_of_own:
-        with watch("fuse"):  # tokens of messages come first; as in a first turn, what is read ahead does not see them
-            past = hear(ahead_of_own, past, tokens, start, finite)
-        later = edits
+    behind = past is not None and channel.adapter.prepends and bool(received[0])
+    finite: tuple[HostCopy, ...] = ()
+    if past is not None and behind:
+        with watch("fuse"):  # the message's tokens come first; as in a first turn, what is read ahead does not see them
+            past, finite = hear(channel, received, past, tokens, start)
     with watch("receiver_prefill"):
         if past is None:
             cache = channel.link.read_receiver(ahead)
         else:
             cache = channel.link.read_on(past, ahead, hidden=past.mask.shape[1] - start)
-            start = past.mask.shape[1]
-    if later or not finite:
+    if not behind:
         with watch("fuse"):
-            cache = hear(later, cache, question, start, finite)
+            cache, finite = hear(channel, received, cache, question, start)
     if rereads:
         with watch("question"):
             cache = channel.link.read_on(cache, question)
-    return Heard(cache, tokens, last, watch, tuple(finite))
+    return Heard(cache, tokens, last, watch, finite)
 
 
 def _require_same_text(received: Sequence[Sequence[Message]], tokens: Tokens) -> None:

@@ -12,8 +12,7 @@ from lcf_lightning.conversation import State, Told, known_by, read_state, slots_
 from lcf_lightning.data.parsing import Question, Text, parse_passages, parse_question
 from lcf_lightning.data.prompts import Earlier
 from lcf_lightning.data.tokens import Encoded
-from lcf_lightning.errors import DataError, GeometryError, MessageError
-from lcf_lightning.hearing import heard_by
+from lcf_lightning.errors import DataError, GeometryError, MessageError, SettingError
 from lcf_lightning.host import to_device
 from lcf_lightning.message import Message
 from lcf_lightning.models.cache import KVCache
@@ -69,6 +68,8 @@ class Session:
 
     def __init__(self, channel: Channel) -> None:
         channel.link.side("receiver")  # must be loaded
+        if channel.others:
+            raise SettingError("session() of a channel beside others must be of one adapter: take one of the channels.")
         self.channel, self.state = channel, State()
 
     def __repr__(self) -> str:
@@ -216,8 +217,8 @@ class Session:
         """Refuse a chat of more tokens, with those of messages, than the receiver was made to read, or sees one in."""
         receiver, layers = self.channel.link.receiver, self.channel.adapter.config.receiver_layers
         limit = receiver.family.positions(receiver.config)
-        hearers = {message.origin: heard_by(self.channel, message.origin) for _, message in news}
-        tokens += sum(message.spans for _, message in news if hearers[message.origin].adapter.prepends)
+        if self.channel.adapter.prepends:
+            tokens += sum(message.spans for _, message in news)
         if limit is not None and tokens > limit:
             raise GeometryError(
                 f"this session would be {tokens} tokens long, and {receiver.spec.path!r} was made to read {limit}; "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,9 +17,6 @@ from lcf_lightning.link import Role, held_alike, spec_of
 from lcf_lightning.models.loading import FrozenModel, found_device, geometry_of, load_frozen
 from lcf_lightning.models.spec import QUANTIZATIONS, ModelSpec
 from lcf_lightning.typed import from_table
-
-if TYPE_CHECKING:
-    from lcf_lightning.channel import Channel
 
 Given = str | Path | FrozenModel | tuple[PreTrainedModel, PreTrainedTokenizerBase]
 """Where a model lies, or one that is loaded, with its tokenizer."""
@@ -138,27 +134,3 @@ def prompts_of(adapter: CacheAdapter) -> PromptSettings:
         return from_table(PromptSettings, {"stop": None} | prompts, "prompts")
     except (TypeError, SettingError) as error:
         raise AdapterFileError(f"metadata.prompts of this adapter cannot be understood: {error!s:.1000}") from error
-
-
-_READ = ("context", "separator", "question", "answer", "answer_prefix", "chat", "reread", "stop", "max_receiver_tokens")
-
-
-def require_beside(channel: Channel) -> None:
-    """Raise a SettingError unless a channel's receiver can hear messages of all its adapters; see `Channel.beside`."""
-    channels = (channel, *channel.others)
-    if len({each.origin for each in channels}) < len(channels):
-        raise SettingError("beside= names an adapter twice.")
-    for other in channels:
-        if other.link.shared:
-            raise SettingError("beside= is for adapters of pairs that read different texts (pooler=null reads one).")
-        if other.link.receiver is not channel.link.receiver:
-            raise SettingError(
-                "beside= needs one receiver for all: load the others with "
-                "Channel.from_pretrained(…, sides='receiver', receiver=channel.link.receiver)."
-            )
-        for name in _READ:
-            mine, theirs = getattr(channel.prompts, name), getattr(other.prompts, name)
-            if mine != theirs:
-                raise SettingError(
-                    f"beside= needs adapters trained with prompts alike: {name} is {mine!r}, {theirs!r}."
-                )

@@ -108,8 +108,6 @@ def from_known(kind: type[T], data: Mapping[str, Any], name: str) -> T:
 def _value(hint: Any, value: Any, name: str) -> Any:
     """``value`` as a field of this annotation holds it."""
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if value is None and NoneType in options:
-        return None
     for option in options:
         origin, inner = get_origin(option) or option, get_args(option)
         if is_dataclass(option) and isinstance(option, type):

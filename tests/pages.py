@@ -60,7 +60,6 @@ SHORT = {
     "benchmarks/paper_scale.py": "--tiny --repeats 1 --only 'LCF-X, step'",
     "benchmarks/poolers.py": "--repeats 1 --tokens 8 --span 4 --d 8",
     "benchmarks/receive.py": "--repeats 1 --tokens 8 --new_tokens 2 --d 8",
-    "benchmarks/relay.py": "--limit 2",
     "benchmarks/session.py": "--repeats 1 --tokens 8 --new_tokens 2 --d 8",
     "benchmarks/startup.py": "--tiny",
     "benchmarks/train_step.py": "--repeats 1 --batch 1 --prompt 4 --answer 2",

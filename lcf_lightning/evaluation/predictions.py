@@ -47,7 +47,8 @@ def read_predictions(file: Path) -> list[Prediction]:
             answers.append(_answer(file, number, line))
             whole += len(line)
     if rest:
-        if not rest.startswith(b"{") or b"\r" in rest or len(rest) == _LONGEST:  # none that was being written
+        begun = rest.startswith(b"{") or (whole and not rest.strip(b"\0"))  # zeros: a machine has lost its power
+        if not begun or b"\r" in rest or len(rest) == _LONGEST:  # none that was being written
             raise DataError(f"{file}, line {number} is not an answer of this version.")
         write_file(file, lambda aside: aside.write_bytes(file.read_bytes()[:whole]))
     return answers

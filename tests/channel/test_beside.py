@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +12,7 @@ import torch
 
 from lcf_lightning import Channel, Message, ModelSpec
 from lcf_lightning.data.prompt_settings import PromptSettings
-from lcf_lightning.errors import MessageError, SessionError, SettingError
+from lcf_lightning.errors import MessageError, SettingError
 from lcf_lightning.models.cache import KVCache
 from lcf_lightning.receiving import decoder
 from tests.pairs import channel_of, small_module
@@ -89,30 +88,41 @@ def test_each_row_of_a_batch_hears_its_own(made: Make) -> None:
     assert len({tuple(each.log_probability for each in row) for row in alone}) == len(given), "each message is heard"
 
 
-def test_a_session_hears_all_of_them_and_is_kept_with_whose_each_message_is(made: Make, tmp_path: Path) -> None:
-    tokens = made("llama", "prefix")
-    both = tokens.beside(made("gemma3", "span", tokens))
-    token, edit = tokens.send(FACTS[:2]), both.others[0].send(FACTS[1:])
-    session, first = both.session(), both.receive([token, edit], "seeks cleo", FACTS[2:], max_new_tokens=4)
-    assert session.ask("seeks cleo", FACTS[2:], [token, edit], max_new_tokens=4).text == first.text
-    session.save(tmp_path / "chat.session")
-    again = both.load_session(tmp_path / "chat.session")
-    heard = [message.origin for told in again.state.told for _, message in told.messages]
-    assert heard == [tokens.origin, both.others[0].origin]
-    later = both.others[0].send(FACTS[:1])
-    assert again.ask("likes ada", (), later).text == session.ask("likes ada", (), later).text
-    with pytest.raises(SessionError, match="message of another adapter or pair"):
-        tokens.load_session(tmp_path / "chat.session")
-
-
 def test_what_one_receiver_cannot_hear_together_is_refused(made: Make) -> None:
-    channel = made("llama", "prefix")
-    for other, message in (
-        (channel, "beside= names an adapter twice"),
-        (made("gemma3", "prefix"), "beside= needs one receiver for all"),
-        (made("gemma3", None, channel), r"pairs that read different texts \(pooler=null"),
-        (made("gemma3", "prefix", channel, question="{question}?"), r"prompts alike.*question is ' \{question\}:'"),
+    channel, edits = made("llama", "prefix"), made("llama", "span")
+    for first, other, message in (
+        (channel, channel, "beside= names an adapter twice"),
+        (channel, made("gemma3", "prefix"), "beside= needs one receiver for all"),
+        (channel, made("gemma3", None, channel), r"pairs that read different texts \(pooler=null"),
+        (edits, made("gemma3", "span", edits), "one adapter at most that edits"),
+        (channel, [channel], "beside= takes channels, one after the other, not list"),
+        (channel, edits.beside(made("gemma3", "prefix", edits)), "one adapter each"),
     ):
         with pytest.raises(SettingError, match=message):
-            channel.beside(other)
+            first.beside(other)
     assert channel.others == ()
+    with pytest.raises(SettingError, match="must be of one adapter"):
+        channel.beside(made("gemma3", "prefix", channel)).session()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("context", "{passages}."), ("separator", ";"), ("question", "{question}?"), ("answer", "{answer}."),
+        ("answer_prefix", "So"), ("chat", True), ("reread", "question"), ("stop", "."), ("max_receiver_tokens", 9),
+    ],
+)  # fmt: skip
+def test_what_the_receiver_reads_must_be_alike(made: Make, name: str, value: Any) -> None:
+    channel = made("llama", "prefix")
+    with pytest.raises(SettingError, match=f"prompts alike in training: {name} is "):
+        channel.beside(made("gemma3", "prefix", channel, **{name: value}))
+    channel.beside(made("gemma3", "prefix", channel, text_request="another"))
+
+
+def test_a_message_is_heard_once_though_two_adapters_would_take_it(made: Make) -> None:
+    """A channel that does not know its sharer takes any."""
+    channel = made("llama", "prefix")
+    other = Channel(channel.link.sharer, channel.link.receiver, deepcopy(channel.adapter))
+    other.adapter.config = replace(other.adapter.config, sharer=replace(other.adapter.config.sharer, fingerprint=None))
+    with pytest.raises(SettingError, match="names an adapter twice"):
+        channel.beside(other)

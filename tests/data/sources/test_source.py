@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -95,14 +96,34 @@ def test_a_truncated_file_is_named(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("depth", [3_000, 30_000])
 @pytest.mark.parametrize("name", ["deep.jsonl", "deep.jsonl.gz", "deep.json"])
-def test_a_line_that_is_nested_too_deep_is_refused_before_a_reader_falls_over_it(
-    tmp_path: Path, name: str, depth: int
+@pytest.mark.parametrize("opening", ["[", "[\n", '["]\\"]",', '{"[":\n'])
+def test_what_is_nested_too_deep_is_refused_before_a_reader_falls_over_it(
+    tmp_path: Path, name: str, depth: int, opening: str
 ) -> None:
     """The one that `datasets` uses ends the process, from about 20,000 levels on."""
-    content = f'{{"x": {"[" * depth}{"]" * depth}}}'.encode()
+    content = f'{{"x": {opening * depth}{"]" * depth}}}'.encode()
     (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    with pytest.raises(DataError, match="^test=.* cannot be read: line 1 is nested too deep"):
+    with pytest.raises(DataError, match=r"^test=.* cannot be read: line \d+ is nested too deep"):
         HotpotQA(str(tmp_path / name), str(tmp_path / name)).examples("test", 0)
+
+
+def test_brackets_in_texts_are_no_levels(tmp_path: Path) -> None:
+    rows = [hub_row(index) | {"question": '[{"\\' * 400} for index in range(9)]
+    file = write(tmp_path / "rows.jsonl", rows)
+    assert len(HotpotQA(file, file).examples("test", 0)) == 9
+
+
+def test_a_gzip_file_with_another_bit_is_named(tmp_path: Path) -> None:
+    content = gzip.compress("".join(f"{json.dumps(hub_row(index))}\n" for index in range(50)).encode())
+    for place in range(20, len(content) - 10, len(content) // 25):
+        flipped = bytearray(content)
+        flipped[place] ^= 16
+        (tmp_path / f"bad{place}.jsonl.gz").write_bytes(bytes(flipped))
+        file = str(tmp_path / f"bad{place}.jsonl.gz")
+        try:
+            assert len(HotpotQA(file, file).examples("test", 0)) == 50, "a bit that says nothing"
+        except DataError as error:
+            assert "cannot be read: " in str(error)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
