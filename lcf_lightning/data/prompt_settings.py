@@ -10,6 +10,7 @@ from lcf_lightning.errors import SettingError
 
 TEXT_PLACES = ("after", "before")
 READS = ("own", "receiver_tokens")
+REREADS = ("question", "prompt")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,9 @@ class PromptSettings:
         text: How that text enters the receiver's prompt; must hold ``{text}``.
         text_place: ``after`` the receiver's own context, which it can read while the text is being written, or
             ``before`` it.
-        reread: ``question``: the receiver reads its question after the message has come, so that every token of it can
-            see the message; what stands before is read ahead. Null: only the last token sees the message.
+        reread: What the receiver reads after the message has come, so that every token of it can see the message:
+            ``question``, or ``prompt``, its own passages too; what stands before is read ahead. Null: only the last
+            token sees the message.
         send_tokens: The sharer sends at most so many tokens, of its passages: those that the question pays most
             attention to as the sharer reads it. Needs ``share_question``. Null for all tokens, the question's too.
         stop: What ends an answer, in evaluation and in `Channel.receive`; null where nothing but the end of sequence
@@ -91,8 +93,8 @@ class PromptSettings:
             raise SettingError(f"sharer_reads={self.sharer_reads!r} must be one of {', '.join(READS)}.")
         if self.text_place not in TEXT_PLACES:
             raise SettingError(f"text_place={self.text_place!r} must be one of {', '.join(TEXT_PLACES)}.")
-        if self.reread not in (None, "question"):
-            raise SettingError(f"reread={self.reread!r} must be question, or null.")
+        if self.reread is not None and self.reread not in REREADS:
+            raise SettingError(f"reread={self.reread!r} must be one of {', '.join(REREADS)}, or null.")
         if self.answer_prefix == "":
             raise SettingError("answer_prefix='' must be some text, or null for none.")
         if self.stop == "":

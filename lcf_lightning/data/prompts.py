@@ -96,7 +96,7 @@ class PromptEncoder:
 
     def split(self, prompts: Sequence[Encoded], device: torch.device | str = "cpu") -> Prompt:
         """A batch of a receiver's prompts, as what it reads before a message, after it, and last."""
-        return split_question(prompts, self.pad_id, self.settings.reread is not None, device)
+        return split_question(prompts, self.pad_id, self.settings.reread, device)
 
     def unlimited(self) -> PromptEncoder:
         """This encoder without its token limit."""

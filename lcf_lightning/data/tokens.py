@@ -168,12 +168,14 @@ class Prompt(NamedTuple):
     last: Tensor
 
 
-def split_question(prompts: Sequence[Encoded], pad_id: int, reread: bool, device: torch.device | str = "cpu") -> Prompt:
-    """Prompts whose last span, the question, is read after a message where ``reread``; what begins an answer always is.
+def split_question(
+    prompts: Sequence[Encoded], pad_id: int, reread: str | None, device: torch.device | str = "cpu"
+) -> Prompt:
+    """Prompts of which a part is read after a message: ``question``, their last span; ``prompt``, all spans.
 
-    One token at least is read ahead, also of a prompt that begins with its question.
+    What begins an answer always is. One token at least is read ahead, also of a prompt that begins with its question.
     """
-    begins = [max(1, row.spans.index(max(row.spans))) if reread and row.spans else row.ahead for row in prompts]
+    begins = [_begin(row, reread) for row in prompts]
     rows = list(zip(prompts, begins, strict=True))
     ahead = [Encoded(row.ids[:begin], row.spans[:begin]) for row, begin in rows]
     question = [Encoded(row.ids[begin:-1], row.spans[begin:-1]) for row, begin in rows]
@@ -181,8 +183,16 @@ def split_question(prompts: Sequence[Encoded], pad_id: int, reread: bool, device
     return Prompt(pad_left(ahead, pad_id).to(device), pad_left(question, pad_id).padded_right().to(device), last)
 
 
+def _begin(prompt: Encoded, reread: str | None) -> int:
+    """Where that part begins."""
+    spans = [span for span in prompt.spans if span >= 0]
+    if reread is None or not spans:
+        return prompt.ahead
+    return max(1, prompt.spans.index(max(spans) if reread == "question" else min(spans)))
+
+
 def split_last(prompts: Sequence[Encoded], pad_id: int, device: torch.device | str = "cpu") -> tuple[Tokens, Tensor]:
     """What is prefilled of some prompts, and their last tokens ``[batch, 1]``, which are read on that cache."""
     whole = [replace(row, begun=0) for row in prompts]
-    prompt = split_question(whole, pad_id, reread=False, device=device)
+    prompt = split_question(whole, pad_id, reread=None, device=device)
     return prompt.ahead, prompt.last

@@ -44,14 +44,15 @@ def test_without_a_message_it_is_the_same_whenever_the_question_is_read(module: 
         assert one.loss == pytest.approx(other.loss, abs=1e-4)
 
 
+@pytest.mark.parametrize("reread", ["question", "prompt"])
 @pytest.mark.parametrize("family", ["qwen3", "gemma3"])
 @torch.no_grad()
-def test_the_question_is_read_behind_the_message(spec: Spec, family: str) -> None:
+def test_the_question_or_all_of_the_prompt_is_read_behind_the_message(spec: Spec, family: str, reread: str) -> None:
     """As if the message's tokens had been read first: by hand, of one example, and of a batch with padding."""
     module = small_module(spec("llama"), spec(family), pooler="prefix", gate_noise="none")
     module.configure_model()
     module.adapter.eval()
-    data = small_data(spec("llama"), spec(family), prompts=PROMPTS)
+    data = small_data(spec("llama"), spec(family), prompts=replace(PROMPTS, reread=reread))
     data.setup("test")
     batch = next(iter(data.test_dataloader()))
     caches, link = ArmCaches(module.link, module.writer, batch), module.link
@@ -59,7 +60,8 @@ def test_the_question_is_read_behind_the_message(spec: Spec, family: str) -> Non
     for row, example in enumerate(batch.examples[:2]):
         (single,) = batches_of_one(link, module.writer, batch.prompts, [example])
         whole = link.receiver.tokenizer(f"{example.receiver[0][0]}\n\n {example.question}")["input_ids"]
-        begin = len(link.receiver.tokenizer(f"{example.receiver[0][0]}\n\n")["input_ids"])
+        ahead = len(link.receiver.tokenizer(f"{example.receiver[0][0]}\n\n")["input_ids"])
+        begin = ahead if reread == "question" else 1  # something has to be read ahead
         assert single.receiver.ids[0].tolist() == whole[:begin]
         assert [*single.question.ids[0].tolist(), single.last.item()] == whole[begin:]
         heard = link.fuse(link.read_receiver(single.receiver), link.pool(link.read_sharer(single.sharer), single.index))
@@ -146,7 +148,7 @@ def test_the_question_counts_against_what_the_receiver_can_see(spec: Spec) -> No
 
 
 def test_where_both_read_the_same_nothing_is_read_again(spec: Spec) -> None:
-    with pytest.raises(SettingError, match="reread='answer' must be question, or null"):
+    with pytest.raises(SettingError, match="reread='answer' must be one of question, prompt, or null"):
         PromptSettings(reread="answer")
     tokenizers = [load_tokenizer(spec(family)) for family in ("llama", "qwen3")]
     with pytest.raises(SettingError, match="reread='question' must be null where both models read the same text"):
